@@ -1,0 +1,34 @@
+# `make demo` and `make test` do all set-up themselves, in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint types contracts check bench
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/python examples/quickstart.py
+	$(BIN)/python examples/compare_encodings.py --out demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+contracts: .venv/installed
+	$(BIN)/lint-imports --config setup.cfg
+
+check: lint types contracts test
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/bench_attention.py
+	$(BIN)/python benchmarks/bench_model.py

@@ -1,0 +1,168 @@
+"""`attend`: the only place where attention scores exist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from posenc.attention import reference, sdpa
+from posenc.attention.call import AttentionCall, as_terms, check_call
+from posenc.terms import Term
+
+
+class Backend(Protocol):
+    """A way to compute an attention call; `rejects` says in words why it will not."""
+
+    def rejects(self, call: AttentionCall) -> str | None:
+        """None when the backend computes this call."""
+        ...
+
+    def compute(self, call: AttentionCall) -> Tensor:
+        """`[B, heads, Nq, Dv]`."""
+        ...
+
+
+# In the order of preference of "auto"; a new backend is one file and one line here.
+BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "reference": reference}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `attend` would do: the backend chosen, and why each other one was not.
+
+    Args:
+        choice: name of the backend.
+        reasons: backend name -> None when it could compute the call, else the reason.
+    """
+
+    choice: str
+    reasons: dict[str, str | None]
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {reason or 'possible'}" for name, reason in self.reasons.items()]
+        return "\n".join([f"choice: {self.choice}", *lines])
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    terms: Sequence[Term] | Term = (),
+    *,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Scaled dot product attention with position terms.
+
+    `out = softmax(scale q k^T + sum of biases + mask) v + value terms`. Everything but `terms`
+    and `backend` means what it means in `torch.nn.functional.scaled_dot_product_attention`: a
+    boolean mask keeps where True, a float mask is added, `dropout_p` is always applied. A fully
+    masked row gives 0, with finite gradients.
+
+    Args:
+        q: queries `[B, heads, N, head_dim]`.
+        k: keys `[B, heads, N, head_dim]`.
+        v: values `[B, heads, N, Dv]`.
+        terms: what encodings returned; they add up.
+        attn_mask: 2 to 4 dimensions, broadcast to `[B, heads, N, N]`.
+        dropout_p: probability of dropping an attention weight.
+        is_causal: not defined together with terms.
+        scale: of the content scores, default `head_dim ** -0.5`.
+        enable_gqa: not defined together with terms.
+        backend: "auto", or a name in `explain(...).reasons`. A named backend never falls back.
+
+    Raises:
+        ValueError: shapes, devices or options that do not fit, an unknown backend, or a backend
+            that rejects this call (with its reason).
+        TypeError: dtypes that differ.
+
+    Returns:
+        `[B, heads, N, Dv]` in the dtype of `q` (under autocast, in autocast's, as SDPA does).
+    """
+    call = _prepare(q, k, v, terms, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    chosen = BACKENDS[_choose(call, backend)]
+    with torch.autocast(q.device.type, enabled=False):
+        return chosen.compute(call)
+
+
+def explain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    terms: Sequence[Term] | Term = (),
+    *,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    backend: str = "auto",
+) -> Explanation:
+    """What `attend` would do with the same arguments, without computing it."""
+    call = _prepare(q, k, v, terms, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    reasons = {name: candidate.rejects(call) for name, candidate in BACKENDS.items()}
+    return Explanation(_choose(call, backend), reasons)
+
+
+def check_backend(name: str) -> None:
+    """Raises unless `name` is "auto" or a backend."""
+    if name != "auto" and name not in BACKENDS:
+        known = ", ".join(["auto", *BACKENDS])
+        raise ValueError(f"unknown attention backend {name!r}; there are: {known}")
+
+
+def _prepare(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    terms: Sequence[Term] | Term,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> AttentionCall:
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    call = AttentionCall(
+        q, k, v, as_terms(terms), attn_mask, dropout_p, is_causal, scale, enable_gqa
+    )
+    if torch.is_autocast_enabled(q.device.type):
+        call = _autocast(call)
+    check_call(call)
+    return call
+
+
+def _autocast(call: AttentionCall) -> AttentionCall:
+    """SDPA is on autocast's 16-bit list: cast its inputs as autocast would (float64 stays)."""
+    dtype = torch.get_autocast_dtype(call.query.device.type)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+    mask: Any = call.attn_mask
+    if mask is not None and mask.is_floating_point() and not call.terms:
+        mask = cast(mask)
+    return replace(
+        call, query=cast(call.query), key=cast(call.key), value=cast(call.value), attn_mask=mask
+    )
+
+
+def _choose(call: AttentionCall, backend: str) -> str:
+    if backend == "auto":
+        return next(name for name, candidate in BACKENDS.items() if not candidate.rejects(call))
+    check_backend(backend)
+    reason = BACKENDS[backend].rejects(call)
+    if reason is not None:
+        raise ValueError(
+            f'backend="{backend}" does not compute this call: {reason}. '
+            'Use backend="auto", or see posenc.explain(...)'
+        )
+    return backend

@@ -1,0 +1,131 @@
+"""One attention call, checked: what every backend receives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from posenc.terms import BiasTerm, DenseBias, LookupBias, LowRankBias, Term, ValueLookup
+
+TERM_TYPES = (DenseBias, LookupBias, LowRankBias, ValueLookup)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """Arguments of `torch.nn.functional.scaled_dot_product_attention`, plus position terms."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    terms: tuple[Term, ...]
+    attn_mask: Tensor | None
+    dropout_p: float
+    is_causal: bool
+    scale: float
+    enable_gqa: bool
+
+    @property
+    def biases(self) -> list[BiasTerm]:
+        """The terms that are added to the scores."""
+        return [term for term in self.terms if not isinstance(term, ValueLookup)]
+
+    @property
+    def value_terms(self) -> list[ValueLookup]:
+        """The terms that are added to the output."""
+        return [term for term in self.terms if isinstance(term, ValueLookup)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """At least float32: scores, factors, lookups and bias sums are computed in it."""
+        return torch.promote_types(self.query.dtype, torch.float32)
+
+
+def check_call(call: AttentionCall) -> None:
+    """Raises when the arguments do not fit each other."""
+    _check_tensors(call)
+    if call.attn_mask is not None:
+        _check_mask(call)
+    if call.terms:
+        _check_terms(call)
+
+
+def _check_tensors(call: AttentionCall) -> None:
+    query, key, value = call.query, call.key, call.value
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dim() != 4:
+            raise ValueError(
+                f"attend: {name} must be [B, heads, N, head_dim], got {list(tensor.shape)}"
+            )
+    if not (query.dtype == key.dtype == value.dtype and query.is_floating_point()):
+        raise TypeError(
+            f"attend: query, key and value must have one floating point dtype, got {query.dtype}, "
+            f"{key.dtype}, {value.dtype}; convert them with .to(dtype)"
+        )
+    if not query.device == key.device == value.device:
+        raise ValueError(
+            f"attend: query, key and value must be on one device, got {query.device}, "
+            f"{key.device}, {value.device}"
+        )
+    if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
+        raise ValueError(
+            "attend: query and key need the same head_dim, key and value the same number of "
+            f"tokens, got {list(query.shape)}, {list(key.shape)}, {list(value.shape)}"
+        )
+
+
+def _check_mask(call: AttentionCall) -> None:
+    mask = call.attn_mask
+    assert mask is not None
+    if call.is_causal:
+        raise ValueError("attend: attn_mask and is_causal=True exclude each other, as in SDPA")
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(
+            f"attend: attn_mask must be boolean (True = keep) or floating point (added to the "
+            f"scores), got {mask.dtype}"
+        )
+    full = (*call.query.shape[:3], call.key.shape[2])
+    pairs = zip(reversed(mask.shape), reversed(full), strict=False)
+    if not 2 <= mask.dim() <= 4 or any(size not in (1, want) for size, want in pairs):
+        raise ValueError(
+            f"attend: attn_mask must have 2 to 4 dimensions and broadcast to [B, heads, Nq, Nk] = "
+            f"{list(full)}, got {list(mask.shape)}"
+        )
+
+
+def _check_terms(call: AttentionCall) -> None:
+    batch, heads, tokens, _ = call.query.shape
+    if tokens != call.key.shape[2]:
+        raise ValueError(
+            f"attend: position terms need as many queries as keys, got Nq={tokens} and "
+            f"Nk={call.key.shape[2]}; pass a float attn_mask for cross attention"
+        )
+    if call.is_causal:
+        raise ValueError(
+            "attend: is_causal=True is not defined together with position terms on a token grid; "
+            "pass the causal mask as attn_mask"
+        )
+    if call.enable_gqa:
+        raise ValueError(
+            "attend: enable_gqa=True is not defined together with position terms; "
+            "repeat the key and value heads first (repeat_interleave on dimension 1)"
+        )
+    for term in call.terms:
+        if not isinstance(term, TERM_TYPES):
+            raise TypeError(
+                f"attend: terms must be {', '.join(t.__name__ for t in TERM_TYPES)}, got "
+                f"{type(term).__name__}"
+            )
+        if term.device != call.query.device:
+            raise ValueError(
+                f"attend: {type(term).__name__} is on {term.device}, the query on "
+                f"{call.query.device}; move the encoding with .to(device)"
+            )
+        term.check(batch, heads, tokens, call.value.shape[-1])
+
+
+def as_terms(terms: Sequence[Term] | Term) -> tuple[Term, ...]:
+    """A tuple of terms; one term alone is accepted."""
+    return (terms,) if isinstance(terms, TERM_TYPES) else tuple(terms)

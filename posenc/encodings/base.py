@@ -1,0 +1,259 @@
+"""The two kinds of encodings, and what every encoding shares."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posenc.layout import TokenLayout
+from posenc.memo import Memo
+from posenc.terms import Term, ValueLookup
+
+
+class Encoding(nn.Module, ABC):
+    """What both kinds share: a layout that fixes the parameter sizes, and checked loading.
+
+    Attributes that are not parameters are constants: set them in the constructor only.
+    """
+
+    def __init__(self, layout: TokenLayout) -> None:
+        super().__init__()
+        self.layout = check_layout(layout, type(self).__name__)
+
+    @property
+    def is_sized_by_prefix(self) -> bool:
+        """Whether there are parameters for prefix tokens."""
+        return True
+
+    def changes_at_start(self) -> bool:
+        """Whether a freshly built module has an effect (`patch_model` then warns)."""
+        return False
+
+    def check_prefix(self, layout: TokenLayout) -> None:
+        """Raises when `layout` has prefix tokens that no parameter was made for."""
+        if layout.prefix and not self.layout.prefix and self.is_sized_by_prefix:
+            raise ValueError(
+                f"{type(self).__name__} was built for {self.layout.prefix} prefix tokens, the "
+                f"layout {layout} has {layout.prefix}; build it with that prefix"
+            )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name in self._parameters:
+            value = state_dict.get(prefix + name)
+            if value is not None and not value.is_meta and not bool(torch.isfinite(value).all()):
+                error_msgs.append(
+                    f"{prefix}{name} has non-finite values, {type(self).__name__} was not loaded; "
+                    "load a checkpoint from before the divergence"
+                )
+                return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+class TokenEncoding(Encoding):
+    """Acts on tokens: `forward(x, layout) -> x`, `[B, N, embed_dim]`.
+
+    Subclasses are final and implement `encode`. `placement` says where `patch_model` puts it:
+    "position" at the model's own position step, "block" on the output of the blocks in `after`.
+    """
+
+    placement = "position"
+    after: tuple[int, ...] = ()
+
+    def __init__(self, layout: TokenLayout, embed_dim: int) -> None:
+        super().__init__(layout)
+        self.embed_dim = check_positive(embed_dim, "embed_dim", type(self).__name__)
+
+    def forward(self, x: Tensor, layout: TokenLayout) -> Tensor:
+        """`[B, N, embed_dim]` -> `[B, N, embed_dim]`, tokens as `layout` says.
+
+        Raises:
+            ValueError: the shape does not fit the layout or embed_dim.
+        """
+        expected = (layout.num_tokens, self.embed_dim)
+        if x.dim() != 3 or tuple(x.shape[1:]) != expected:
+            raise ValueError(
+                f"{type(self).__name__}: the layout {layout} has {layout.num_tokens} tokens of "
+                f"width {self.embed_dim}, expected [B, {expected[0]}, {expected[1]}], got "
+                f"{list(x.shape)}; pass the layout of these tokens"
+            )
+        self.check_prefix(layout)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.encode(x, layout)
+
+    @abstractmethod
+    def encode(self, x: Tensor, layout: TokenLayout) -> Tensor:
+        """The encoding of checked tokens."""
+
+
+class AttentionEncoding(Encoding):
+    """Acts inside attention: `forward(q, k, layout, *, scale=None) -> terms`.
+
+    Subclasses are final and implement `terms`; one that reads neither `q` nor `k` says so by
+    `is_static`, and its terms are then remembered in eval.
+    """
+
+    def __init__(self, layout: TokenLayout, num_heads: int, head_dim: int | None = None) -> None:
+        super().__init__(layout)
+        self.num_heads = check_positive(num_heads, "num_heads", type(self).__name__)
+        self.head_dim = (
+            None if head_dim is None else check_positive(head_dim, "head_dim", type(self).__name__)
+        )
+        self._static = _StaticTerms()
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the terms depend on the parameters and the layout only."""
+        return False
+
+    def forward(
+        self, q: Tensor, k: Tensor, layout: TokenLayout, *, scale: float | None = None
+    ) -> tuple[Term, ...]:
+        """The terms to hand to `posenc.attend`.
+
+        Args:
+            q: queries `[B, heads, N, head_dim]` as they reach attention, unscaled.
+            k: keys, same shape.
+            layout: the layout of these tokens.
+            scale: of the attention, default `head_dim ** -0.5`; contextual terms use it.
+
+        Raises:
+            ValueError: shapes or devices that fit neither the layout nor the constructor.
+        """
+        self._check(q, k, layout)
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        with torch.autocast(q.device.type, enabled=False):
+            if self.is_static and self._may_remember(q):
+                return self._static.get(self, q, k, layout, scale)
+            return self.terms(q, k, layout, scale)
+
+    @abstractmethod
+    def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
+        """The terms of checked queries and keys, computed in at least float32."""
+
+    def _check(self, q: Tensor, k: Tensor, layout: TokenLayout) -> None:
+        name = type(self).__name__
+        if q.dim() != 4 or q.shape != k.shape:
+            raise ValueError(
+                f"{name}: q and k must both be [B, heads, N, head_dim], got {list(q.shape)} and "
+                f"{list(k.shape)}"
+            )
+        _, heads, tokens, head_dim = q.shape
+        if tokens != layout.num_tokens:
+            raise ValueError(
+                f"{name}: the layout {layout} has {layout.num_tokens} tokens, but q has {tokens}; "
+                "pass the layout of these tokens (were tokens dropped or merged?)"
+            )
+        if heads != self.num_heads or self.head_dim not in (None, head_dim):
+            raise ValueError(
+                f"{name} was built for num_heads={self.num_heads}, head_dim={self.head_dim}, but "
+                f"q has {heads} heads of width {head_dim}"
+            )
+        for parameter in self._parameters.values():
+            if parameter is not None and parameter.device != q.device:
+                raise ValueError(
+                    f"{name} is on {parameter.device}, q on {q.device}; move it with .to(device)"
+                )
+        self.check_prefix(layout)
+
+    def _may_remember(self, q: Tensor) -> bool:
+        # On other devices comparing the parameters would wait for the device.
+        return not (
+            self.training
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or q.device.type != "cpu"
+        )
+
+    def train(self, mode: bool = True) -> AttentionEncoding:
+        """As in torch; forgets the remembered terms."""
+        self._static = _StaticTerms()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._static = _StaticTerms()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._static = _StaticTerms()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and deepcopy see: without the remembered terms."""
+        return {**self.__dict__, "_static": _StaticTerms()}
+
+
+class _StaticTerms:
+    """The terms of a static encoding, remembered while its parameters keep their *content*.
+
+    `p.data.copy_()` changes a parameter without any trace but its values, so the values are
+    compared: the tables are small, the dense biases that backends derive from them are not.
+    """
+
+    def __init__(self) -> None:
+        # Replaced as a whole, so that threads see a consistent entry.
+        self._entry: tuple[TokenLayout | None, list[Tensor], tuple[Term, ...]] = (None, [], ())
+
+    def get(
+        self, encoding: AttentionEncoding, q: Tensor, k: Tensor, layout: TokenLayout, scale: float
+    ) -> tuple[Term, ...]:
+        state = [*encoding.parameters(), *encoding.buffers()]
+        seen_layout, snapshot, terms = self._entry
+        if seen_layout != layout or not _same_content(state, snapshot):
+            # Outside inference mode: a later training step must be able to use its results.
+            with torch.inference_mode(False), torch.no_grad():
+                snapshot = [tensor.detach().clone() for tensor in state]
+                terms = tuple(_with_memo(encoding.terms(q, k, layout, scale)))
+            self._entry = (layout, snapshot, terms)
+        return terms
+
+
+def _same_content(state: list[Tensor], snapshot: list[Tensor]) -> bool:
+    return len(state) == len(snapshot) and all(
+        a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+        for a, b in zip(state, snapshot, strict=True)
+    )
+
+
+def _with_memo(terms: tuple[Term, ...]) -> Iterable[Term]:
+    for term in terms:
+        yield term if isinstance(term, ValueLookup) else dataclasses.replace(term, memo=Memo())
+
+
+def check_layout(layout: Any, name: str) -> TokenLayout:
+    """Raises unless `layout` is a TokenLayout."""
+    if not isinstance(layout, TokenLayout):
+        raise TypeError(
+            f"{name}: layout must be a posenc.TokenLayout(height, width, prefix), got {layout!r}"
+        )
+    return layout
+
+
+def check_positive(value: Any, name: str, owner: str) -> int:
+    """Raises unless `value` is an int of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{owner}: {name} must be a positive int, got {value!r}")
+    return value
+
+
+def check_choice(value: Any, choices: tuple[str, ...], name: str, owner: str) -> str:
+    """Raises unless `value` is one of `choices`."""
+    if value not in choices:
+        known = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{owner}: {name} must be one of {known}, got {value!r}")
+    return str(value)

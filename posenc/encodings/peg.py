@@ -1,0 +1,104 @@
+"""The conditional positional encoding generator (PEG) of CPVT."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from posenc.encodings.base import TokenEncoding, check_choice, check_positive
+from posenc.layout import TokenLayout
+
+
+class PEG(TokenEncoding):
+    """Positions from the content around each patch: `x + depthwise_conv(x)` on the grid.
+
+    A depthwise K x K cross-correlation with zero padding K // 2 and stride 1; prefix tokens pass
+    by. Zero padding at the border is what tells a patch where it is. Works on any grid.
+
+    Parameters: `weight` `[embed_dim, 1, K, K]`, `bias` `[embed_dim]`.
+
+    Args:
+        layout: the tokens; no parameter size depends on it.
+        embed_dim: width of the tokens.
+        kernel_size: K, odd.
+        after: read by `patch_model`, which puts one PEG after each of these blocks.
+        init: "zero", or "paper": PyTorch's own start of a convolution.
+
+    Raises:
+        ValueError: an even kernel, or a wrong `after`.
+
+    Initial effect: none; with "paper" an untrained convolution is added.
+
+    Reference: Chu et al. 2021, arXiv 2102.10882, section 3.2; after block 0 as in table 4. The
+    code is published with Twins (PosCNN).
+
+    >>> layout = TokenLayout(2, 3, prefix=1)
+    >>> PEG(layout, embed_dim=8)(torch.ones(1, 7, 8), layout).shape
+    torch.Size([1, 7, 8])
+    """
+
+    placement = "block"
+
+    def __init__(
+        self,
+        layout: TokenLayout,
+        embed_dim: int,
+        *,
+        kernel_size: int = 3,
+        after: tuple[int, ...] = (0,),
+        init: str = "zero",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(layout, embed_dim)
+        self.kernel_size = check_positive(kernel_size, "kernel_size", "PEG")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"PEG: kernel_size must be odd, to keep the grid, got {kernel_size}")
+        self.after = check_after(after)
+        self.init = check_choice(init, ("zero", "paper"), "init", "PEG")
+        shape = (embed_dim, 1, kernel_size, kernel_size)
+        self.weight = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(embed_dim, device=device, dtype=dtype))
+        if init == "paper":
+            bound = 1 / kernel_size  # 1 / sqrt(fan_in) of one channel
+            nn.init.uniform_(self.weight, -bound, bound)
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    @property
+    def is_sized_by_prefix(self) -> bool:
+        """No parameter depends on prefix tokens."""
+        return False
+
+    def changes_at_start(self) -> bool:
+        """With the paper's start."""
+        return self.init == "paper"
+
+    def encode(self, x: Tensor, layout: TokenLayout) -> Tensor:
+        """Grid tokens plus their convolution, prefix tokens as they are."""
+        grid = x[:, layout.prefix :]
+        image = rearrange(grid, "b (h w) c -> b c h w", h=layout.height, w=layout.width)
+        image = F.conv2d(
+            image,
+            self.weight.to(x.dtype),
+            self.bias.to(x.dtype),
+            padding=self.kernel_size // 2,
+            groups=self.embed_dim,
+        )
+        grid = grid + rearrange(image, "b c h w -> b (h w) c")
+        return torch.cat([x[:, : layout.prefix], grid], dim=1)
+
+    def extra_repr(self) -> str:
+        """Options, as printed."""
+        return f"{self.embed_dim}, kernel_size={self.kernel_size}"
+
+
+def check_after(after: tuple[int, ...]) -> tuple[int, ...]:
+    """Block indices as a tuple without repetition."""
+    blocks = tuple(after) if not isinstance(after, int) else (after,)
+    if not blocks or not all(isinstance(block, int) for block in blocks):
+        raise ValueError(f"PEG: after must be block indices such as (0,), got {after!r}")
+    if len(set(blocks)) != len(blocks):
+        raise ValueError(f"PEG: after must not repeat a block, got {after!r}")
+    return blocks

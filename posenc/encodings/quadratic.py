@@ -1,0 +1,123 @@
+"""The quadratic (Gaussian) encoding, with which attention can be a convolution."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from posenc.encodings.base import AttentionEncoding, check_choice
+from posenc.functional.coordinates import patch_coordinates
+from posenc.layout import TokenLayout
+from posenc.terms import LowRankBias, Term
+
+
+class Quadratic(AttentionEncoding):
+    """Each head looks at a learned offset D: `b_h[i, j] = -g_h alpha_h |d_ij - D_h|^2`.
+
+    `d_ij` is key minus query, (row, column), in patches; 0 for any pair with a prefix token.
+    The paper's score `v^T r` with `r = (|d|^2, d_1, d_2)`, `v = -alpha (1, -2 D_1, -2 D_2)` is
+    the same up to a constant per query, which softmax does not see. The term is exactly of
+    rank 3 (4 with prefix tokens) and needs no resampling.
+
+    Parameters: `centers` `[heads, 2]` in patches, `alpha` `[heads]` in 1 / patches squared (the
+    paper's `1 / (2 sigma^2)`; its own parameter, because a squared spread has no gradient at
+    zero), `strength` `[heads]`, the g of the formula.
+
+    Args:
+        layout: the tokens; no parameter size depends on it.
+        num_heads: heads of the attention.
+        head_dim: not needed.
+        init: "stencil": heads take the offsets nearest the centre, ties row-major, so K x K
+            heads are exactly the K x K stencil (K odd); "normal": centres drawn from N(0, 2 I),
+            as in the paper's experiments.
+        alpha: start of `alpha`.
+        strength: start of `strength`; 0 leaves the model unchanged at first.
+
+    Initial effect: heads attend to their offset; none with `strength=0`.
+
+    Reference: Cordonnier et al. 2020, arXiv 1911.03584, equation 9 and theorem 1. At the border
+    the attention equals a convolution with replicate padding.
+
+    >>> Quadratic(TokenLayout(2, 3), num_heads=9).centers[:3].tolist()
+    [[0.0, 0.0], [-1.0, 0.0], [0.0, -1.0]]
+    """
+
+    def __init__(
+        self,
+        layout: TokenLayout,
+        num_heads: int,
+        head_dim: int | None = None,
+        *,
+        init: str = "stencil",
+        alpha: float = 1.0,
+        strength: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(layout, num_heads, head_dim)
+        check_choice(init, ("stencil", "normal"), "init", "Quadratic")
+        self.start_strength = float(strength)
+        if init == "stencil":
+            centers = _stencil(num_heads).to(
+                device=device, dtype=dtype or torch.get_default_dtype()
+            )
+        else:
+            centers = math.sqrt(2) * torch.randn(num_heads, 2, device=device, dtype=dtype)
+        self.centers = nn.Parameter(centers)
+        self.alpha = nn.Parameter(
+            torch.full((num_heads,), float(alpha), device=device, dtype=dtype)
+        )
+        self.strength = nn.Parameter(
+            torch.full((num_heads,), float(strength), device=device, dtype=dtype)
+        )
+
+    @property
+    def is_static(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def is_sized_by_prefix(self) -> bool:
+        """No parameter depends on prefix tokens."""
+        return False
+
+    def changes_at_start(self) -> bool:
+        """Unless the strength starts at zero."""
+        return self.start_strength != 0
+
+    def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
+        """One low-rank bias.
+
+        `-|k - (q + D)|^2 = 2 k . (q + D) - |k|^2 - |q + D|^2`: the last part depends on the query
+        only and is dropped for grid keys; prefix keys, whose bias is 0, get its opposite.
+        """
+        dtype = torch.promote_types(torch.promote_types(self.centers.dtype, q.dtype), torch.float32)
+        grid = patch_coordinates(layout, q.device, dtype)  # [n, 2], centred
+        target = grid + self.centers.to(dtype)[:, None, :]  # [heads, n, 2]
+        weight = (self.strength.to(dtype) * self.alpha.to(dtype))[:, None, None]
+        left = torch.cat([target.new_ones(*target.shape[:2], 1), target], dim=-1)
+        keys = torch.cat([-grid.square().sum(-1, keepdim=True), 2 * grid], dim=-1)
+        right = weight * keys
+        if layout.prefix:
+            left = torch.cat([left, weight * target.square().sum(-1, keepdim=True)], dim=-1)
+            left = torch.cat([left.new_zeros(self.num_heads, layout.prefix, 4), left], dim=1)
+            prefix_keys = right.new_zeros(self.num_heads, layout.prefix, 4)
+            prefix_keys[..., 3] = 1.0
+            right = torch.cat([right, right.new_zeros(*right.shape[:2], 1)], dim=-1)
+            right = torch.cat([prefix_keys, right], dim=1)
+        return (LowRankBias(left[None], right[None], wide=True),)
+
+
+def _stencil(count: int) -> Tensor:
+    """The `count` offsets nearest the centre, nearest first, ties row-major: `[count, 2]`.
+
+    Square rings come one after the other and each is sorted by distance, so that the first K^2
+    offsets are the K x K square for every odd K.
+    """
+    radius = math.isqrt(count) // 2 + 1
+    side = range(-radius, radius + 1)
+    offsets = [(row, column) for row in side for column in side]
+    offsets.sort(key=lambda d: (max(abs(d[0]), abs(d[1])), d[0] ** 2 + d[1] ** 2, d))
+    return torch.tensor(offsets[:count], dtype=torch.float64, device="cpu")

@@ -1,0 +1,1 @@
+"""Pure mathematics of positions: no modules, no parameters."""

@@ -1,0 +1,32 @@
+"""Where the patches are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from posenc.layout import TokenLayout
+from posenc.memo import memoised
+
+
+@memoised
+def patch_coordinates(layout: TokenLayout, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(row, column) of every patch in patches, relative to the grid's centre: `[h * w, 2]`.
+
+    Centred, because factors of a bias lose least precision near zero.
+    """
+    height, width = layout.grid
+    rows = torch.arange(height, device="cpu", dtype=torch.float64) - (height - 1) / 2
+    columns = torch.arange(width, device="cpu", dtype=torch.float64) - (width - 1) / 2
+    grid = torch.stack([rows.repeat_interleave(width), columns.repeat(height)], dim=-1)
+    return grid.to(device=device, dtype=dtype)
+
+
+@memoised
+def unit_coordinates(layout: TokenLayout, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(y, x) of every patch centre, in (0, 1) of the image: `[h * w, 2]`."""
+    height, width = layout.grid
+    rows = (torch.arange(height, device="cpu", dtype=torch.float64) + 0.5) / height
+    columns = (torch.arange(width, device="cpu", dtype=torch.float64) + 0.5) / width
+    grid = torch.stack([rows.repeat_interleave(width), columns.repeat(height)], dim=-1)
+    return grid.to(device=device, dtype=dtype)

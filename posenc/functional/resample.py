@@ -1,0 +1,82 @@
+"""Tables at other resolutions; differentiable, the stored table is never changed."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from posenc.memo import memoised
+
+
+def resample_grid(
+    table: Tensor,
+    old: tuple[int, int],
+    new: tuple[int, int],
+    *,
+    mode: str = "bicubic",
+    antialias: bool = True,
+) -> Tensor:
+    """An absolute table `[h * w, C]` on another grid: `[h2 * w2, C]`.
+
+    `torch.nn.functional.interpolate` with `align_corners=False`, in at least float32. Equal
+    grids return the table itself; 16x8 to 8x16 is resampled although the count is equal.
+    """
+    if old == new:
+        return table
+    image = rearrange(table, "(h w) c -> 1 c h w", h=old[0], w=old[1])
+    image = image.to(torch.promote_types(table.dtype, torch.float32))
+    image = F.interpolate(image, size=new, mode=mode, antialias=antialias, align_corners=False)
+    return rearrange(image, "1 c h w -> (h w) c").to(table.dtype)
+
+
+def resample_offsets(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """A relative table `[heads, (2h - 1)(2w - 1)]` on another grid.
+
+    Geometric spacing, linear interpolation: the k-th old offset of a side of n patches is
+    placed at `1 + q + ... + q^(k-1)`, with q such that the last one falls on the last new
+    offset; so near offsets keep their meaning in patches and far ones are stretched. Equal
+    sides (q = 1) are exact, and a side of 1 is constant.
+    """
+    if old == new:
+        return table
+    rows = _offset_weights(old[0], new[0]).to(table)
+    columns = _offset_weights(old[1], new[1]).to(table)
+    image = table.unflatten(-1, (2 * old[0] - 1, 2 * old[1] - 1))
+    return torch.einsum("yr,xc,hrc->hyx", rows, columns, image).flatten(1)
+
+
+@memoised
+def _offset_weights(old: int, new: int) -> Tensor:
+    """`[2 new - 1, 2 old - 1]`: linear interpolation of the new offsets among the old."""
+    if old == 1:
+        return torch.ones(2 * new - 1, 1, device="cpu", dtype=torch.float64)
+    right = _geometric_positions(old, new)
+    old_positions = torch.cat([-right.flip(0)[:-1], right])
+    new_positions = torch.arange(1 - new, new, device="cpu", dtype=torch.float64)
+    upper = torch.searchsorted(old_positions, new_positions).clamp(1, 2 * old - 2)
+    start, end = old_positions[upper - 1], old_positions[upper]
+    share = ((new_positions - start) / (end - start)).clamp(0, 1)
+    weights = torch.zeros(2 * new - 1, 2 * old - 1, device="cpu", dtype=torch.float64)
+    weights.scatter_(1, (upper - 1)[:, None], (1 - share)[:, None])
+    return weights.scatter_add_(1, upper[:, None], share[:, None])
+
+
+def _geometric_positions(old: int, new: int) -> Tensor:
+    """Positions of the old offsets 0..old-1, in new patches."""
+    steps = torch.arange(old - 1, device="cpu", dtype=torch.float64)
+    ratio = 1.0 if old == new else _solve_ratio(old - 1, new - 1)
+    return torch.cat([steps.new_zeros(1), (ratio**steps).cumsum(0)])
+
+
+def _solve_ratio(count: int, extent: int) -> float:
+    """Solves `1 + q + ... + q^(count-1) = max(extent, 1)` for q, by bisection."""
+    if count == 1:
+        return 1.0
+    low, high = 0.0, float(max(extent, 2))
+    for _ in range(200):
+        middle = (low + high) / 2
+        total = sum(middle**power for power in range(count))
+        low, high = (middle, high) if total < max(extent, 1) else (low, middle)
+    return (low + high) / 2

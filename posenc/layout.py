@@ -1,0 +1,62 @@
+"""How the tokens of a vision transformer lie on the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """`prefix` non-spatial tokens, followed by a row-major `height x width` grid of patches.
+
+    A layout is always passed, never guessed from a token count: 16x8 and 8x16 patches have the
+    same count and different positions.
+
+    Args:
+        height: rows of the patch grid.
+        width: columns of the patch grid.
+        prefix: tokens before the grid (CLS, distillation, registers).
+
+    Raises:
+        TypeError: a value is not an integer.
+        ValueError: a side is smaller than 1, or `prefix` is negative.
+
+    >>> layout = TokenLayout(2, 3, prefix=1)
+    >>> layout.num_tokens
+    7
+    """
+
+    height: int
+    width: int
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        for name, smallest in (("height", 1), ("width", 1), ("prefix", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(
+                    f"TokenLayout.{name} must be an int, got {value!r} ({type(value).__name__})"
+                )
+            if value < smallest:
+                raise ValueError(
+                    f"TokenLayout.{name} must be at least {smallest}, got {value}: "
+                    f"TokenLayout(height={self.height}, width={self.width}, prefix={self.prefix})"
+                )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch grid."""
+        return self.height, self.width
+
+    @property
+    def num_grid(self) -> int:
+        """Number of patches."""
+        return self.height * self.width
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of all tokens, prefix included."""
+        return self.prefix + self.num_grid
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}" + (f" + {self.prefix} prefix" if self.prefix else "")

@@ -1,0 +1,100 @@
+"""Remembered tensors: those that follow from a layout alone, and dense static biases."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LIMIT_BYTES = 512 * 2**20  # all remembered tensors together; the least recently used go first
+
+_entries: OrderedDict[Hashable, Any] = OrderedDict()
+_sizes: dict[Hashable, int] = {}
+_lock = threading.Lock()
+
+
+def memoised(build: F) -> F:
+    """Remembers what a pure function of hashable arguments returned.
+
+    Built outside `inference_mode`, so that a training step may use what an inference step
+    built. Nothing is remembered while torch.compile or torch.export traces (the operations
+    become part of the graph) or when the result is a fake tensor.
+    """
+
+    @functools.wraps(build)
+    def wrapper(*args: Hashable) -> Any:
+        if torch.compiler.is_compiling():
+            return build(*args)
+        key = (build, *args)
+        with _lock:
+            if key in _entries:
+                _entries.move_to_end(key)
+                return _entries[key]
+        with torch.inference_mode(False), torch.no_grad():
+            value = build(*args)
+        if _is_real(value):
+            _store(key, value)
+        return value
+
+    return wrapper  # type: ignore[return-value]
+
+
+def clear() -> None:
+    """Forgets everything."""
+    with _lock:
+        _entries.clear()
+        _sizes.clear()
+
+
+def _is_real(value: Any) -> bool:
+    tensor = getattr(value, "buckets", value)
+    return type(tensor) is torch.Tensor and tensor.device.type != "meta"
+
+
+def _store(key: Hashable, value: Any) -> None:
+    size = value.nbytes if isinstance(value, torch.Tensor) else 0
+    with _lock:
+        _entries[key] = value
+        _sizes[key] = size
+        while sum(_sizes.values()) > LIMIT_BYTES and len(_entries) > 1:
+            oldest, _ = _entries.popitem(last=False)
+            del _sizes[oldest]
+
+
+class Memo:
+    """What backends derived from terms that cannot change; all memos share one budget.
+
+    ViT-B at 1025 tokens would hold 605 MB of dense biases: beyond `LIMIT_BYTES` for the whole
+    process nothing more is kept, and the bias is rebuilt at each call.
+    """
+
+    LIMIT_BYTES = 256 * 2**20
+    held_bytes = 0
+
+    def __init__(self) -> None:
+        self._values: dict[Hashable, torch.Tensor] = {}
+
+    def get(self, key: Hashable) -> torch.Tensor | None:
+        """The remembered tensor, or None."""
+        return self._values.get(key)
+
+    def keep(self, key: Hashable, value: torch.Tensor) -> None:
+        """Remembers `value` if the budget allows."""
+        with _lock:
+            if Memo.held_bytes + value.nbytes > Memo.LIMIT_BYTES:
+                return
+            Memo.held_bytes += value.nbytes
+            self._values[key] = value
+        weakref.finalize(self, Memo._release, value.nbytes)
+
+    @staticmethod
+    def _release(size: int) -> None:
+        # No lock: the garbage collector may run this while the lock is held.
+        Memo.held_bytes -= size

@@ -1,0 +1,26 @@
+"""Putting encodings into models, and taking them out again."""
+
+from posenc.patching.checkpoint import (
+    encoding_config,
+    encoding_parameters,
+    encoding_state_dict,
+    load_encodings,
+    patched_encodings,
+    save_encodings,
+)
+from posenc.patching.patch import is_patched, patch_model, unpatch_model
+from posenc.patching.report import summary, supports
+
+__all__ = [
+    "encoding_config",
+    "encoding_parameters",
+    "encoding_state_dict",
+    "is_patched",
+    "load_encodings",
+    "patch_model",
+    "patched_encodings",
+    "save_encodings",
+    "summary",
+    "supports",
+    "unpatch_model",
+]

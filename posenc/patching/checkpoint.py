@@ -1,0 +1,165 @@
+"""The encodings of a patched model: listed, saved and loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posenc.encodings.base import Encoding
+from posenc.layout import TokenLayout
+from posenc.patching.patch import find_patched, patch_model, patched_backbone
+from posenc.registry import list_encodings
+
+_METADATA_KEY = "posenc"
+
+
+def patched_encodings(model: nn.Module) -> dict[str, nn.Module]:
+    """`"<site>.<name>"` -> encoding; a shared one, and one at the model's root, once by `name`.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    backbone = patched_backbone(model)
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        site, _, encoding = name.rpartition(".posenc.")
+        if name.startswith("posenc."):
+            site, encoding = "", name.removeprefix("posenc.")
+        if encoding and isinstance(module, Encoding) and "." not in encoding:
+            found[".".join(filter(None, [_below(model, backbone, site), encoding]))] = module
+    return found
+
+
+def _below(model: nn.Module, backbone: nn.Module, site: str) -> str:
+    """The site's name as it is; the backbone itself, inside a wrapper, has none."""
+    return "" if site and model.get_submodule(site) is backbone else site
+
+
+def encoding_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """(name in `model.named_parameters()`, parameter) of every encoding, for an optimizer.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    ours = {id(p) for e in patched_encodings(model).values() for p in e.parameters()}
+    return ((name, p) for name, p in model.named_parameters() if id(p) in ours)
+
+
+def encoding_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The entries of `model.state_dict()` that belong to encodings.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    patched_backbone(model)
+    state = model.state_dict()
+    return {key: value for key, value in state.items() if ".posenc." in f".{key}"}
+
+
+def encoding_config(model: nn.Module) -> dict[str, Any]:
+    """What `patch_model` was asked for, JSON-able: encodings, options, layout, sites.
+
+    Raises:
+        ValueError: the model is not patched, or an encoding of it has no registered name.
+    """
+    config: dict[str, Any] = json.loads(json.dumps(patched_backbone(model)._posenc_record.config))
+    for spec in config["encodings"]:
+        if spec["name"] not in list_encodings():
+            raise ValueError(
+                f"{spec['name']!r} is not registered, so a file could not name it: call "
+                "posenc.registry.register(name, class) and patch by that name"
+            )
+    return config
+
+
+def save_encodings(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Writes the encodings and how they were patched in, to one safetensors file.
+
+    Raises:
+        ValueError: the model is not patched, or an encoding has no registered name.
+    """
+    from safetensors.torch import save_file
+
+    metadata = {_METADATA_KEY: json.dumps(encoding_config(model))}
+    state = encoding_state_dict(patched_backbone(model))
+    save_file({key: value.contiguous() for key, value in state.items()}, path, metadata=metadata)
+
+
+def load_encodings(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Reads a file of `save_encodings`; a model that is not patched is patched as the file says.
+
+    Raises:
+        ValueError: the file is not from posenc, was made for another layout, encoding or head
+            count, or holds non-finite values. The first mismatch is named; nothing was changed.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = (file.metadata() or {}).get(_METADATA_KEY)
+        if metadata is None:
+            raise ValueError(f"{os.fspath(path)} was not written by posenc.save_encodings")
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no mapping
+    config = json.loads(metadata)
+    for key, value in state.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{os.fspath(path)}: {key} has non-finite values; nothing was loaded")
+    if find_patched(model) is not None:
+        _compare(config, encoding_config(model))
+        _check_state(model, state)
+    else:
+        model = _patch_as(model, config, state)
+    patched_backbone(model).load_state_dict(state, strict=False)
+    return model
+
+
+def _patch_as(model: nn.Module, config: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
+    from posenc.patching.families import examine
+    from posenc.patching.patch import unpatch_model
+
+    layout = TokenLayout(**config["layout"])
+    current = examine(model).layout.current()
+    _compare({"layout": config["layout"]}, {"layout": vars(current)})
+    sites = set(config["sites"])
+    patch_model(
+        model,
+        [spec["name"] for spec in config["encodings"]],
+        layout=layout if layout != current else None,
+        blocks=(lambda name: name in sites) if sites else None,
+        share=config["share"],
+        absolute=config["absolute"],
+        backend=config["backend"],
+        **{spec["name"]: spec["options"] for spec in config["encodings"]},
+    )
+    try:
+        _check_state(model, state)
+    except ValueError:
+        unpatch_model(model)
+        raise
+    return model
+
+
+def _compare(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    for key in ("encodings", "layout", "sites", "share", "absolute"):
+        if key in saved and saved[key] != current[key]:
+            raise ValueError(
+                f"the file does not fit this model: its {key} are {saved[key]}, the model's "
+                f"{current[key]}"
+            )
+
+
+def _check_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    current = encoding_state_dict(patched_backbone(model))
+    for key in sorted(current.keys() | state.keys()):
+        if key not in state or key not in current:
+            where = "the file" if key not in state else "the model"
+            raise ValueError(f"the file does not fit this model: {key} is missing in {where}")
+        if current[key].shape != state[key].shape:
+            raise ValueError(
+                f"the file does not fit this model: {key} is {list(state[key].shape)} in the file "
+                f"and {list(current[key].shape)} in the model (another head count or size?)"
+            )

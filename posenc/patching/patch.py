@@ -1,0 +1,210 @@
+"""`patch_model` and back."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from posenc.layout import TokenLayout
+from posenc.patching.families import UnsupportedModelError, check_model
+from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
+from posenc.patching.sites import site_class
+
+
+@dataclass(frozen=True)
+class PatchRecord:
+    """What a patch did; kept on the backbone as its attribute `_posenc_record`.
+
+    Args:
+        sites: name of each site -> its roles.
+        fused_attn: name of each site whose flag was switched on -> the flag before.
+        root_names: encodings registered on the backbone.
+        hidden: whether the absolute table is hidden.
+        table_required_grad: the table's flag before.
+        config: what was asked for, JSON-able where the encodings are registered.
+    """
+
+    sites: dict[str, tuple[str, ...]]
+    fused_attn: dict[str, bool]
+    root_names: tuple[str, ...]
+    hidden: bool
+    table_required_grad: bool
+    config: dict[str, Any]
+
+
+def patch_model(
+    model: nn.Module,
+    encoding: Any = "irpe",
+    *,
+    layout: TokenLayout | None = None,
+    blocks: Blocks = None,
+    share: bool = False,
+    absolute: str = "keep",
+    backend: str = "auto",
+    **options: Any,
+) -> nn.Module:
+    """Gives a timm vision transformer a position encoding, in place.
+
+    Old weights, keys and parameter identities stay; new keys are `<site>.posenc.<name>.*`. The
+    encodings start without effect where their definition allows it (a warning names those that
+    do not). Everything is checked first: after an exception the model is as it was.
+
+    Args:
+        model: a timm `VisionTransformer`, or a module that contains one.
+        encoding: a name, `"a+b"`, an encoding class, a callable `(layout, num_heads, head_dim,
+            embed_dim) -> encoding`, or a list of these.
+        layout: of the tokens; default: what the model's patch embedding says.
+        blocks: the attention modules to patch: None (all), indices, a slice, or a predicate on
+            the module name. PEG's place is its own option `after`.
+        share: one encoding for all sites instead of one each.
+        absolute: "keep" the model's own position table, or "remove" it (hidden, not deleted;
+            "learned" then takes over its values).
+        backend: of `posenc.attend`, for all sites.
+        **options: of the encoding; with several, options that only one of them has, or
+            `name=dict(...)`.
+
+    Raises:
+        ValueError: an unknown name or option, a model or module that cannot be patched (with the
+            reason), a selection that matches nothing, a model that is already patched.
+
+    Returns:
+        The same model.
+
+    >>> import timm
+    >>> vit = timm.create_model("vit_tiny_patch16_224", img_size=(32, 48), depth=2)
+    >>> model = patch_model(vit, "peg+irpe", irpe=dict(mode="bias"))
+    >>> [key for key in model.state_dict() if "posenc" in key][:2]
+    ['blocks.0.attn.posenc.irpe.table_k', 'blocks.0.posenc.peg.weight']
+    """
+    check_model(model)
+    if (holder := find_patched(model)) is not None:
+        names = ", ".join(spec["name"] for spec in holder._posenc_record.config["encodings"])
+        raise ValueError(
+            f"the model is already patched with {names}; call posenc.unpatch_model(model) first, "
+            'or patch with several at once: patch_model(model, "a+b")'
+        )
+    plan = make_plan(model, encoding, layout, blocks, share, absolute, backend, options)
+    _warn_of_changes(plan)
+    _apply(plan)
+    return model
+
+
+def unpatch_model(model: nn.Module) -> nn.Module:
+    """Takes every encoding out again: classes, keys, flags and outputs are as before the patch.
+
+    Trained weights of the model itself stay as they are.
+
+    Raises:
+        ValueError: the model is not patched, or a site's class was changed after the patch.
+    """
+    backbone = patched_backbone(model)
+    record: PatchRecord = backbone._posenc_record
+    modules = {name: backbone.get_submodule(name) for name in record.sites}
+    for name, roles in record.sites.items():
+        module = modules[name]
+        original = getattr(type(module), "posenc_original_class", None)
+        if original is None or type(module) is not site_class(original, roles):
+            raise ValueError(
+                f"{name or 'the model'} is a {type(module).__name__}, not the class that "
+                "patch_model gave it: undo what wrapped it (FSDP, parametrize) first"
+            )
+    for name, module in modules.items():
+        module.__class__ = type(module).posenc_original_class
+        vars(module).pop("_posenc")
+        module._modules.pop("posenc", None)
+        if name in record.fused_attn:
+            module.fused_attn = record.fused_attn[name]
+    backbone._modules.pop("posenc", None)
+    if record.hidden:
+        backbone.pos_embed.requires_grad_(record.table_required_grad)
+    del backbone._posenc_record
+    return model
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether `patch_model` was applied to the model or to something in it."""
+    return find_patched(model) is not None
+
+
+def find_patched(model: nn.Module) -> Any:
+    """The patched backbone in `model`, or None."""
+    return next((m for m in model.modules() if "_posenc_record" in vars(m)), None)
+
+
+def patched_backbone(model: nn.Module) -> Any:
+    """The patched backbone in `model`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    backbone = find_patched(model)
+    if backbone is None:
+        raise ValueError(
+            f"{type(model).__name__} is not patched; call posenc.patch_model(model, ...) first"
+        )
+    return backbone
+
+
+def _apply(plan: Plan) -> None:
+    """Changes the model; nothing here can fail."""
+    backbone: Any = plan.anatomy.backbone
+    table = plan.anatomy.table
+    hidden = plan.absolute == "remove"
+    record = PatchRecord(
+        sites={name: tuple(sorted(planned.roles)) for name, planned in plan.sites.items()},
+        fused_attn={name: _fused(p) for name, p in plan.sites.items() if _fused(p) is not None},
+        root_names=tuple(plan.root),
+        hidden=hidden,
+        table_required_grad=bool(table is not None and table.requires_grad),
+        config=_config(plan),
+    )
+    for planned in plan.sites.values():
+        module: Any = planned.module
+        module.__class__ = planned.new_class()
+        module._posenc = planned.site
+        if planned.own:
+            module.posenc = nn.ModuleDict(planned.own).train(module.training)
+        if _fused(planned) is not None:
+            module.fused_attn = True
+    if plan.root:
+        backbone.posenc = nn.ModuleDict(plan.root).train(backbone.training)
+    if hidden and table is not None:
+        table.requires_grad_(False)  # or DDP would wait for its gradient
+    backbone._posenc_record = record
+
+
+def _fused(planned: PlannedSite) -> Any:
+    return getattr(planned.module, "fused_attn", None) if "attention" in planned.roles else None
+
+
+def _config(plan: Plan) -> dict[str, Any]:
+    layout = plan.anatomy.layout.current()
+    return {
+        "encodings": [{"name": spec.name, "options": spec.options} for spec in plan.specs],
+        "layout": {"height": layout.height, "width": layout.width, "prefix": layout.prefix},
+        "sites": sorted(name for name, p in plan.sites.items() if "attention" in p.roles),
+        "share": plan.share,
+        "absolute": plan.absolute,
+        "backend": plan.backend,
+    }
+
+
+def _warn_of_changes(plan: Plan) -> None:
+    changing = sorted({type(e).__name__ for e in plan.encodings if e.changes_at_start()})
+    removed = plan.absolute == "remove" and "LearnedAbsolute" not in {
+        type(encoding).__name__ for encoding in plan.encodings
+    }
+    reasons = [f"{name} has an effect from the start" for name in changing]
+    reasons += ["the model's position table is hidden"] if removed else []
+    if reasons:
+        warnings.warn(
+            f"posenc: the patched model gives other outputs than before: {'; '.join(reasons)}"
+            + (" (strength=0 or init='zero' starts without)" if changing else ""),
+            stacklevel=3,
+        )
+
+
+__all__ = ["PatchRecord", "UnsupportedModelError", "is_patched", "patch_model", "unpatch_model"]

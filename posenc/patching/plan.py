@@ -1,0 +1,287 @@
+"""What a patch would do: everything is checked and built here, nothing is changed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from posenc.attention.api import check_backend
+from posenc.encodings.base import Encoding, check_layout
+from posenc.encodings.learned import LearnedAbsolute
+from posenc.encodings.peg import check_after
+from posenc.intercept import CannotRewrite
+from posenc.layout import TokenLayout
+from posenc.patching.families import (
+    Anatomy,
+    AttentionSite,
+    UnsupportedModelError,
+    check_fused_flag,
+    examine,
+    warn_if_pointless,
+)
+from posenc.patching.sites import Site, acts_on, site_class
+from posenc.patching.spec import Spec, parse_specs
+
+Blocks = Sequence[int] | slice | int | Callable[[str], bool] | None
+
+
+@dataclass
+class PlannedSite:
+    """A module, the class it will get and the encodings that it will own."""
+
+    module: nn.Module
+    site: Site
+    roles: list[str] = field(default_factory=list)
+    own: dict[str, Encoding] = field(default_factory=dict)
+
+    def new_class(self) -> type[nn.Module]:
+        """The generated class.
+
+        Raises:
+            UnsupportedModelError: its code cannot be rewritten.
+        """
+        original: Any = type(self.module)
+        try:
+            return site_class(original, tuple(sorted(self.roles)))
+        except CannotRewrite as reason:
+            raise UnsupportedModelError(
+                f"{self.site.name} ({original.__name__}): {reason}"
+            ) from None
+
+
+@dataclass
+class Plan:
+    """All sites of a patch, and what goes to the model's root."""
+
+    anatomy: Anatomy
+    specs: list[Spec]
+    sites: dict[str, PlannedSite]
+    root: dict[str, Encoding]
+    share: bool
+    absolute: str
+    backend: str
+
+    @property
+    def encodings(self) -> list[Encoding]:
+        """Every encoding that will be registered."""
+        own = [e for planned in self.sites.values() for e in planned.own.values()]
+        return [*own, *self.root.values()]
+
+
+def make_plan(
+    model: nn.Module,
+    encoding: Any,
+    layout: TokenLayout | None,
+    blocks: Blocks,
+    share: bool,
+    absolute: str,
+    backend: str,
+    options: dict[str, Any],
+) -> Plan:
+    """Checks everything and builds the encodings; the model is only read."""
+    specs = parse_specs(encoding, options)
+    check_backend(backend)
+    if layout is not None:
+        check_layout(layout, "patch_model")
+    if absolute not in ("keep", "remove"):
+        raise ValueError(f'absolute must be "keep" or "remove", got {absolute!r}')
+    anatomy = examine(model, layout)
+    _check_attributes(anatomy)
+    plan = Plan(anatomy, specs, {}, {}, share, absolute, backend)
+    with _untouched_rng(anatomy.backbone):
+        for spec in specs:
+            _place(plan, spec, blocks)
+    if absolute == "remove":
+        _hide_table(plan)
+    for planned in plan.sites.values():
+        planned.new_class()
+    warn_if_pointless(anatomy.layout.current())
+    return plan
+
+
+def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
+    """Builds one encoding for each of its sites, or one for all (`share`)."""
+    sites = plan.anatomy.attention
+    first = _build(plan, spec, plan.anatomy.backbone, sites[0] if sites else None)
+    kind = acts_on(first)
+    if kind == "attention":
+        check_fused_flag()
+        _place_in_attention(plan, spec, blocks, first)
+    elif kind == "block":
+        _place_after_blocks(plan, spec, first)
+    elif kind == "position":
+        _at(plan, "", "position").site.tokens.append(spec.name)
+        plan.root[spec.name] = first
+    else:
+        raise ValueError(
+            f'{spec.name}: placement must be "position" or "block", got {first.placement!r}'
+        )
+
+
+def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, first: Encoding) -> None:
+    selected = _select(plan.anatomy, blocks)
+    if plan.share:
+        sizes = {(site.num_heads, site.head_dim) for site in selected}
+        if len(sizes) > 1:
+            raise ValueError(f"share=True needs equal (num_heads, head_dim), got {sorted(sizes)}")
+        first = _build(plan, spec, selected[0].module, selected[0])
+    for site in selected:
+        encoding = first if plan.share else _build(plan, spec, site.module, site)
+        planned = _at(plan, site.name, "attention")
+        planned.site.attention.append(spec.name)
+        _own(plan, planned, spec.name, encoding)
+
+
+def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
+    names = plan.anatomy.blocks
+    for index in check_after(first.after):  # type: ignore[arg-type]
+        if not -len(names) <= index < len(names):
+            raise ValueError(
+                f"{spec.name}: after={first.after} names block {index}, but the model has "
+                f"{len(names)} blocks (0 to {len(names) - 1})"
+            )
+        planned = _at(plan, names[index], "block")
+        if spec.name in planned.site.tokens:
+            raise ValueError(f"{spec.name}: after={first.after} names block {index} twice")
+        planned.site.tokens.append(spec.name)
+        encoding = first if plan.share else _build(plan, spec, planned.module, None)
+        _own(plan, planned, spec.name, encoding)
+
+
+def _own(plan: Plan, planned: PlannedSite, name: str, encoding: Encoding) -> None:
+    if plan.share:
+        # Registered once, on the root: EMA and safetensors then see it once.
+        plan.root[name] = encoding
+        planned.site.shared[name] = encoding
+    else:
+        planned.own[name] = encoding
+
+
+def _at(plan: Plan, name: str, role: str) -> PlannedSite:
+    if name not in plan.sites:
+        module = plan.anatomy.backbone.get_submodule(name)
+        site = Site(name or type(module).__name__, plan.anatomy.layout, plan.backend)
+        plan.sites[name] = PlannedSite(module, site)
+    planned = plan.sites[name]
+    if role not in planned.roles:
+        planned.roles.append(role)
+    return planned
+
+
+def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) -> Encoding:
+    """On the device, in the dtype and in the training mode of the module it goes to."""
+    parameter = next(near.parameters())
+    if not parameter.is_floating_point():
+        raise UnsupportedModelError(
+            f"{type(near).__name__} has {parameter.dtype} parameters: patch the floating point "
+            "model, then quantise it"
+        )
+    encoding = spec.create(
+        plan.anatomy.layout.current(),
+        {
+            "num_heads": site.num_heads if site else None,
+            "head_dim": site.head_dim if site else None,
+            "embed_dim": plan.anatomy.embed_dim,
+        },
+        parameter.device,
+        parameter.dtype,
+    )
+    encoding.train(near.training)
+    return encoding
+
+
+def _select(anatomy: Anatomy, blocks: Blocks) -> list[AttentionSite]:
+    """Attention sites chosen by `blocks`, none of them refused."""
+    found = [site.name for site in anatomy.attention]
+    names = sorted([*found, *anatomy.refused], key=_order(anatomy))
+    if not names:
+        raise UnsupportedModelError(
+            f"found no attention in the blocks of {type(anatomy.backbone).__name__}; "
+            "posenc.supports(model) tells what was looked at"
+        )
+    chosen = _choose(names, blocks)
+    if not chosen:
+        raise ValueError(
+            f"blocks={blocks!r} selects none of the {len(names)} attention modules: "
+            f"{names[0]} ... {names[-1]}"
+        )
+    for name in chosen:
+        if name in anatomy.refused:
+            raise UnsupportedModelError(
+                f"{name} cannot be patched: {anatomy.refused[name]}. Leave it out with blocks="
+            )
+    return [site for site in anatomy.attention if site.name in chosen]
+
+
+def _order(anatomy: Anatomy) -> Callable[[str], int]:
+    order = {name: index for index, (name, _) in enumerate(anatomy.backbone.named_modules())}
+    return order.__getitem__
+
+
+def _choose(names: list[str], blocks: Blocks) -> list[str]:
+    if blocks is None:
+        return names
+    if isinstance(blocks, slice):
+        return names[blocks]
+    if callable(blocks):
+        return [name for name in names if blocks(name)]
+    indices = [blocks] if isinstance(blocks, int) else list(blocks)
+    for index in indices:
+        if not isinstance(index, int) or not -len(names) <= index < len(names):
+            raise ValueError(
+                f"blocks={blocks!r}: {index!r} is not an index of the model's {len(names)} "
+                "attention modules"
+            )
+    return [names[index] for index in indices]
+
+
+def _hide_table(plan: Plan) -> None:
+    table = plan.anatomy.table
+    if table is None:
+        raise ValueError(
+            f'absolute="remove": {type(plan.anatomy.backbone).__name__} has no absolute position '
+            'table (pos_embed is None); use absolute="keep"'
+        )
+    _at(plan, "", "hide")
+    for encoding in plan.root.values():
+        if isinstance(encoding, LearnedAbsolute):
+            _inherit(encoding, table)
+
+
+def _inherit(encoding: LearnedAbsolute, table: nn.Parameter) -> None:
+    """Takes over the values of the hidden table; a table without prefix rows leaves them 0."""
+    rows = table.shape[1]
+    if rows not in (encoding.layout.num_tokens, encoding.layout.num_grid):
+        raise ValueError(
+            f"the model's table has {rows} rows, the layout {encoding.layout} has "
+            f"{encoding.layout.num_tokens} tokens: they cannot be taken over"
+        )
+    with torch.no_grad():
+        encoding.table.zero_()
+        encoding.table[-rows:] = table[0]
+
+
+def _check_attributes(anatomy: Anatomy) -> None:
+    for name, module in anatomy.backbone.named_modules():
+        for attribute in ("posenc", "_posenc", "_attend"):
+            if hasattr(module, attribute):
+                raise UnsupportedModelError(
+                    f"{name or 'the model'} already has an attribute {attribute!r}, which posenc "
+                    "would overwrite"
+                )
+
+
+@contextlib.contextmanager
+def _untouched_rng(module: nn.Module) -> Iterator[None]:
+    """Restores the random state afterwards, on the CPU and on the model's device."""
+    device = next(module.parameters()).device
+    on_accelerator = device.type not in ("cpu", "meta")
+    devices = [device] if on_accelerator else []
+    kind = device.type if on_accelerator else "cuda"
+    with torch.random.fork_rng(devices=devices, device_type=kind):
+        yield
