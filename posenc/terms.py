@@ -120,6 +120,11 @@ class DenseBias:
         """Device of the tensors."""
         return self.bias.device
 
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient must reach the bias."""
+        return self.bias.requires_grad
+
     def dense(self) -> Tensor:
         """`[1 or B, 1 or heads, N, N]`."""
         return self.bias
@@ -157,6 +162,11 @@ class LookupBias:
     def device(self) -> torch.device:
         """Device of the tensors."""
         return self.lookup.device
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient must reach the bias."""
+        return self.lookup.requires_grad
 
     def dense(self) -> Tensor:
         """`[1 or B, 1 or heads, N, N]`."""
@@ -196,6 +206,11 @@ class LowRankBias:
     def device(self) -> torch.device:
         """Device of the tensors."""
         return self.left.device
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient must reach the bias."""
+        return self.left.requires_grad or self.right.requires_grad
 
     def dense(self) -> Tensor:
         """`[1 or B, 1 or heads, N, N]`."""

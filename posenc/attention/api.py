@@ -11,6 +11,8 @@ from torch import Tensor
 
 from posenc.attention import reference, sdpa
 from posenc.attention.call import AttentionCall, as_terms, check_call
+from posenc.attention.picker import pick
+from posenc.functional.precision import autocast_dtype, without_autocast
 from posenc.terms import Term
 
 
@@ -26,25 +28,27 @@ class Backend(Protocol):
         ...
 
 
-# In the order of preference of "auto"; a new backend is one file and one line here.
-BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "reference": reference}
+# A new backend is one file, one line here and a rule in picker.py.
+BACKENDS: dict[str, Backend] = {"reference": reference, "sdpa": sdpa}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `attend` would do: the backend chosen, and why each other one was not.
+    """What `attend` would do.
 
     Args:
         choice: name of the backend.
-        reasons: backend name -> None when it could compute the call, else the reason.
+        why: it was chosen.
+        reasons: backend name -> None when it could compute the call, else why it rejects it.
     """
 
     choice: str
+    why: str
     reasons: dict[str, str | None]
 
     def __str__(self) -> str:
         lines = [f"{name}: {reason or 'possible'}" for name, reason in self.reasons.items()]
-        return "\n".join([f"choice: {self.choice}", *lines])
+        return "\n".join([f"choice: {self.choice} ({self.why})", *lines])
 
 
 def attend(
@@ -88,9 +92,9 @@ def attend(
         `[B, heads, N, Dv]` in the dtype of `q` (under autocast, in autocast's, as SDPA does).
     """
     call = _prepare(q, k, v, terms, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    chosen = BACKENDS[_choose(call, backend)]
-    with torch.autocast(q.device.type, enabled=False):
-        return chosen.compute(call)
+    chosen, _ = _choose(call, backend)
+    with without_autocast(q.device):
+        return BACKENDS[chosen].compute(call)
 
 
 def explain(
@@ -108,8 +112,7 @@ def explain(
 ) -> Explanation:
     """What `attend` would do with the same arguments, without computing it."""
     call = _prepare(q, k, v, terms, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    reasons = {name: candidate.rejects(call) for name, candidate in BACKENDS.items()}
-    return Explanation(_choose(call, backend), reasons)
+    return Explanation(*_choose(call, backend), _rejections(call))
 
 
 def check_backend(name: str) -> None:
@@ -134,15 +137,14 @@ def _prepare(
     call = AttentionCall(
         q, k, v, as_terms(terms), attn_mask, dropout_p, is_causal, scale, enable_gqa
     )
-    if torch.is_autocast_enabled(q.device.type):
-        call = _autocast(call)
+    if (dtype := autocast_dtype(q.device)) is not None:
+        call = _autocast(call, dtype)
     check_call(call)
     return call
 
 
-def _autocast(call: AttentionCall) -> AttentionCall:
+def _autocast(call: AttentionCall, dtype: torch.dtype) -> AttentionCall:
     """SDPA is on autocast's 16-bit list: cast its inputs as autocast would (float64 stays)."""
-    dtype = torch.get_autocast_dtype(call.query.device.type)
 
     def cast(tensor: Tensor) -> Tensor:
         return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
@@ -155,9 +157,14 @@ def _autocast(call: AttentionCall) -> AttentionCall:
     )
 
 
-def _choose(call: AttentionCall, backend: str) -> str:
+def _rejections(call: AttentionCall) -> dict[str, str | None]:
+    return {name: backend.rejects(call) for name, backend in BACKENDS.items()}
+
+
+def _choose(call: AttentionCall, backend: str) -> tuple[str, str]:
+    """(backend, why)."""
     if backend == "auto":
-        return next(name for name, candidate in BACKENDS.items() if not candidate.rejects(call))
+        return pick(call, _rejections(call))
     check_backend(backend)
     reason = BACKENDS[backend].rejects(call)
     if reason is not None:
@@ -165,4 +172,4 @@ def _choose(call: AttentionCall, backend: str) -> str:
             f'backend="{backend}" does not compute this call: {reason}. '
             'Use backend="auto", or see posenc.explain(...)'
         )
-    return backend
+    return backend, "asked for"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from posenc.functional.precision import at_least_float32
 from posenc.terms import BiasTerm, DenseBias, LookupBias, LowRankBias, Term, ValueLookup
 
 TERM_TYPES = (DenseBias, LookupBias, LowRankBias, ValueLookup)
@@ -40,7 +41,7 @@ class AttentionCall:
     @property
     def dtype(self) -> torch.dtype:
         """At least float32: scores, factors, lookups and bias sums are computed in it."""
-        return torch.promote_types(self.query.dtype, torch.float32)
+        return at_least_float32(self.query.dtype)
 
 
 def check_call(call: AttentionCall) -> None:

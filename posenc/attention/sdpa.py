@@ -57,7 +57,7 @@ def _remember(term: BiasTerm, key: Any, build: Callable[[], Tensor]) -> Tensor:
         return build()
     value = term.memo.get(key)
     if value is None:
-        with torch.inference_mode(False):  # a training step may use it later
+        with torch.inference_mode(False), torch.no_grad():  # a training step may use it later
             value = build()
         term.memo.keep(key, value)
     return value

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posenc.functional.precision import without_autocast
 from posenc.layout import TokenLayout
 from posenc.memo import Memo
 from posenc.terms import Term, ValueLookup
@@ -93,7 +94,7 @@ class TokenEncoding(Encoding):
                 f"{list(x.shape)}; pass the layout of these tokens"
             )
         self.check_prefix(layout)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             return self.encode(x, layout)
 
     @abstractmethod
@@ -137,7 +138,7 @@ class AttentionEncoding(Encoding):
         """
         self._check(q, k, layout)
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device):
             if self.is_static and self._may_remember(q):
                 return self._static.get(self, q, k, layout, scale)
             return self.terms(q, k, layout, scale)
@@ -207,19 +208,20 @@ class _StaticTerms:
 
     def __init__(self) -> None:
         # Replaced as a whole, so that threads see a consistent entry.
-        self._entry: tuple[TokenLayout | None, list[Tensor], tuple[Term, ...]] = (None, [], ())
+        self._entry: tuple[Any, list[Tensor], tuple[Term, ...]] = (None, [], ())
 
     def get(
         self, encoding: AttentionEncoding, q: Tensor, k: Tensor, layout: TokenLayout, scale: float
     ) -> tuple[Term, ...]:
         state = [*encoding.parameters(), *encoding.buffers()]
-        seen_layout, snapshot, terms = self._entry
-        if seen_layout != layout or not _same_content(state, snapshot):
+        key = (layout, q.dtype, q.device)
+        seen, snapshot, terms = self._entry
+        if seen != key or not _same_content(state, snapshot):
             # Outside inference mode: a later training step must be able to use its results.
             with torch.inference_mode(False), torch.no_grad():
                 snapshot = [tensor.detach().clone() for tensor in state]
                 terms = tuple(_with_memo(encoding.terms(q, k, layout, scale)))
-            self._entry = (layout, snapshot, terms)
+            self._entry = (key, snapshot, terms)
         return terms
 
 
@@ -232,7 +234,15 @@ def _same_content(state: list[Tensor], snapshot: list[Tensor]) -> bool:
 
 def _with_memo(terms: tuple[Term, ...]) -> Iterable[Term]:
     for term in terms:
-        yield term if isinstance(term, ValueLookup) else dataclasses.replace(term, memo=Memo())
+        # A view of a parameter may require grad even when it was made without.
+        changes: dict[str, Any] = {
+            field.name: getattr(term, field.name).detach()
+            for field in dataclasses.fields(term)
+            if isinstance(getattr(term, field.name), Tensor)
+        }
+        if not isinstance(term, ValueLookup):
+            changes["memo"] = Memo()
+        yield dataclasses.replace(term, **changes)
 
 
 def check_layout(layout: Any, name: str) -> TokenLayout:

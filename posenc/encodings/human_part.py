@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_positive
 from posenc.functional.coordinates import unit_coordinates
+from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
 from posenc.terms import LowRankBias, Term
 
@@ -140,7 +141,7 @@ class HumanPart(AttentionEncoding):
         )
 
     def _coordinates(self, layout: TokenLayout) -> Tensor:
-        dtype = torch.promote_types(self.part_centers.dtype, torch.float32)
+        dtype = at_least_float32(self.part_centers.dtype)
         return unit_coordinates(layout, self.part_centers.device, dtype)
 
 

@@ -13,6 +13,7 @@ from posenc.functional.pairs import (
     num_irpe_buckets,
     num_prefix_buckets,
 )
+from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
 from posenc.terms import LookupBias, PairIndex, Term, ValueLookup
 
@@ -119,9 +120,7 @@ class IRPE(AttentionEncoding):
     def _term(
         self, table: Tensor, target: str, index: PairIndex, q: Tensor, k: Tensor, scale: float
     ) -> Term:
-        table = table.to(
-            torch.promote_types(torch.promote_types(table.dtype, q.dtype), torch.float32)
-        )
+        table = table.to(at_least_float32(table.dtype, q.dtype))
         if target == "v":
             return ValueLookup(fit_buckets(table, index, dim=-2), index)
         table = fit_buckets(table, index)

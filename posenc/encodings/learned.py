@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from posenc.encodings.base import TokenEncoding, check_choice
+from posenc.functional.precision import at_least_float32
 from posenc.functional.resample import resample_grid
 from posenc.layout import TokenLayout
 
@@ -71,7 +72,7 @@ class LearnedAbsolute(TokenEncoding):
 
     def encode(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """`x + table`, resampled where the grid differs."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = at_least_float32(x.dtype)
         return (x + self.resampled(layout).to(dtype)).to(x.dtype)
 
     def resampled(self, layout: TokenLayout) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_choice
 from posenc.functional.coordinates import patch_coordinates
+from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
 from posenc.terms import LowRankBias, Term
 
@@ -93,7 +94,7 @@ class Quadratic(AttentionEncoding):
         `-|k - (q + D)|^2 = 2 k . (q + D) - |k|^2 - |q + D|^2`: the last part depends on the query
         only and is dropped for grid keys; prefix keys, whose bias is 0, get its opposite.
         """
-        dtype = torch.promote_types(torch.promote_types(self.centers.dtype, q.dtype), torch.float32)
+        dtype = at_least_float32(self.centers.dtype, q.dtype)
         grid = patch_coordinates(layout, q.device, dtype)  # [n, 2], centred
         target = grid + self.centers.to(dtype)[:, None, :]  # [heads, n, 2]
         weight = (self.strength.to(dtype) * self.alpha.to(dtype))[:, None, None]

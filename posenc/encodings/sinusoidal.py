@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from posenc.encodings.base import TokenEncoding, check_choice
+from posenc.functional.precision import at_least_float32
 from posenc.functional.sincos import CONVENTIONS, sincos_table
 from posenc.layout import TokenLayout
 
@@ -67,7 +68,7 @@ class Sinusoidal(TokenEncoding):
 
     def encode(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """`x + strength * table`."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = at_least_float32(x.dtype)
         table = sincos_table(
             layout, self.embed_dim, self.convention, self.temperature, device=x.device, dtype=dtype
         )

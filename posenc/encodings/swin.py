@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_choice
 from posenc.functional.pairs import PREFIX_PAIRS, fit_buckets, num_prefix_buckets, swin_index
+from posenc.functional.precision import at_least_float32
 from posenc.functional.resample import resample_offsets
 from posenc.layout import TokenLayout
 from posenc.terms import LookupBias, Term
@@ -73,7 +74,7 @@ class SwinBias(AttentionEncoding):
 
     def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
         """One static lookup."""
-        table = self.table.to(torch.promote_types(self.table.dtype, torch.float32))
+        table = self.table.to(at_least_float32(self.table.dtype))
         if layout.grid != self.layout.grid:
             entries = (2 * self.layout.height - 1) * (2 * self.layout.width - 1)
             grid = resample_offsets(table[:, :entries], self.layout.grid, layout.grid)

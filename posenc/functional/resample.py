@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from posenc.functional.precision import at_least_float32
 from posenc.memo import memoised
 
 
@@ -26,7 +27,7 @@ def resample_grid(
     if old == new:
         return table
     image = rearrange(table, "(h w) c -> 1 c h w", h=old[0], w=old[1])
-    image = image.to(torch.promote_types(table.dtype, torch.float32))
+    image = image.to(at_least_float32(table.dtype))
     image = F.interpolate(image, size=new, mode=mode, antialias=antialias, align_corners=False)
     return rearrange(image, "1 c h w -> (h w) c").to(table.dtype)
 

@@ -70,7 +70,7 @@ def examine(model: nn.Module, layout: TokenLayout | None = None) -> Anatomy:
         name=name,
         backbone=backbone,
         embed_dim=backbone.embed_dim,
-        layout=GivenLayout(layout) if layout else _layout_source(backbone),
+        layout=_layout_source(backbone, layout),
         blocks=[f"blocks.{index}" for index in range(len(backbone.blocks))],
     )
     _find_attention(anatomy)
@@ -113,20 +113,28 @@ def _find_backbone(model: nn.Module) -> tuple[str, Any]:
     return found[0]
 
 
-def _layout_source(backbone: Any) -> LayoutSource:
+def _layout_source(backbone: Any, given: TokenLayout | None) -> LayoutSource:
     embedding = backbone.patch_embed
     if getattr(backbone, "dynamic_img_size", False):
         raise UnsupportedModelError(
             "dynamic_img_size=True changes the layout from call to call, which posenc does not "
-            "follow yet: create the model with a fixed img_size, or pass layout= for one size"
+            "follow yet: create the model with a fixed img_size"
         )
     grid = getattr(embedding, "grid_size", None)
+    if grid is None and given is not None:
+        return GivenLayout(given)
     if grid is None:
         raise UnsupportedModelError(
             f"{type(embedding).__name__} has no grid_size, so the layout is not known: pass "
             "layout=posenc.TokenLayout(height, width, prefix)"
         )
-    return EmbeddingLayout(embedding, backbone.num_prefix_tokens)
+    source = EmbeddingLayout(embedding, backbone.num_prefix_tokens)
+    if given not in (None, source.current()):
+        raise UnsupportedModelError(
+            f"layout={given} contradicts the model, whose patch embedding gives "
+            f"{source.current()}; leave layout= out, or call model.set_input_size(...) first"
+        )
+    return source
 
 
 def _attention_classes() -> tuple[type[nn.Module], ...]:
@@ -140,8 +148,8 @@ def _attention_classes() -> tuple[type[nn.Module], ...]:
 def _find_attention(anatomy: Anatomy) -> None:
     known = _attention_classes()
     for name, module in anatomy.backbone.named_modules():
-        if not name.startswith("blocks.") or name.startswith("attn_pool"):
-            continue
+        if not name.startswith("blocks."):
+            continue  # attention pooling is left alone
         if isinstance(module, known):
             reason = _refusal(module)
             if reason:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,11 @@ class Spec:
         """Builds the encoding for these sizes."""
         if isinstance(self.build, type):
             needed = needed_sizes(self.build, sizes, self.name)
-            return self.build(layout, **needed, **self.options, device=device, dtype=dtype)
+            place = {"device": device, "dtype": dtype}
+            taken = inspect.signature(self.build).parameters
+            place = {name: value for name, value in place.items() if name in taken}
+            encoding = self.build(layout, **needed, **self.options, **place)
+            return encoding.to(device=device, dtype=dtype)
         values = (sizes["num_heads"], sizes["head_dim"], sizes["embed_dim"])
         encoding = self.build(layout, *values, **self.options)
         if not isinstance(encoding, Encoding):
