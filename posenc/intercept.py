@@ -163,6 +163,8 @@ class _ReplaceAttention(ast.NodeTransformer):
             return node
         self.replaced += 1
         attend = ast.Attribute(ast.Name(self.self_name, ast.Load()), "_attend", ast.Load())
+        # The line of a method call is that of its name, which stands where `F.sdpa` stood.
+        ast.copy_location(attend, node.func)
         ran = ast.NamedExpr(ast.Name(_RAN, ast.Store()), ast.Constant(True))
         call = ast.Call(attend, node.args, node.keywords)
         both = ast.BoolOp(ast.And(), [ran, call])

@@ -133,7 +133,6 @@ def _prepare(
     scale: float | None,
     enable_gqa: bool,
 ) -> AttentionCall:
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     call = AttentionCall(
         q, k, v, as_terms(terms), attn_mask, dropout_p, is_causal, scale, enable_gqa
     )

@@ -25,8 +25,13 @@ class AttentionCall:
     attn_mask: Tensor | None
     dropout_p: float
     is_causal: bool
-    scale: float
+    given_scale: float | None
     enable_gqa: bool
+
+    @property
+    def scale(self) -> float:
+        """Of the content scores."""
+        return self.query.shape[-1] ** -0.5 if self.given_scale is None else self.given_scale
 
     @property
     def biases(self) -> list[BiasTerm]:

@@ -31,7 +31,7 @@ def compute(call: AttentionCall) -> Tensor:
         attn_mask=_mask(call),
         dropout_p=call.dropout_p,
         is_causal=call.is_causal,
-        scale=call.scale,
+        scale=call.given_scale,
         enable_gqa=call.enable_gqa,
     )
 

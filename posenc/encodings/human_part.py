@@ -94,9 +94,9 @@ class HumanPart(AttentionEncoding):
         """Unless the strength starts at zero."""
         return self.start_strength != 0
 
-    def memberships(self, layout: TokenLayout) -> Tensor:
+    def memberships(self, layout: TokenLayout, dtype: torch.dtype = torch.float32) -> Tensor:
         """S, the soft membership of every patch in the parts: `[h * w, P]`."""
-        y = self._coordinates(layout)[:, :1]
+        y = self._coordinates(layout, dtype)[:, :1]
         width = self.log_part_width.to(y.dtype).exp()
         return (-((y - self.part_centers.to(y.dtype)) ** 2) / (2 * width**2)).softmax(-1)
 
@@ -107,8 +107,8 @@ class HumanPart(AttentionEncoding):
         part is added to every part column, since memberships sum to one; the query-only part is
         dropped for grid keys, and a last column takes it from prefix keys, which have none.
         """
-        membership = self.memberships(layout).expand(self.num_heads, -1, -1)
-        dtype = membership.dtype
+        dtype = at_least_float32(self.part_centers.dtype, q.dtype)
+        membership = self.memberships(layout, dtype).expand(self.num_heads, -1, -1)
         precision = torch.stack(
             [
                 (-2 * self.log_vertical_extent.to(dtype)).exp(),
@@ -116,7 +116,7 @@ class HumanPart(AttentionEncoding):
             ],
             dim=-1,
         )[:, None, :]  # [heads, 1, 2]: 1 / sv^2, 1 / sh^2
-        centred = (self._coordinates(layout) - 0.5).expand(self.num_heads, -1, -1)
+        centred = (self._coordinates(layout, dtype) - 0.5).expand(self.num_heads, -1, -1)
         alone = -0.5 * (precision * centred**2).sum(-1, keepdim=True)  # [heads, n, 1]
         affinity = self.affinity.to(dtype)
         part_keys = membership @ affinity.transpose(-2, -1)  # A S_j
@@ -140,8 +140,7 @@ class HumanPart(AttentionEncoding):
             torch.cat([first_right[:, None].expand(-1, prefix, -1), right], dim=1),
         )
 
-    def _coordinates(self, layout: TokenLayout) -> Tensor:
-        dtype = at_least_float32(self.part_centers.dtype)
+    def _coordinates(self, layout: TokenLayout, dtype: torch.dtype) -> Tensor:
         return unit_coordinates(layout, self.part_centers.device, dtype)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -168,6 +170,6 @@ def _check_on(on: str, mode: str) -> str:
 
 
 def _check_ratio(ratio: float) -> float:
-    if not ratio >= 0.5:
-        raise ValueError(f"IRPE: ratio must be at least 0.5 (one bucket a side), got {ratio!r}")
+    if not 0.5 <= ratio < math.inf:
+        raise ValueError(f"IRPE: ratio must be 0.5 (one bucket a side) or more, got {ratio!r}")
     return float(ratio)

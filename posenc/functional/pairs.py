@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -34,8 +36,9 @@ def piecewise_index(x: Tensor, ratio: float) -> Tensor:
     alpha, beta, gamma = ratio, 2 * ratio, 8 * ratio
     near = torch.round(x) if x.is_floating_point() else x
     distance = x.abs().to(torch.float32).clamp(min=alpha)
-    slope = (beta - alpha) / torch.log(torch.tensor(gamma / alpha, dtype=torch.float64))
-    far = torch.round(alpha + torch.log(distance / alpha) * slope.to(torch.float32))
+    # In this order of operations: with another one a tie may round the other way.
+    far = torch.log(distance / alpha) / math.log(gamma / alpha) * (beta - alpha)
+    far = torch.round(alpha + far)
     far = (far.clamp(max=beta) * torch.sign(x)).trunc()
     return torch.where(x.abs() <= alpha, near.to(torch.int64), far.to(torch.int64))
 

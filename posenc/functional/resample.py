@@ -53,15 +53,22 @@ def _offset_weights(old: int, new: int) -> Tensor:
     """`[2 new - 1, 2 old - 1]`: linear interpolation of the new offsets among the old."""
     if old == 1:
         return torch.ones(2 * new - 1, 1, device="cpu", dtype=torch.float64)
-    right = _geometric_positions(old, new)
-    old_positions = torch.cat([-right.flip(0)[:-1], right])
-    new_positions = torch.arange(1 - new, new, device="cpu", dtype=torch.float64)
-    upper = torch.searchsorted(old_positions, new_positions).clamp(1, 2 * old - 2)
-    start, end = old_positions[upper - 1], old_positions[upper]
-    share = ((new_positions - start) / (end - start)).clamp(0, 1)
-    weights = torch.zeros(2 * new - 1, 2 * old - 1, device="cpu", dtype=torch.float64)
+    half = _half_weights(_geometric_positions(old, new), new)  # offsets 0 and above
+    weights = half.new_zeros(2 * new - 1, 2 * old - 1)
+    weights[new - 1 :, old - 1 :] = half
+    weights[: new - 1, :old] = half[1:].flip(0, 1)  # the mirror image
+    return weights
+
+
+def _half_weights(positions: Tensor, new: int) -> Tensor:
+    """`[new, old]`: the new offsets 0..new-1 among increasing old positions."""
+    targets = torch.arange(new, device="cpu", dtype=torch.float64)
+    upper = torch.searchsorted(positions, targets).clamp(1, len(positions) - 1)
+    start, end = positions[upper - 1], positions[upper]
+    share = ((targets - start) / (end - start)).clamp(0, 1)
+    weights = positions.new_zeros(new, len(positions))
     weights.scatter_(1, (upper - 1)[:, None], (1 - share)[:, None])
-    return weights.scatter_add_(1, upper[:, None], share[:, None])
+    return weights.scatter_(1, upper[:, None], share[:, None])
 
 
 def _geometric_positions(old: int, new: int) -> Tensor:
