@@ -75,8 +75,8 @@ def encoding_class(name: str) -> type[Encoding]:
     """
     if name not in _ENCODINGS:
         close = difflib.get_close_matches(name, _ENCODINGS, n=3)
-        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise ValueError(f"unknown encoding {name!r}{hint} There are: {', '.join(_ENCODINGS)}")
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise ValueError(f"unknown encoding {name!r}.{hint} There are: {', '.join(_ENCODINGS)}")
     return _ENCODINGS[name]
 
 

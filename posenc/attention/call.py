@@ -134,4 +134,9 @@ def _check_terms(call: AttentionCall) -> None:
 
 def as_terms(terms: Sequence[Term] | Term) -> tuple[Term, ...]:
     """A tuple of terms; one term alone is accepted."""
+    if callable(terms):
+        raise TypeError(
+            f"attend: terms must be what an encoding returned, got {type(terms).__name__} itself: "
+            "pass encoding(q, k, layout)"
+        )
     return (terms,) if isinstance(terms, TERM_TYPES) else tuple(terms)

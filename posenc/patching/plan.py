@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from posenc.attention.api import check_backend
-from posenc.encodings.base import Encoding, check_layout
+from posenc.encodings.base import AttentionEncoding, Encoding, check_layout
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.encodings.peg import check_after
 from posenc.intercept import CannotRewrite
@@ -107,6 +107,8 @@ def make_plan(
 def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
     """Builds one encoding for each of its sites, or one for all (`share`)."""
     sites = plan.anatomy.attention
+    if not sites and _acts_in_attention(spec):
+        _select(plan.anatomy, blocks)  # says why there is none
     first = _build(plan, spec, plan.anatomy.backbone, sites[0] if sites else None)
     kind = acts_on(first)
     if kind == "attention":
@@ -121,6 +123,10 @@ def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
         raise ValueError(
             f'{spec.name}: placement must be "position" or "block", got {first.placement!r}'
         )
+
+
+def _acts_in_attention(spec: Spec) -> bool:
+    return isinstance(spec.build, type) and issubclass(spec.build, AttentionEncoding)
 
 
 def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, first: Encoding) -> None:

@@ -140,8 +140,8 @@ def _check_tokens(site: Site, layout: TokenLayout, tokens: int) -> None:
     if tokens != layout.num_tokens:
         raise RuntimeError(
             f"posenc: {site.name} got {tokens} tokens, but its layout {layout} has "
-            f"{layout.num_tokens}; were tokens dropped or merged, or the input size changed? "
-            "Patch with layout=posenc.TokenLayout(height, width, prefix), or without that step"
+            f"{layout.num_tokens}, so positions are not known; switch off what drops or merges "
+            "tokens (patch_drop_rate), and change the input size by model.set_input_size(...)"
         )
 
 
