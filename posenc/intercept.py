@@ -71,7 +71,7 @@ def rewritten_forward(original: Any) -> Callable[..., Tensor]:
     forward = original.forward
     tree, function = parse_method(forward)
     check_self_contained(function)
-    rewriter = _ReplaceAttention(inspect.unwrap(forward).__globals__)
+    rewriter = _ReplaceAttention(_global_names(forward))
     rewriter.rewrite(function)
     if not rewriter.replaced:
         raise CannotRewrite("its forward does not call F.scaled_dot_product_attention")
@@ -130,11 +130,25 @@ def compile_method(tree: ast.Module, method: Any) -> Callable[..., Any]:
 def check_self_contained(function: ast.FunctionDef) -> None:
     """Raises CannotRewrite when the method means something else outside its class."""
     for node in ast.walk(function):
-        if isinstance(node, ast.Name) and node.id == "super":
-            raise CannotRewrite("its forward delegates to super()")
+        if isinstance(node, ast.Name) and node.id in ("super", "__class__"):
+            raise CannotRewrite(f"its forward delegates to its parent class ({node.id})")
         name = getattr(node, "attr", getattr(node, "id", ""))
         if isinstance(name, str) and name.startswith("__") and not name.endswith("__"):
             raise CannotRewrite(f"its forward uses the private name {name}")
+
+
+def self_name(function: ast.FunctionDef) -> str:
+    """What the method calls its module."""
+    positional = [*function.args.posonlyargs, *function.args.args]
+    if not positional:
+        raise CannotRewrite("its forward takes no named self")
+    return positional[0].arg
+
+
+def _global_names(method: Any) -> dict[str, Any]:
+    """The globals that the method sees: its own variables hide some."""
+    hidden = {*method.__code__.co_varnames, *method.__code__.co_cellvars}
+    return {name: value for name, value in method.__globals__.items() if name not in hidden}
 
 
 class _ReplaceAttention(ast.NodeTransformer):
@@ -146,7 +160,7 @@ class _ReplaceAttention(ast.NodeTransformer):
         self.self_name = "self"
 
     def rewrite(self, function: ast.FunctionDef) -> None:
-        self.self_name = function.args.args[0].arg
+        self.self_name = self_name(function)
         body = [self.visit(statement) for statement in function.body]
         start = ast.parse(f"{_RAN} = False").body
         end = self._check()
@@ -182,13 +196,25 @@ class _ReplaceAttention(ast.NodeTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         return self._refuse_inside(node)
 
+    def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
+        return self._refuse_inside(node)
+
+    def visit_SetComp(self, node: ast.SetComp) -> ast.AST:
+        return self._refuse_inside(node)
+
+    def visit_DictComp(self, node: ast.DictComp) -> ast.AST:
+        return self._refuse_inside(node)
+
+    def visit_GeneratorExp(self, node: ast.GeneratorExp) -> ast.AST:
+        return self._refuse_inside(node)
+
     def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
         return self._refuse_inside(node)
 
     def _refuse_inside(self, node: ast.AST) -> ast.AST:
         calls = (n for n in ast.walk(node) if isinstance(n, ast.Call))
         if any(self._value_of(call.func) is SDPA for call in calls):
-            raise CannotRewrite("its attention call is inside a nested function")
+            raise CannotRewrite("its attention call is inside a nested function or comprehension")
         return node
 
     def _check(self) -> ast.stmt:

@@ -38,11 +38,18 @@ def register(name: str, encoding: type[Encoding]) -> None:
             f"register: {name!r} must be a subclass of AttentionEncoding or TokenEncoding, got "
             f"{encoding!r}"
         )
-    if not (name.isidentifier() and name == name.lower()):
-        raise ValueError(f"register: a name is a lower-case identifier, got {name!r}")
+    check_name(name)
     if name in _ENCODINGS:
         raise ValueError(f"register: {name!r} is taken by {_ENCODINGS[name].__name__}")
     _ENCODINGS[name] = encoding
+
+
+def check_name(name: str) -> None:
+    """Raises unless `name` can be a key of the `ModuleDict` that a patched module gets."""
+    if not (name.isidentifier() and name == name.lower()):
+        raise ValueError(f"an encoding's name must be a lower-case identifier, got {name!r}")
+    if hasattr(nn.ModuleDict, name) or name in ("training", "posenc"):
+        raise ValueError(f"an encoding cannot be named {name!r}, torch modules use that name")
 
 
 _BUILT_IN: dict[str, type[Encoding]] = {

@@ -115,10 +115,9 @@ class DenseBias:
     bias: Tensor
     memo: Memo | None = field(default=None, repr=False)
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the tensors."""
-        return self.bias.device
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {"bias": self.bias}
 
     @property
     def requires_grad(self) -> bool:
@@ -158,10 +157,9 @@ class LookupBias:
         if self.side not in ("query", "key"):
             raise ValueError(f'LookupBias.side must be "query" or "key", got {self.side!r}')
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the tensors."""
-        return self.lookup.device
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {"lookup": self.lookup}
 
     @property
     def requires_grad(self) -> bool:
@@ -202,10 +200,9 @@ class LowRankBias:
     wide: bool = False
     memo: Memo | None = field(default=None, repr=False)
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the tensors."""
-        return self.left.device
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {"left": self.left, "right": self.right}
 
     @property
     def requires_grad(self) -> bool:
@@ -237,10 +234,9 @@ class ValueLookup:
     table: Tensor
     index: PairIndex
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the tensors."""
-        return self.table.device
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {"table": self.table}
 
     def apply(self, attention: Tensor) -> Tensor:
         """`[B, heads, N, N]` -> `[B, heads, N, Dv]`: sums per bucket, times the table."""

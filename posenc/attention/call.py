@@ -82,9 +82,18 @@ def _check_tensors(call: AttentionCall) -> None:
         )
 
 
+def _check_device(name: str, tensor: Tensor, call: AttentionCall) -> None:
+    if tensor.device != call.query.device:
+        raise ValueError(
+            f"attend: {name} is on {tensor.device}, the query on {call.query.device}; move it with "
+            ".to(device)"
+        )
+
+
 def _check_mask(call: AttentionCall) -> None:
     mask = call.attn_mask
     assert mask is not None
+    _check_device("attn_mask", mask, call)
     if call.is_causal:
         raise ValueError("attend: attn_mask and is_causal=True exclude each other, as in SDPA")
     if mask.dtype != torch.bool and not mask.is_floating_point():
@@ -124,11 +133,8 @@ def _check_terms(call: AttentionCall) -> None:
                 f"attend: terms must be {', '.join(t.__name__ for t in TERM_TYPES)}, got "
                 f"{type(term).__name__}"
             )
-        if term.device != call.query.device:
-            raise ValueError(
-                f"attend: {type(term).__name__} is on {term.device}, the query on "
-                f"{call.query.device}; move the encoding with .to(device)"
-            )
+        for name, tensor in term.tensors().items():
+            _check_device(f"{type(term).__name__}.{name}", tensor, call)
         term.check(batch, heads, tokens, call.value.shape[-1])
 
 

@@ -43,7 +43,7 @@ def _mask(call: AttentionCall) -> Tensor | None:
     if len(biases) == 1 and call.attn_mask is None:
         # The usual case of a static bias in eval: the finished mask is remembered.
         key = ("mask", call.query.dtype)
-        return _remember(biases[0], key, lambda: _finish(_dense(biases[0], call), call))
+        return _remember(biases[0], key, lambda: _finish(biases[0].dense().to(call.dtype), call))
     bias = functools.reduce(operator.add, (_dense(term, call) for term in biases))
     return _finish(_add_mask(bias, call.attn_mask), call)
 

@@ -96,7 +96,7 @@ class PEG(TokenEncoding):
 
 def check_after(after: tuple[int, ...]) -> tuple[int, ...]:
     """Block indices as a tuple without repetition."""
-    blocks = tuple(after) if not isinstance(after, int) else (after,)
+    blocks = tuple(after) if isinstance(after, (tuple, list, range)) else (after,)
     if not blocks or not all(isinstance(block, int) for block in blocks):
         raise ValueError(f"PEG: after must be block indices such as (0,), got {after!r}")
     if len(set(blocks)) != len(blocks):

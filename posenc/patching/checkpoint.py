@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from posenc.encodings.base import Encoding
 from posenc.layout import TokenLayout
-from posenc.patching.patch import find_patched, patch_model, patched_backbone
+from posenc.patching.families import examine
+from posenc.patching.patch import apply_plan, find_patched, patched_backbone, unpatch_model
+from posenc.patching.plan import make_plan
 from posenc.registry import list_encodings
 
 _METADATA_KEY = "posenc"
+_CONFIG_KEYS = ("encodings", "layout", "layout_given", "sites", "share", "absolute", "backend")
 
 
 def patched_encodings(model: nn.Module) -> dict[str, nn.Module]:
@@ -65,15 +68,20 @@ def encoding_config(model: nn.Module) -> dict[str, Any]:
     """What `patch_model` was asked for, JSON-able: encodings, options, layout, sites.
 
     Raises:
-        ValueError: the model is not patched, or an encoding of it has no registered name.
+        ValueError: the model is not patched, an encoding of it has no registered name, or an
+            option is no JSON value.
     """
-    config: dict[str, Any] = json.loads(json.dumps(patched_backbone(model)._posenc_record.config))
-    for spec in config["encodings"]:
+    asked = patched_backbone(model)._posenc_record.config
+    for spec in asked["encodings"]:
         if spec["name"] not in list_encodings():
             raise ValueError(
                 f"{spec['name']!r} is not registered, so a file could not name it: call "
                 "posenc.registry.register(name, class) and patch by that name"
             )
+    try:
+        config: dict[str, Any] = json.loads(json.dumps(asked))
+    except TypeError as error:
+        raise ValueError(f"an option of the encodings is no JSON value: {error}") from error
     return config
 
 
@@ -97,58 +105,69 @@ def load_encodings(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         ValueError: the file is not from posenc, was made for another layout, encoding or head
             count, or holds non-finite values. The first mismatch is named; nothing was changed.
     """
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        metadata = (file.metadata() or {}).get(_METADATA_KEY)
-        if metadata is None:
-            raise ValueError(f"{os.fspath(path)} was not written by posenc.save_encodings")
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no mapping
-    config = json.loads(metadata)
-    for key, value in state.items():
-        if not bool(torch.isfinite(value).all()):
-            raise ValueError(f"{os.fspath(path)}: {key} has non-finite values; nothing was loaded")
+    config, state = _read(path)
     if find_patched(model) is not None:
         _compare(config, encoding_config(model))
         _check_state(model, state)
     else:
-        model = _patch_as(model, config, state)
+        _patch_as(model, config, state)
     patched_backbone(model).load_state_dict(state, strict=False)
     return model
 
 
-def _patch_as(model: nn.Module, config: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
-    from posenc.patching.families import examine
-    from posenc.patching.patch import unpatch_model
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of a file, checked as far as is possible without a model."""
+    from safetensors import SafetensorError, safe_open
 
-    layout = TokenLayout(**config["layout"])
-    current = examine(model).layout.current()
+    file_name = os.fspath(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = json.loads((file.metadata() or {})[_METADATA_KEY])
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no mapping
+        missing = [key for key in _CONFIG_KEYS if key not in config]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{file_name} was not written by posenc.save_encodings, or is damaged ({reason})"
+        ) from error
+    if missing:
+        raise ValueError(f"{file_name} was not written by posenc.save_encodings: no {missing[0]}")
+    for key, value in state.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{file_name}: {key} has non-finite values; nothing was loaded")
+    return config, state
+
+
+def _patch_as(model: nn.Module, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Patches as the file says, without the warning: the outputs are meant to change."""
+    layout = TokenLayout(**config["layout"]) if config["layout_given"] else None
+    current = examine(model, layout).layout.current()
     _compare({"layout": config["layout"]}, {"layout": vars(current)})
     sites = set(config["sites"])
-    patch_model(
+    plan = make_plan(
         model,
-        [spec["name"] for spec in config["encodings"]],
-        layout=layout if layout != current else None,
+        encoding=[spec["name"] for spec in config["encodings"]],
+        layout=layout,
         blocks=(lambda name: name in sites) if sites else None,
         share=config["share"],
         absolute=config["absolute"],
         backend=config["backend"],
-        **{spec["name"]: spec["options"] for spec in config["encodings"]},
+        options={spec["name"]: spec["options"] for spec in config["encodings"]},
     )
+    apply_plan(plan)
     try:
         _check_state(model, state)
     except ValueError:
         unpatch_model(model)
         raise
-    return model
 
 
 def _compare(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    for key in ("encodings", "layout", "sites", "share", "absolute"):
-        if key in saved and saved[key] != current[key]:
+    for key in _CONFIG_KEYS[:-1]:  # the backend may differ
+        if key in current and saved[key] != current[key]:
             raise ValueError(
-                f"the file does not fit this model: its {key} are {saved[key]}, the model's "
-                f"{current[key]}"
+                f"the file does not fit this model. Of the file, {key}: {saved[key]}; of the "
+                f"model: {current[key]}"
             )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from posenc.layout import TokenLayout
 from posenc.patching.families import UnsupportedModelError, check_model
+from posenc.patching.layouts import GivenLayout
 from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
 from posenc.patching.sites import site_class
 
@@ -87,8 +88,8 @@ def patch_model(
             'or patch with several at once: patch_model(model, "a+b")'
         )
     plan = make_plan(model, encoding, layout, blocks, share, absolute, backend, options)
-    _warn_of_changes(plan)
-    _apply(plan)
+    _warn_of_changes(plan)  # first: a warning may be an error
+    apply_plan(plan)
     return model
 
 
@@ -102,9 +103,9 @@ def unpatch_model(model: nn.Module) -> nn.Module:
     """
     backbone = patched_backbone(model)
     record: PatchRecord = backbone._posenc_record
-    modules = {name: backbone.get_submodule(name) for name in record.sites}
-    for name, roles in record.sites.items():
-        module = modules[name]
+    modules = site_modules(backbone)
+    for name, module in modules.items():
+        roles = record.sites[name]
         original = getattr(type(module), "posenc_original_class", None)
         if original is None or type(module) is not site_class(original, roles):
             raise ValueError(
@@ -148,7 +149,13 @@ def patched_backbone(model: nn.Module) -> Any:
     return backbone
 
 
-def _apply(plan: Plan) -> None:
+def site_modules(backbone: Any) -> dict[str, Any]:
+    """Name -> module of the sites that are still there: blocks may have been pruned since."""
+    modules = dict(backbone.named_modules())
+    return {name: modules[name] for name in backbone._posenc_record.sites if name in modules}
+
+
+def apply_plan(plan: Plan) -> None:
     """Changes the model; nothing here can fail."""
     backbone: Any = plan.anatomy.backbone
     table = plan.anatomy.table
@@ -185,6 +192,7 @@ def _config(plan: Plan) -> dict[str, Any]:
     return {
         "encodings": [{"name": spec.name, "options": spec.options} for spec in plan.specs],
         "layout": {"height": layout.height, "width": layout.width, "prefix": layout.prefix},
+        "layout_given": isinstance(plan.anatomy.layout, GivenLayout),
         "sites": sorted(name for name, p in plan.sites.items() if "attention" in p.roles),
         "share": plan.share,
         "absolute": plan.absolute,

@@ -93,9 +93,16 @@ def make_plan(
     anatomy = examine(model, layout)
     _check_attributes(anatomy)
     plan = Plan(anatomy, specs, {}, {}, share, absolute, backend)
-    with _untouched_rng(anatomy.backbone):
+    # Parameters made inside inference_mode could never be trained.
+    with _untouched_rng(anatomy.backbone), torch.inference_mode(False):
         for spec in specs:
             _place(plan, spec, blocks)
+    if blocks is not None and not any("attention" in p.roles for p in plan.sites.values()):
+        names = " and ".join(spec.name for spec in specs)
+        raise ValueError(
+            f"blocks={blocks!r} selects attention modules, but {names} acts on tokens"
+            + (" (peg has after=)" if "peg" in names else "")
+        )
     if absolute == "remove":
         _hide_table(plan)
     for planned in plan.sites.values():
@@ -171,6 +178,9 @@ def _own(plan: Plan, planned: PlannedSite, name: str, encoding: Encoding) -> Non
 def _at(plan: Plan, name: str, role: str) -> PlannedSite:
     if name not in plan.sites:
         module = plan.anatomy.backbone.get_submodule(name)
+        for other, planned in plan.sites.items():
+            if planned.module is module:
+                raise UnsupportedModelError(f"{name} is the same module as {other} (tied blocks)")
         site = Site(name or type(module).__name__, plan.anatomy.layout, plan.backend)
         plan.sites[name] = PlannedSite(module, site)
     planned = plan.sites[name]
@@ -187,7 +197,7 @@ def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) 
             f"{type(near).__name__} has {parameter.dtype} parameters: patch the floating point "
             "model, then quantise it"
         )
-    encoding = spec.create(
+    return spec.create(
         plan.anatomy.layout.current(),
         {
             "num_heads": site.num_heads if site else None,
@@ -197,8 +207,6 @@ def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) 
         parameter.device,
         parameter.dtype,
     )
-    encoding.train(near.training)
-    return encoding
 
 
 def _select(anatomy: Anatomy, blocks: Blocks) -> list[AttentionSite]:
@@ -270,6 +278,7 @@ def _inherit(encoding: LearnedAbsolute, table: nn.Parameter) -> None:
     with torch.no_grad():
         encoding.table.zero_()
         encoding.table[-rows:] = table[0]
+    encoding.init = "inherited"
 
 
 def _check_attributes(anatomy: Anatomy) -> None:

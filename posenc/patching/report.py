@@ -13,8 +13,8 @@ from posenc.attention import explain
 from posenc.encodings.base import Encoding
 from posenc.layout import TokenLayout
 from posenc.patching.checkpoint import patched_encodings
-from posenc.patching.families import UnsupportedModelError, examine
-from posenc.patching.patch import PatchRecord, find_patched, patched_backbone
+from posenc.patching.families import UnsupportedModelError, check_fused_flag, examine
+from posenc.patching.patch import PatchRecord, find_patched, patched_backbone, site_modules
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def supports(model: nn.Module) -> Support:
         return Support(False, "already patched; call posenc.unpatch_model(model)", None, (), {})
     try:
         anatomy = examine(model)
+        check_fused_flag()
     except UnsupportedModelError as error:
         return Support(False, str(error), None, (), {})
     sites = tuple(site.name for site in anatomy.attention)
@@ -113,7 +114,7 @@ def summary(model: nn.Module) -> Summary:
     """
     backbone = patched_backbone(model)
     record: PatchRecord = backbone._posenc_record
-    sites = {name: backbone.get_submodule(name) for name in record.sites}
+    sites = site_modules(backbone)
     modules = patched_encodings(model)
     by_name = {key.rpartition(".")[2]: encoding for key, encoding in modules.items()}
     own = _own_positions(backbone, record)

@@ -21,6 +21,7 @@ from posenc.intercept import (
     parse_method,
     rebuild_with,
     rewritten_forward,
+    self_name,
 )
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import LayoutSource
@@ -154,7 +155,7 @@ def _with_hidden_table(original: Any) -> Callable[..., Any]:
     method = original._pos_embed
     tree, function = parse_method(method)
     check_self_contained(function)
-    _HideTable(function.args.args[0].arg).visit(function)
+    _HideTable(self_name(function)).visit(function)
     return compile_method(tree, method)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from posenc.encodings.base import Encoding
 from posenc.layout import TokenLayout
 from posenc.registry import (
+    check_name,
     check_options,
     encoding_class,
     needed_sizes,
@@ -67,7 +68,14 @@ def parse_specs(encoding: Any, options: dict[str, Any]) -> list[Spec]:
     repeated = {name for name in names if names.count(name) > 1}
     if not specs or repeated:
         raise ValueError(f"encoding must name each encoding once, got {', '.join(names) or 'none'}")
+    for name in names:
+        check_name(name)
     for option, value in options.items():
+        if option in ("device", "dtype"):
+            raise ValueError(
+                f"patch_model has no option {option!r}: encodings take device and dtype of the "
+                "modules that they go to; move the model with .to(...)"
+            )
         _assign(specs, option, value)
     for spec in specs:
         if isinstance(spec.build, type):

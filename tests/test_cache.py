@@ -1,0 +1,358 @@
+import copy
+import gc
+import pickle
+import weakref
+
+import oracles
+import pytest
+import tiny_vit
+import torch
+
+import posenc
+from posenc import IRPE, HumanPart, Quadratic, SwinBias, TokenLayout, attend
+from posenc.memo import Memo
+from posenc.terms import LookupBias, LowRankBias
+
+LAYOUT = TokenLayout(3, 4, 1)
+ENCODINGS = {
+    "swin": lambda: SwinBias(LAYOUT, 2),
+    "irpe": lambda: IRPE(LAYOUT, 2, 4, mode="bias", method="cross", on="qk"),
+    "quadratic": lambda: Quadratic(LAYOUT, 2),
+    "human_part": lambda: HumanPart(LAYOUT, 2, strength=1.0),
+}
+
+
+def build(name, dtype=torch.float32):
+    return oracles.randomise(ENCODINGS[name]().to(dtype)).eval()
+
+
+def qkv(tokens=13, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(2, 2, tokens, 4, generator=generator).to(dtype) for _ in range(3)]
+
+
+def output(encoding, layout=LAYOUT, backend="sdpa", dtype=torch.float32):
+    q, k, v = qkv(layout.num_tokens, dtype)
+    with torch.no_grad():
+        return attend(q, k, v, encoding(q, k, layout), backend=backend)
+
+
+def fresh(encoding, layout=LAYOUT, backend="sdpa", dtype=torch.float32, grad=False):
+    """The same, by a module in training mode, which remembers nothing."""
+    twin = copy.deepcopy(encoding).train()
+    q, k, v = qkv(layout.num_tokens, dtype)
+    with torch.set_grad_enabled(grad):
+        return attend(q, k, v, twin(q, k, layout), backend=backend).detach()
+
+
+def copy_data(encoding, parameter):
+    parameter.data.copy_(parameter.data.flip(-1) * 1.5)
+
+
+def scale_data(encoding, parameter):
+    parameter.data.mul_(1.5)
+
+
+def one_entry(encoding, parameter):
+    parameter.data.view(-1)[-1] += 0.7
+
+
+def in_place(encoding, parameter):
+    with torch.no_grad():
+        parameter.mul_(-1.5)
+
+
+def new_data(encoding, parameter):
+    parameter.data = parameter.data * 1.5
+
+
+def optimizer_step(encoding, parameter):
+    optimizer = torch.optim.AdamW(encoding.parameters(), lr=0.3)
+    q, k, v = qkv()
+    attend(q, k, v, encoding(q, k, LAYOUT)).square().sum().backward()
+    optimizer.step()
+
+
+def fused_step(encoding, parameter):
+    optimizer = torch.optim.SGD(encoding.parameters(), lr=0.3, foreach=True)
+    for p in encoding.parameters():
+        p.grad = p.detach().clone()
+    optimizer.step()
+
+
+def load(encoding, parameter):
+    state = {key: value * 1.5 for key, value in encoding.state_dict().items()}
+    encoding.load_state_dict(state)
+
+
+def assign(encoding, parameter):
+    state = {key: value * 1.5 for key, value in encoding.state_dict().items()}
+    encoding.load_state_dict(state, assign=True)
+
+
+def swap_parameter(encoding, parameter):
+    name = next(iter(dict(encoding.named_parameters())))
+    setattr(encoding, name, torch.nn.Parameter(parameter.detach() * 1.5))
+
+
+def train_and_back(encoding, parameter):
+    encoding.train()
+    parameter.data.mul_(1.5)
+    encoding.eval()
+
+
+def storage(encoding, parameter):
+    parameter.detach().numpy()[...] *= 1.5
+
+
+CHANGES = [
+    copy_data,
+    scale_data,
+    one_entry,
+    in_place,
+    new_data,
+    optimizer_step,
+    fused_step,
+    load,
+    assign,
+    swap_parameter,
+    train_and_back,
+    storage,
+]
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_changed_parameter_is_seen(name, change, inference):
+    encoding = build(name)
+    with torch.inference_mode(inference):
+        before = output(encoding)
+        assert torch.equal(output(encoding), before)
+    change(encoding, next(encoding.parameters()))
+    after = output(encoding)
+    assert not torch.allclose(after, before, rtol=1e-4, atol=1e-5)
+    assert torch.equal(after, fresh(encoding))
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_every_parameter_is_watched(name):
+    encoding = build(name)
+    for _, parameter in encoding.named_parameters():
+        before = output(encoding)
+        parameter.data.mul_(1.5)
+        assert not torch.allclose(output(encoding), before, rtol=1e-5)
+        assert torch.equal(output(encoding), fresh(encoding))
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_another_dtype_and_back(name):
+    encoding = build(name)
+    first = output(encoding)
+    encoding.double()
+    double = output(encoding, dtype=torch.float64)
+    assert double.dtype == torch.float64
+    assert torch.equal(double, fresh(encoding, dtype=torch.float64))
+    encoding.bfloat16()
+    rounded = output(encoding)
+    assert torch.equal(rounded, fresh(encoding))
+    assert not torch.equal(rounded, first)
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_queries_in_another_dtype(name):
+    """float64 queries get float64 precision, also after float32 ones."""
+    encoding = build(name)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        out = output(encoding, dtype=dtype)
+        assert out.dtype == dtype
+        assert torch.equal(out, fresh(encoding, dtype=dtype))
+
+
+@pytest.mark.parametrize("name", ["swin", "irpe", "quadratic", "human_part"])
+def test_another_layout_of_equal_count(name):
+    encoding = build(name)
+    turned = TokenLayout(4, 3, 1)
+    for layout in (LAYOUT, turned, LAYOUT, turned):
+        out = output(encoding, layout)
+        assert torch.equal(out, fresh(encoding, layout))
+    assert not torch.allclose(output(encoding, turned), output(encoding))
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_eval_equals_training_mode(name, backend):
+    encoding = build(name)
+    for _ in range(2):
+        out = output(encoding, backend=backend)
+        assert torch.equal(out, fresh(encoding, backend=backend))
+        expected = fresh(encoding, backend=backend, grad=True)
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_masks_are_not_remembered(name):
+    encoding = build(name)
+    q, k, v = qkv()
+    with torch.no_grad():
+        terms = encoding(q, k, LAYOUT)
+        plain = attend(q, k, v, terms)
+        mask = torch.rand(13, 13, generator=torch.Generator().manual_seed(1)) > 0.3
+        masked = [attend(q, k, v, terms, attn_mask=m) for m in (mask, ~mask, mask)]
+        assert torch.equal(attend(q, k, v, terms), plain)
+    assert torch.equal(masked[0], masked[2])
+    assert not torch.allclose(masked[0], masked[1])
+    assert not torch.allclose(masked[0], plain)
+
+
+@pytest.fixture
+def dense_calls(monkeypatch):
+    calls = []
+    for kind in (LookupBias, LowRankBias):
+        original = kind.dense
+
+        def dense(self, original=original):
+            calls.append(self)
+            return original(self)
+
+        monkeypatch.setattr(kind, "dense", dense)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["swin", "quadratic", "human_part"])
+def test_the_dense_bias_is_built_once(name, dense_calls):
+    encoding = build(name)
+    first = output(encoding)
+    assert len(dense_calls) == 1
+    assert torch.equal(output(encoding), first)
+    assert len(dense_calls) == 1
+    next(encoding.parameters()).data.add_(0.5)
+    output(encoding)
+    output(encoding)
+    assert len(dense_calls) == 2
+
+
+def test_a_model_builds_one_bias_per_block(dense_calls):
+    model = posenc.patch_model(tiny_vit.vit(depth=3), "swin")
+    x = tiny_vit.images(model)
+    with torch.no_grad():
+        for _ in range(3):
+            model(x)
+    assert len(dense_calls) == 3
+    model(x)  # with gradient: rebuilt, so that the table gets one
+    assert len(dense_calls) == 6
+    with torch.no_grad():
+        model(x)
+        assert len(dense_calls) == 6
+        model.train()(x)
+        assert len(dense_calls) == 9
+        model.eval()(x)
+    assert len(dense_calls) == 12
+
+
+def test_a_shared_bias_is_built_once(dense_calls):
+    model = posenc.patch_model(tiny_vit.vit(depth=3), "swin", share=True)
+    x = tiny_vit.images(model)
+    with torch.no_grad():
+        model(x)
+        model(x)
+    assert len(dense_calls) == 1
+
+
+def test_nothing_is_remembered_with_gradients(dense_calls):
+    encoding = build("swin")
+    q, k, v = qkv()
+    for count in (1, 2):
+        attend(q, k, v, encoding(q, k, LAYOUT)).sum().backward()
+        assert len(dense_calls) == count
+    assert encoding.table.grad.any()
+
+
+def test_contextual_terms_are_not_remembered():
+    irpe = oracles.randomise(IRPE(LAYOUT, 2, 4)).eval()
+    q, k, _ = qkv()
+    with torch.no_grad():
+        one, two = irpe(q, k, LAYOUT)[0], irpe(2 * q, k, LAYOUT)[0]
+    torch.testing.assert_close(two.lookup, 2 * one.lookup)
+
+
+# Memory, pickles and copies
+
+
+def filled(name="swin"):
+    encoding = build(name)
+    output(encoding)
+    return encoding
+
+
+FORGET = {
+    "train": lambda encoding: encoding.train(),
+    "eval": lambda encoding: encoding.eval(),
+    "to": lambda encoding: encoding.to(torch.float64),
+    "load": lambda encoding: encoding.load_state_dict(encoding.state_dict()),
+}
+
+
+@pytest.mark.parametrize("how", FORGET)
+def test_memory_is_released(how):
+    gc.collect()
+    start = Memo.held_bytes
+    encoding = filled()
+    q, k, _ = qkv()
+    with torch.no_grad():
+        held = weakref.ref(encoding(q, k, LAYOUT)[0].memo.get(("mask", torch.float32)))
+    assert Memo.held_bytes > start
+    assert held() is not None
+    FORGET[how](encoding)
+    assert held() is None
+    assert Memo.held_bytes == start
+
+
+def test_memory_is_released_with_the_module():
+    gc.collect()
+    start = Memo.held_bytes
+    encoding = filled()
+    assert Memo.held_bytes - start == 2 * 13 * 13 * 4  # heads, N, N, float32
+    del encoding
+    assert Memo.held_bytes == start
+
+
+def test_a_new_bias_replaces_the_old_one():
+    gc.collect()
+    start = Memo.held_bytes
+    encoding = filled()
+    held = Memo.held_bytes
+    for _ in range(3):
+        encoding.table.data.add_(1.0)
+        output(encoding)
+    assert Memo.held_bytes == held > start
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_never_pickled(name):
+    encoding = build(name)
+    size = len(pickle.dumps(encoding))
+    expected = output(encoding)
+    data = pickle.dumps(encoding)
+    assert len(data) == size
+    assert torch.equal(output(pickle.loads(data)), expected)
+
+
+def test_never_pickled_with_a_model():
+    model = posenc.patch_model(tiny_vit.vit(), "swin+human_part", share=True)
+    size = len(pickle.dumps(model))
+    with torch.no_grad():
+        model(tiny_vit.images(model))
+    assert len(pickle.dumps(model)) == size
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_never_copied(name):
+    gc.collect()
+    encoding = filled(name)
+    held = Memo.held_bytes
+    clone = copy.deepcopy(encoding)
+    assert Memo.held_bytes == held
+    next(clone.parameters()).data.add_(0.5)
+    assert torch.equal(output(clone), fresh(clone))
+    assert torch.equal(output(encoding), fresh(encoding))
