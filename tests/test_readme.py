@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+
 from posenc import registry
 
 README = Path(__file__).parents[1] / "README.md"
