@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import torch
 
+from posenc.attention import lowrank
 from posenc.attention.call import AttentionCall
 
 # Up to here plain mathematics was measured to train as fast as SDPA's unfused path, or faster.
 EAGER_TOKENS = 600
+# More columns than this cost more than a mask.
+MAX_RANK = 16
 
 
 def pick(call: AttentionCall, rejections: dict[str, str | None]) -> tuple[str, str]:
     """(backend, why in words), among the backends that do not reject the call."""
     if reason := rejections["sdpa"]:
         return "reference", reason
-    if _trains_bias_on_cpu(call) and call.query.shape[2] <= EAGER_TOKENS:
+    if not call.biases:
+        return "sdpa", "plain attention"
+    thin = rejections["lowrank"] is None and lowrank.rank(call) <= MAX_RANK
+    large = call.query.shape[2] > EAGER_TOKENS
+    if call.query.device.type != "cpu" and thin:
+        return "lowrank", "no mask in memory (an estimate, not measured on this device)"
+    if _trains_bias(call) and not large and call.query.device.type == "cpu":
         return (
             "reference",
             "a bias with a gradient takes SDPA's unfused path on the CPU, and plain mathematics "
             f"is as fast or faster up to {EAGER_TOKENS} tokens",
         )
-    return "sdpa", "fused attention, the biases as its mask" if call.biases else "plain attention"
+    if thin and large and not _is_remembered(call):
+        return "lowrank", f"fused attention in O(N) memory, faster above {EAGER_TOKENS} tokens"
+    return "sdpa", "fused attention, the biases as its mask"
 
 
-def _trains_bias_on_cpu(call: AttentionCall) -> bool:
+def _trains_bias(call: AttentionCall) -> bool:
     return (
-        call.query.device.type == "cpu"
-        and call.query.dtype == call.dtype  # not in 16 bit, where it was not measured
+        call.query.dtype == call.dtype  # not in 16 bit, where it was not measured
         and torch.is_grad_enabled()
         and any(term.requires_grad for term in call.biases)
     )
+
+
+def _is_remembered(call: AttentionCall) -> bool:
+    """Static biases in eval: the dense mask is built once."""
+    return all(term.memo is not None for term in call.biases)
