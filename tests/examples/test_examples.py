@@ -1,0 +1,40 @@
+"""The examples run, and write what they promise."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(script, *arguments, cwd):
+    command = [sys.executable, str(EXAMPLES / script), *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_quickstart(tmp_path):
+    out = run("quickstart.py", cwd=tmp_path)
+    changed = next(line for line in out.splitlines() if line.startswith("logits changed by"))
+    assert float(changed.split()[-1]) < 1e-5
+    assert "new parameters: 1,800" in out
+    assert "reloaded, equal: True" in out
+    assert (tmp_path / "demo" / "quickstart.safetensors").is_file()
+
+
+def test_compare_encodings(tmp_path):
+    chosen = ["none", "learned", "peg", "irpe"]
+    options = ["--passes", "160", "--seeds", "2", "--workers", "1", "--out", str(tmp_path)]
+    out = run("compare_encodings.py", *options, "--encodings", *chosen, cwd=tmp_path)
+    report = json.loads((tmp_path / "comparison.json").read_text())
+    assert [row["encoding"] for row in report["rows"]] == chosen
+    assert [row["new parameters"] for row in report["rows"]] == [0, 3200, 640, 1600]
+    for row in report["rows"]:
+        assert 0 < row["CLS"] <= 100
+        assert 0.3 < row["forward time"] < 5
+        assert f"| {row['encoding']} |" in out
+    assert "Against no position" in (tmp_path / "comparison.md").read_text()
+    for picture in ("accuracy.png", "bias_from_centre.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000
