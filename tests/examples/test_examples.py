@@ -19,7 +19,7 @@ def test_quickstart(tmp_path):
     out = run("quickstart.py", cwd=tmp_path)
     changed = next(line for line in out.splitlines() if line.startswith("logits changed by"))
     assert float(changed.split()[-1]) < 1e-5
-    assert "new parameters: 1,800" in out
+    assert "new parameters: 2,400" in out
     assert "reloaded, equal: True" in out
     assert (tmp_path / "demo" / "quickstart.safetensors").is_file()
 
