@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 
@@ -32,11 +33,16 @@ class TokenLayout:
 
     def __post_init__(self) -> None:
         for name, smallest in (("height", 1), ("width", 1), ("prefix", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
+            given = getattr(self, name)
+            try:
+                value = operator.index(given)  # NumPy's integers too
+            except TypeError:
+                value = None
+            if value is None or isinstance(given, bool):
                 raise TypeError(
-                    f"TokenLayout.{name} must be an int, got {value!r} ({type(value).__name__})"
+                    f"TokenLayout.{name} must be an int, got {given!r} ({type(given).__name__})"
                 )
+            object.__setattr__(self, name, value)
             if value < smallest:
                 raise ValueError(
                     f"TokenLayout.{name} must be at least {smallest}, got {value}: "

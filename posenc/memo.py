@@ -30,7 +30,7 @@ def memoised(build: F) -> F:
 
     @functools.wraps(build)
     def wrapper(*args: Hashable) -> Any:
-        if torch.compiler.is_compiling():
+        if is_transformed():
             return build(*args)
         key = (build, *args)
         with _lock:
@@ -44,6 +44,22 @@ def memoised(build: F) -> F:
         return value
 
     return wrapper  # type: ignore[return-value]
+
+
+def is_transformed(*tensors: torch.Tensor) -> bool:
+    """Whether something looks at operations instead of results: nothing may be remembered.
+
+    Compiling, exporting, tracing, functorch transforms, forward-mode gradients, dispatch modes
+    (fake tensors) and tensor subclasses.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(type(tensor) not in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
+    )
 
 
 def clear() -> None:

@@ -39,9 +39,14 @@ def register(name: str, encoding: type[Encoding]) -> None:
             f"{encoding!r}"
         )
     check_name(name)
-    if name in _ENCODINGS:
+    known = _ENCODINGS.get(name)
+    if known is not None and _origin(known) != _origin(encoding):  # a notebook cell may run twice
         raise ValueError(f"register: {name!r} is taken by {_ENCODINGS[name].__name__}")
     _ENCODINGS[name] = encoding
+
+
+def _origin(encoding: type) -> tuple[str, str]:
+    return encoding.__module__, encoding.__qualname__
 
 
 def check_name(name: str) -> None:
@@ -98,6 +103,14 @@ def option_names(build: Callable[..., Any]) -> list[str]:
     return [
         p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("device", "dtype")
     ]
+
+
+def resolved_options(build: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the defaults of those that were not given; ranges become tuples."""
+    parameters = inspect.signature(build).parameters
+    defaults = {name: parameters[name].default for name in option_names(build)}
+    given = {k: tuple(v) if isinstance(v, range) else v for k, v in options.items()}
+    return {k: v for k, v in defaults.items() if v is not inspect.Parameter.empty} | given
 
 
 def check_options(build: Callable[..., Any], options: dict[str, Any], name: str) -> None:

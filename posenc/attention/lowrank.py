@@ -14,6 +14,7 @@ from posenc.attention.call import AttentionCall
 from posenc.terms import LowRankBias
 
 BLOCK = 8  # kernels want head dims that are multiples of it
+MIN_SCALE = 1e-6
 MAX_WIDTH = 256  # of the fused kernels on CUDA
 
 
@@ -26,8 +27,10 @@ def rejects(call: AttentionCall) -> str | None:
         return f"no low-rank factors in {' and '.join(sorted(others)) or 'a call without a bias'}"
     if _width(call) > MAX_WIDTH:
         return f"head_dim and ranks make {_width(call)} columns, more than {MAX_WIDTH}"
-    if call.query.dtype != call.dtype and any(term.wide for term in _terms(call)):
+    if call.query.dtype != call.dtype and is_wide(call):
         return f"the factors of a wide bias span more than {call.query.dtype} resolves"
+    if abs(call.scale) < MIN_SCALE:
+        return f"the factors are divided by scale={call.scale}, which is too small"
     return None
 
 
@@ -40,7 +43,7 @@ def compute(call: AttentionCall) -> Tensor:
         _widen(call.query, width, left),
         _widen(call.key, width, right),
         _widen(call.value, width),  # on the CPU a narrower value takes the unfused path
-        attn_mask=call.attn_mask,
+        attn_mask=_mask(call),
         dropout_p=call.dropout_p,
         scale=call.scale,  # not that of the new width
     )
@@ -52,8 +55,18 @@ def rank(call: AttentionCall) -> int:
     return sum(term.left.shape[-1] for term in _terms(call))
 
 
+def is_wide(call: AttentionCall) -> bool:
+    """Whether the factors of any bias span many orders of magnitude."""
+    return any(term.wide for term in _terms(call))
+
+
 def _terms(call: AttentionCall) -> list[LowRankBias]:
     return [term for term in call.biases if isinstance(term, LowRankBias)]
+
+
+def _mask(call: AttentionCall) -> Tensor | None:
+    mask = call.attn_mask
+    return mask if mask is None or mask.dtype == torch.bool else mask.to(call.query.dtype)
 
 
 def _width(call: AttentionCall) -> int:

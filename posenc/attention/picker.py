@@ -19,27 +19,26 @@ def pick(call: AttentionCall, rejections: dict[str, str | None]) -> tuple[str, s
         return "reference", reason
     if not call.biases:
         return "sdpa", "plain attention"
-    thin = rejections["lowrank"] is None and lowrank.rank(call) <= MAX_RANK
+    trains = torch.is_grad_enabled() and any(term.requires_grad for term in call.biases)
     large = call.query.shape[2] > EAGER_TOKENS
-    if call.query.device.type != "cpu" and thin:
-        return "lowrank", "no mask in memory (an estimate, not measured on this device)"
-    if _trains_bias(call) and not large and call.query.device.type == "cpu":
+    full_precision = call.query.dtype == call.dtype  # 16 bit was not measured
+    thin = rejections["lowrank"] is None and lowrank.rank(call) <= MAX_RANK and full_precision
+    if thin and trains and lowrank.is_wide(call):
+        # The gradient is a small difference of large sums: 6e-4 off at 1025 tokens, alpha 1,
+        # and worse with alpha. It can be asked for by name.
+        thin = False
+    if call.query.device.type != "cpu":
+        if thin:
+            return "lowrank", "no mask in memory (an estimate, not measured on this device)"
+    elif trains and full_precision and not large:
         return (
             "reference",
             "a bias with a gradient takes SDPA's unfused path on the CPU, and plain mathematics "
             f"is as fast or faster up to {EAGER_TOKENS} tokens",
         )
-    if thin and large and not _is_remembered(call):
+    elif thin and large and not _is_remembered(call):
         return "lowrank", f"fused attention in O(N) memory, faster above {EAGER_TOKENS} tokens"
     return "sdpa", "fused attention, the biases as its mask"
-
-
-def _trains_bias(call: AttentionCall) -> bool:
-    return (
-        call.query.dtype == call.dtype  # not in 16 bit, where it was not measured
-        and torch.is_grad_enabled()
-        and any(term.requires_grad for term in call.biases)
-    )
 
 
 def _is_remembered(call: AttentionCall) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from posenc.functional.precision import without_autocast
 from posenc.layout import TokenLayout
-from posenc.memo import Memo
+from posenc.memo import Memo, is_transformed
 from posenc.terms import Term, ValueLookup
 
 
@@ -35,6 +36,11 @@ class Encoding(nn.Module, ABC):
         """Whether a freshly built module has an effect (`patch_model` then warns)."""
         return False
 
+    @property
+    def is_sized_by_grid(self) -> bool:
+        """Whether the sizes of parameters depend on the grid."""
+        return False
+
     def check_prefix(self, layout: TokenLayout) -> None:
         """Raises when `layout` has prefix tokens that no parameter was made for."""
         if layout.prefix and not self.layout.prefix and self.is_sized_by_prefix:
@@ -42,6 +48,15 @@ class Encoding(nn.Module, ABC):
                 f"{type(self).__name__} was built for {self.layout.prefix} prefix tokens, the "
                 f"layout {layout} has {layout.prefix}; build it with that prefix"
             )
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", None)
+        if metadata is not None and self.is_sized_by_grid:
+            # 16x8 and 8x16 give tables of equal size: the shapes alone would not tell.
+            metadata[prefix[:-1]]["posenc_grid"] = self.layout.grid
 
     def _load_from_state_dict(
         self,
@@ -53,9 +68,17 @@ class Encoding(nn.Module, ABC):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        grid = local_metadata.get("posenc_grid", self.layout.grid)
+        if self.is_sized_by_grid and tuple(grid) != self.layout.grid:
+            error_msgs.append(
+                f"{prefix[:-1]} was made for a {grid[0]}x{grid[1]} grid, this model's "
+                f"{type(self).__name__} for {self.layout.height}x{self.layout.width}: create the "
+                "model with that input size, load, then call model.set_input_size(...)"
+            )
+            return
         for name in self._parameters:
             value = state_dict.get(prefix + name)
-            if value is not None and not value.is_meta and not bool(torch.isfinite(value).all()):
+            if value is not None and not is_finite(value):
                 error_msgs.append(
                     f"{prefix}{name} has non-finite values, {type(self).__name__} was not loaded; "
                     "load a checkpoint from before the divergence"
@@ -175,10 +198,7 @@ class AttentionEncoding(Encoding):
     def _may_remember(self, q: Tensor) -> bool:
         # On other devices comparing the parameters would wait for the device.
         return not (
-            self.training
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or q.device.type != "cpu"
+            self.training or torch.is_grad_enabled() or q.device.type != "cpu" or is_transformed(q)
         )
 
     def train(self, mode: bool = True) -> AttentionEncoding:
@@ -214,7 +234,8 @@ class _StaticTerms:
         self, encoding: AttentionEncoding, q: Tensor, k: Tensor, layout: TokenLayout, scale: float
     ) -> tuple[Term, ...]:
         state = [*encoding.parameters(), *encoding.buffers()]
-        key = (layout, q.dtype, q.device)
+        # The class tells a parametrisation that came or went.
+        key = (layout, q.dtype, q.device, scale, type(encoding))
         seen, snapshot, terms = self._entry
         if seen != key or not _same_content(state, snapshot):
             # Outside inference mode: a later training step must be able to use its results.
@@ -234,15 +255,20 @@ def _same_content(state: list[Tensor], snapshot: list[Tensor]) -> bool:
 
 def _with_memo(terms: tuple[Term, ...]) -> Iterable[Term]:
     for term in terms:
-        # A view of a parameter may require grad even when it was made without.
+        # Copies: a view would follow the parameter, the memo would not.
         changes: dict[str, Any] = {
-            field.name: getattr(term, field.name).detach()
+            field.name: getattr(term, field.name).detach().clone()
             for field in dataclasses.fields(term)
             if isinstance(getattr(term, field.name), Tensor)
         }
         if not isinstance(term, ValueLookup):
             changes["memo"] = Memo()
         yield dataclasses.replace(term, **changes)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are; a meta tensor has none."""
+    return tensor.is_meta or bool(torch.isfinite(tensor).all())
 
 
 def check_layout(layout: Any, name: str) -> TokenLayout:
@@ -259,6 +285,17 @@ def check_positive(value: Any, name: str, owner: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{owner}: {name} must be a positive int, got {value!r}")
     return value
+
+
+def check_number(value: Any, name: str, owner: str) -> float:
+    """Raises unless `value` is one finite number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{owner}: {name} must be a finite number, got {value!r}")
+    return number
 
 
 def check_choice(value: Any, choices: tuple[str, ...], name: str, owner: str) -> str:

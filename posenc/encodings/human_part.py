@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import AttentionEncoding, check_positive
+from posenc.encodings.base import AttentionEncoding, check_number, check_positive
 from posenc.functional.coordinates import unit_coordinates
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
@@ -67,7 +67,8 @@ class HumanPart(AttentionEncoding):
     ) -> None:
         super().__init__(layout, num_heads, head_dim)
         self.parts = check_positive(parts, "parts", "HumanPart")
-        self.start_strength = float(strength)
+        self.start_strength = check_number(strength, "strength", "HumanPart")
+        device = torch.get_default_device() if device is None else device
 
         def parameter(values: Tensor) -> nn.Parameter:
             default = dtype or torch.get_default_dtype()
@@ -79,7 +80,7 @@ class HumanPart(AttentionEncoding):
         self.affinity = parameter(torch.eye(parts, device="cpu").repeat(num_heads, 1, 1))
         self.log_vertical_extent = parameter(ones * math.log(0.3))
         self.log_horizontal_extent = parameter(ones * math.log(0.6))
-        self.strength = parameter(ones * strength)
+        self.strength = parameter(ones * self.start_strength)
         if layout.prefix:  # a parameter without a gradient would stop DDP
             zeros = torch.zeros(num_heads, parts, device="cpu")
             self.prefix_query = parameter(zeros)

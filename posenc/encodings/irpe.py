@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import AttentionEncoding, check_choice
+from posenc.encodings.base import AttentionEncoding, check_choice, check_number
 from posenc.functional.pairs import (
     PREFIX_PAIRS,
     fit_buckets,
@@ -170,6 +168,7 @@ def _check_on(on: str, mode: str) -> str:
 
 
 def _check_ratio(ratio: float) -> float:
-    if not 0.5 <= ratio < math.inf:
+    number = check_number(ratio, "ratio", "IRPE")
+    if number < 0.5:
         raise ValueError(f"IRPE: ratio must be 0.5 (one bucket a side) or more, got {ratio!r}")
-    return float(ratio)
+    return number

@@ -58,6 +58,11 @@ class LearnedAbsolute(TokenEncoding):
         if init == "paper":
             nn.init.trunc_normal_(self.table, std=0.02)
 
+    @property
+    def is_sized_by_grid(self) -> bool:
+        """One row per token."""
+        return True
+
     def changes_at_start(self) -> bool:
         """With the paper's start."""
         return self.init == "paper"

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import AttentionEncoding, check_choice
+from posenc.encodings.base import AttentionEncoding, check_choice, check_number
 from posenc.functional.coordinates import patch_coordinates
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
@@ -39,7 +39,7 @@ class Quadratic(AttentionEncoding):
     Initial effect: heads attend to their offset; none with `strength=0`.
 
     Reference: Cordonnier et al. 2020, arXiv 1911.03584, equation 9 and theorem 1. At the border
-    the attention equals a convolution with replicate padding.
+    the attention equals, for large alpha, a convolution with replicate padding.
 
     >>> Quadratic(TokenLayout(2, 3), num_heads=9).centers[:3].tolist()
     [[0.0, 0.0], [-1.0, 0.0], [0.0, -1.0]]
@@ -59,7 +59,9 @@ class Quadratic(AttentionEncoding):
     ) -> None:
         super().__init__(layout, num_heads, head_dim)
         check_choice(init, ("stencil", "normal"), "init", "Quadratic")
-        self.start_strength = float(strength)
+        self.start_strength = check_number(strength, "strength", "Quadratic")
+        alpha = check_number(alpha, "alpha", "Quadratic")
+        device = torch.get_default_device() if device is None else device
         if init == "stencil":
             centers = _stencil(num_heads).to(
                 device=device, dtype=dtype or torch.get_default_dtype()
@@ -67,11 +69,9 @@ class Quadratic(AttentionEncoding):
         else:
             centers = math.sqrt(2) * torch.randn(num_heads, 2, device=device, dtype=dtype)
         self.centers = nn.Parameter(centers)
-        self.alpha = nn.Parameter(
-            torch.full((num_heads,), float(alpha), device=device, dtype=dtype)
-        )
+        self.alpha = nn.Parameter(torch.full((num_heads,), alpha, device=device, dtype=dtype))
         self.strength = nn.Parameter(
-            torch.full((num_heads,), float(strength), device=device, dtype=dtype)
+            torch.full((num_heads,), self.start_strength, device=device, dtype=dtype)
         )
 
     @property

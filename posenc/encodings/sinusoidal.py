@@ -1,18 +1,20 @@
-"""Fixed sine and cosine positions."""
+"""Sine and cosine positions."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import TokenEncoding, check_choice
+from posenc.encodings.base import TokenEncoding, check_choice, check_number
 from posenc.functional.precision import at_least_float32
 from posenc.functional.sincos import CONVENTIONS, sincos_table
 from posenc.layout import TokenLayout
 
 
 class Sinusoidal(TokenEncoding):
-    """Adds a fixed table: `x + strength * table`; prefix tokens pass unchanged.
+    """Adds a fixed table, with a learned strength: `x + strength * table`.
+
+    Prefix tokens pass unchanged.
 
     The conventions and formulas are those of `posenc.functional.sincos.sincos_table`; all are
     right on rectangles, where each token gets its own row and column.
@@ -46,16 +48,18 @@ class Sinusoidal(TokenEncoding):
     ) -> None:
         super().__init__(layout, embed_dim)
         self.convention = check_choice(convention, CONVENTIONS, "convention", "Sinusoidal")
-        if not temperature > 0:
+        self.temperature = check_number(temperature, "temperature", "Sinusoidal")
+        if self.temperature <= 0:
             raise ValueError(f"Sinusoidal: temperature must be positive, got {temperature!r}")
-        self.temperature = float(temperature)
-        self.start_strength = float(strength)
+        self.start_strength = check_number(strength, "strength", "Sinusoidal")
         if convention != "vaswani" and embed_dim % 4:
             raise ValueError(
                 f"Sinusoidal: embed_dim must be a multiple of 4 for convention={convention!r} "
                 f"(sine and cosine of row and column), got {embed_dim}"
             )
-        self.strength = nn.Parameter(torch.full((), float(strength), device=device, dtype=dtype))
+        self.strength = nn.Parameter(
+            torch.full((), self.start_strength, device=device, dtype=dtype)
+        )
 
     @property
     def is_sized_by_prefix(self) -> bool:

@@ -68,6 +68,11 @@ class SwinBias(AttentionEncoding):
         """Unless prefix pairs have no bias."""
         return self.prefix_pairs != "none"
 
+    @property
+    def is_sized_by_grid(self) -> bool:
+        """One entry per offset."""
+        return True
+
     def changes_at_start(self) -> bool:
         """With the paper's start."""
         return self.init == "paper"

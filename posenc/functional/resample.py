@@ -38,7 +38,7 @@ def resample_offsets(table: Tensor, old: tuple[int, int], new: tuple[int, int]) 
     Geometric spacing, linear interpolation: the k-th old offset of a side of n patches is
     placed at `1 + q + ... + q^(k-1)`, with q such that the last one falls on the last new
     offset; so near offsets keep their meaning in patches and far ones are stretched. Equal
-    sides (q = 1) are exact, and a side of 1 is constant.
+    sides (q = 1) are exact, a side of 1 is constant, and one of 2 is constant beyond its offset.
     """
     if old == new:
         return table

@@ -30,7 +30,8 @@ def sincos_table(
     - "vaswani": 1-D over the row-major index p, interleaved:
       `pe[2i] = sin(p / temperature ** (2i / dim))`, `pe[2i + 1] = cos(same)`.
 
-    Computed in float64 and rounded once.
+    Computed in float64 and rounded once. The tensor is remembered and shared: copy it before
+    changing it in place.
 
     Raises:
         ValueError: `dim` is not a multiple of 4 (mae, timm), or an unknown convention.

@@ -165,9 +165,14 @@ def _patch_as(model: nn.Module, config: dict[str, Any], state: dict[str, Tensor]
 def _compare(saved: dict[str, Any], current: dict[str, Any]) -> None:
     for key in _CONFIG_KEYS[:-1]:  # the backend may differ
         if key in current and saved[key] != current[key]:
+            hint = (
+                ". Create the model with that input size, load, then call set_input_size"
+                if key == "layout"
+                else ""
+            )
             raise ValueError(
                 f"the file does not fit this model. Of the file, {key}: {saved[key]}; of the "
-                f"model: {current[key]}"
+                f"model: {current[key]}{hint}"
             )
 
 

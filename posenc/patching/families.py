@@ -121,6 +121,11 @@ def _layout_source(backbone: Any, given: TokenLayout | None) -> LayoutSource:
             "follow yet: create the model with a fixed img_size"
         )
     grid = getattr(embedding, "grid_size", None)
+    if grid is not None and not getattr(embedding, "strict_img_size", True):
+        raise UnsupportedModelError(
+            f"{type(embedding).__name__} has strict_img_size=False: images of another shape would "
+            "pass with the positions of this one; create it with strict_img_size=True"
+        )
     if grid is None and given is not None:
         return GivenLayout(given)
     if grid is None:
@@ -128,7 +133,7 @@ def _layout_source(backbone: Any, given: TokenLayout | None) -> LayoutSource:
             f"{type(embedding).__name__} has no grid_size, so the layout is not known: pass "
             "layout=posenc.TokenLayout(height, width, prefix)"
         )
-    source = EmbeddingLayout(embedding, backbone.num_prefix_tokens)
+    source = EmbeddingLayout(backbone)
     if given not in (None, source.current()):
         raise UnsupportedModelError(
             f"layout={given} contradicts the model, whose patch embedding gives "

@@ -29,16 +29,15 @@ class GivenLayout:
 
 
 class EmbeddingLayout:
-    """The grid of the model's patch embedding, read at each call.
+    """The grid of the backbone's patch embedding, read at each call.
 
-    So timm's `set_input_size` on a patched model is followed.
+    So timm's `set_input_size` on a patched model is followed, and another embedding too.
     """
 
-    def __init__(self, embedding: nn.Module, prefix: int) -> None:
-        self.embedding = embedding
-        self.prefix = prefix
+    def __init__(self, backbone: nn.Module) -> None:
+        self.backbone: Any = backbone
 
     def current(self) -> TokenLayout:
         """The grid of the embedding, after the prefix tokens."""
-        grid: Any = self.embedding.grid_size
-        return TokenLayout(grid[0], grid[1], self.prefix)
+        grid = self.backbone.patch_embed.grid_size
+        return TokenLayout(grid[0], grid[1], self.backbone.num_prefix_tokens)

@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from posenc.encodings.base import is_finite
 from posenc.layout import TokenLayout
-from posenc.patching.families import UnsupportedModelError, check_model
+from posenc.patching.families import check_model
 from posenc.patching.layouts import GivenLayout
 from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
 from posenc.patching.sites import site_class
+from posenc.registry import resolved_options
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,9 @@ def unpatch_model(model: nn.Module) -> nn.Module:
     if record.hidden:
         backbone.pos_embed.requires_grad_(record.table_required_grad)
     del backbone._posenc_record
+    hooks = backbone._load_state_dict_pre_hooks
+    for key in [key for key, hook in hooks.items() if hook.hook is _refuse_non_finite]:
+        del hooks[key]
     return model
 
 
@@ -141,12 +146,15 @@ def patched_backbone(model: nn.Module) -> Any:
     Raises:
         ValueError: there is none.
     """
-    backbone = find_patched(model)
-    if backbone is None:
+    found = [(n, m) for n, m in model.named_modules() if "_posenc_record" in vars(m)]
+    if not found:
         raise ValueError(
             f"{type(model).__name__} is not patched; call posenc.patch_model(model, ...) first"
         )
-    return backbone
+    if len(found) > 1:
+        names = ", ".join(name for name, _ in found)
+        raise ValueError(f"{len(found)} patched models are in it ({names}): name one of them")
+    return found[0][1]
 
 
 def site_modules(backbone: Any) -> dict[str, Any]:
@@ -181,6 +189,17 @@ def apply_plan(plan: Plan) -> None:
     if hidden and table is not None:
         table.requires_grad_(False)  # or DDP would wait for its gradient
     backbone._posenc_record = record
+    backbone.register_load_state_dict_pre_hook(_refuse_non_finite)
+
+
+def _refuse_non_finite(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Runs before `load_state_dict` changes anything in the backbone."""
+    for key, value in state_dict.items():
+        if key.startswith(prefix) and ".posenc." in f".{key}" and not is_finite(value):
+            raise ValueError(
+                f"{key} has non-finite values; nothing was loaded. Load a checkpoint from before "
+                "the divergence"
+            )
 
 
 def _fused(planned: PlannedSite) -> Any:
@@ -190,7 +209,10 @@ def _fused(planned: PlannedSite) -> Any:
 def _config(plan: Plan) -> dict[str, Any]:
     layout = plan.anatomy.layout.current()
     return {
-        "encodings": [{"name": spec.name, "options": spec.options} for spec in plan.specs],
+        "encodings": [
+            {"name": spec.name, "options": resolved_options(spec.build, spec.options)}
+            for spec in plan.specs
+        ],
         "layout": {"height": layout.height, "width": layout.width, "prefix": layout.prefix},
         "layout_given": isinstance(plan.anatomy.layout, GivenLayout),
         "sites": sorted(name for name, p in plan.sites.items() if "attention" in p.roles),
@@ -213,6 +235,3 @@ def _warn_of_changes(plan: Plan) -> None:
             + (" (strength=0 or init='zero' starts without)" if changing else ""),
             stacklevel=3,
         )
-
-
-__all__ = ["PatchRecord", "UnsupportedModelError", "is_patched", "patch_model", "unpatch_model"]

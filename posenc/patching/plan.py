@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from posenc.attention import Explanation, explain
 from posenc.attention.api import check_backend
 from posenc.encodings.base import AttentionEncoding, Encoding, check_layout
 from posenc.encodings.learned import LearnedAbsolute
@@ -107,6 +109,8 @@ def make_plan(
         _hide_table(plan)
     for planned in plan.sites.values():
         planned.new_class()
+        if backend != "auto" and planned.site.attention:
+            _check_backend_computes(plan, planned)
     warn_if_pointless(anatomy.layout.current())
     return plan
 
@@ -167,6 +171,11 @@ def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
 
 
 def _own(plan: Plan, planned: PlannedSite, name: str, encoding: Encoding) -> None:
+    if not plan.share and any(encoding is other for other in plan.encodings):
+        raise ValueError(
+            f"{name}: the callable returned the same module for two sites; return a new one each "
+            "time, or pass share=True"
+        )
     if plan.share:
         # Registered once, on the root: EMA and safetensors then see it once.
         plan.root[name] = encoding
@@ -184,6 +193,12 @@ def _at(plan: Plan, name: str, role: str) -> PlannedSite:
         site = Site(name or type(module).__name__, plan.anatomy.layout, plan.backend)
         plan.sites[name] = PlannedSite(module, site)
     planned = plan.sites[name]
+    method = "_pos_embed" if role in ("position", "hide") else "forward"
+    if method in vars(planned.module):
+        raise UnsupportedModelError(
+            f"{planned.site.name}: its {method} was replaced on the instance (a hook of another "
+            "library), which would bypass the encoding; patch first"
+        )
     if role not in planned.roles:
         planned.roles.append(role)
     return planned
@@ -244,14 +259,40 @@ def _choose(names: list[str], blocks: Blocks) -> list[str]:
         return names[blocks]
     if callable(blocks):
         return [name for name in names if blocks(name)]
-    indices = [blocks] if isinstance(blocks, int) else list(blocks)
+    try:
+        indices = [
+            operator.index(i) for i in (blocks if isinstance(blocks, Iterable) else [blocks])
+        ]
+    except TypeError:
+        raise ValueError(
+            f"blocks must be None, indices, a slice or a predicate on the name, got {blocks!r}"
+        ) from None
     for index in indices:
-        if not isinstance(index, int) or not -len(names) <= index < len(names):
+        if not -len(names) <= index < len(names):
             raise ValueError(
                 f"blocks={blocks!r}: {index!r} is not an index of the model's {len(names)} "
                 "attention modules"
             )
     return [names[index] for index in indices]
+
+
+def _check_backend_computes(plan: Plan, planned: PlannedSite) -> None:
+    """Raises with the backend's reason: not at the first forward."""
+    encodings = {**planned.own, **planned.site.shared}
+    chosen = [encodings[name] for name in planned.site.attention]
+    explain_site(planned.module, chosen, plan.anatomy.layout.current(), plan.backend)
+
+
+def explain_site(
+    module: Any, encodings: list[Encoding], layout: TokenLayout, backend: str
+) -> Explanation:
+    """What `attend` would do at this site for one image, in eval."""
+    parameter = next(module.parameters())
+    shape = (1, module.num_heads, layout.num_tokens, module.head_dim)
+    q = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
+    with torch.no_grad():
+        terms = [term for encoding in encodings for term in encoding(q, q, layout)]
+        return explain(q, q, q, terms, backend=backend)
 
 
 def _hide_table(plan: Plan) -> None:

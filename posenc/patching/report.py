@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from posenc.attention import explain
 from posenc.encodings.base import Encoding
+from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.checkpoint import patched_encodings
 from posenc.patching.families import UnsupportedModelError, check_fused_flag, examine
 from posenc.patching.patch import PatchRecord, find_patched, patched_backbone, site_modules
+from posenc.patching.plan import explain_site
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def summary(model: nn.Module) -> Summary:
         new_parameters=sum(p.numel() for e in modules.values() for p in e.parameters()),
         changing=tuple(n for n, e in by_name.items() if _as_encoding(e).changes_at_start()),
         backend=_backend(sites, record),
-        warnings=_doubled(by_name, own),
+        warnings=_doubled(by_name, own) + _hidden(by_name, record),
     )
 
 
@@ -155,7 +154,7 @@ def _own_positions(backbone: Any, record: PatchRecord) -> tuple[str, ...]:
 
 def _doubled(by_name: dict[str, nn.Module], own: tuple[str, ...]) -> tuple[str, ...]:
     """Absolute positions on top of absolute positions."""
-    absolute = [name for name in by_name if name in ("learned", "sinusoidal")]
+    absolute = [n for n, e in by_name.items() if getattr(e, "placement", None) == "position"]
     if absolute and own and "hidden" not in own[0]:
         return (
             f"{' and '.join(absolute)} on top of the model's own absolute table; "
@@ -164,19 +163,19 @@ def _doubled(by_name: dict[str, nn.Module], own: tuple[str, ...]) -> tuple[str, 
     return ()
 
 
+def _hidden(by_name: dict[str, nn.Module], record: PatchRecord) -> tuple[str, ...]:
+    if not record.hidden or any(isinstance(e, LearnedAbsolute) for e in by_name.values()):
+        return ()
+    return ("the model's position table is hidden, so its outputs changed at start",)
+
+
 def _backend(sites: dict[str, Any], record: PatchRecord) -> str:
     asked = str(record.config["backend"])
     site = next((module for module in sites.values() if module._posenc.attention), None)
     if site is None:
         return "not used (no encoding acts inside attention)"
-    layout = site._posenc.layout.current()
     encodings = list(site._posenc.encodings(site, site._posenc.attention))
-    parameter = next(site.parameters())
-    shape = (1, site.num_heads, layout.num_tokens, site.head_dim)
-    q = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
-    with torch.no_grad(), warnings.catch_warnings():
-        terms = [term for encoding in encodings for term in encoding(q, q, layout)]
-        choice = explain(q, q, q, terms, backend=asked).choice
+    choice = explain_site(site, encodings, site._posenc.layout.current(), asked).choice
     return choice if asked == choice else f"{asked} ({choice})"
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from posenc.attention import attend
 from posenc.encodings.base import AttentionEncoding, Encoding, TokenEncoding
 from posenc.intercept import (
-    CannotRewrite,
     check_self_contained,
     compile_method,
     generate_class,
@@ -27,9 +26,9 @@ from posenc.layout import TokenLayout
 from posenc.patching.layouts import LayoutSource
 from posenc.terms import Term
 
-# What a site does: replace the attention call in its forward; encode the tokens that its
-# forward returns; encode the tokens of its position step; hide its absolute table there.
-ROLES = ("attention", "block", "position", "hide")
+# Roles, what a site does: "attention" replaces the attention call in its forward; "block"
+# encodes the tokens that its forward returns; "position" encodes those of its position step;
+# "hide" hides its absolute table there.
 
 
 @dataclass
@@ -190,6 +189,3 @@ def acts_on(encoding: Encoding) -> str:
         "an encoding must be a posenc.AttentionEncoding or posenc.TokenEncoding, got "
         f"{type(encoding).__name__}"
     )
-
-
-__all__ = ["ROLES", "CannotRewrite", "Site", "acts_on", "site_class"]

@@ -70,16 +70,27 @@ def test_a_patched_checkpoint_in_an_unpatched_model_names_our_keys():
 @pytest.mark.parametrize("names", ["irpe", "peg", "learned", "swin", "human_part"])
 @pytest.mark.parametrize("strict", [True, False])
 def test_non_finite_tables_are_not_loaded(bad, names, strict):
+    """Nor is anything else of that checkpoint."""
     model = patched(names)
-    state = values(model)
+    kept = values(model)
+    state = {key: value + 1 for key, value in kept.items()}
     key = next(iter(posenc.encoding_state_dict(model)))
     state[key].view(-1)[-1] = bad
-    kept = posenc.encoding_state_dict(model)[key].clone()
-    with pytest.raises(
-        RuntimeError, match=f"{key} has non-finite values, .* before the divergence"
-    ):
+    with pytest.raises(ValueError, match=f"{key} has non-finite values; nothing was loaded"):
         model.load_state_dict(state, strict=strict)
-    assert torch.equal(model.state_dict()[key], kept)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, kept[name]), name
+    posenc.unpatch_model(model)
+    assert not model._load_state_dict_pre_hooks
+
+
+@pytest.mark.parametrize("names", ["swin", "learned"])
+def test_a_table_of_another_grid_with_as_many_entries_is_refused(names):
+    tall = patch_model(vit(img_size=(20, 12), pos_embed="none"), names)
+    wide = patch_model(vit(img_size=(12, 20), pos_embed="none"), names)
+    with pytest.raises(RuntimeError, match=r"made for a 5x3 grid, this model's .* for 3x5"):
+        wide.load_state_dict(tall.state_dict())
+    tall.load_state_dict(patch_model(vit(img_size=(20, 12), pos_embed="none"), names).state_dict())
 
 
 def test_encoding_state_dict_is_part_of_the_state_dict():
