@@ -24,18 +24,23 @@ GRID = 7
 def draw_accuracy(rows: list[dict[str, Any]], path: Path) -> None:
     """One point per encoding and read-out, error bars over the seeds."""
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    for shift, readout, marker in ((-0.1, "CLS", "o"), (0.1, "mean", "s")):
+    for shift, readout, marker, colour in ((-0.1, "CLS", "o", "C0"), (0.1, "mean", "s", "C1")):
+        if rows[0]["encoding"] == "none":
+            axes.axhline(rows[0][readout], color=colour, linestyle=":", linewidth=1)
         axes.errorbar(
             [index + shift for index in range(len(rows))],
             [row[readout] for row in rows],
             yerr=[row[f"{readout} spread"] for row in rows],
             fmt=marker,
+            color=colour,
             capsize=4,
             label="read from the " + ("CLS token" if readout == "CLS" else "mean token"),
         )
     axes.set_xticks(range(len(rows)), [row["encoding"] for row in rows])
     axes.set_ylabel("test accuracy, %")
-    axes.set_title("A tiny ViT on real digits: what position adds (bars: spread over seeds)")
+    axes.set_title(
+        "A tiny ViT on real digits: what position adds (bars: spread over seeds, dotted: none)"
+    )
     axes.grid(axis="y", alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -67,7 +72,7 @@ def draw_learned(models: dict[str, nn.Module], images: Tensor, path: Path) -> No
 KINDS = {
     "learned": "cosine similarity\nof positions",
     "sinusoidal": "cosine similarity\nof positions",
-    "peg": "kernel weights\n(strongest channels)",
+    "peg": "3x3 kernels,\nstrongest channels",
 }
 
 
@@ -110,7 +115,7 @@ def similarities(encoding: nn.Module) -> Iterator[tuple[str, Tensor, tuple[int, 
     """Cosine similarity of one patch's position vector to all others."""
     layout = posenc.TokenLayout(GRID, GRID, prefix=1)
     with torch.no_grad():
-        table = encoding(torch.zeros(1, layout.num_tokens, 64), layout)[0, 1:]
+        table = encoding(torch.zeros(1, layout.num_tokens, encoding.embed_dim), layout)[0, 1:]
     table = torch.nn.functional.normalize(table - table.mean(dim=0), dim=-1)
     last, centre = GRID - 1, GRID // 2
     for title, (row, column) in {
