@@ -11,7 +11,7 @@ BIN := .venv/bin
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/python examples/quickstart.py
+	mkdir -p demo && cd demo && ../$(BIN)/python ../examples/quickstart.py
 	$(BIN)/python examples/compare_encodings.py --out demo
 
 test: .venv/installed

@@ -25,7 +25,7 @@ def test_quickstart(tmp_path):
     assert float(changed.split()[-1]) < 1e-5
     assert "new parameters: 2,400" in out
     assert "reloaded, equal: True" in out
-    assert (tmp_path / "demo" / "quickstart.safetensors").is_file()
+    assert (tmp_path / "quickstart.safetensors").is_file()
 
 
 def test_compare_encodings(tmp_path):
