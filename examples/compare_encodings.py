@@ -256,24 +256,31 @@ def markdown_table(rows: list[dict[str, object]]) -> list[str]:
 
 
 def conclusions(rows: list[dict[str, object]], seeds: int) -> list[str]:
-    """Where the difference to no position is more than twice its standard error."""
-    base = next((row for row in rows if row["encoding"] == "none"), None)
-    if base is None:
-        return []
-    lines = [f"± is the standard deviation over {seeds} seeds. Against no position:"]
+    """Where a difference is more than twice its standard error, and where it is not."""
+    lines = [f"± is the standard deviation over {seeds} seeds.", ""]
+    for base in rows:
+        if base["encoding"] in ("none", "learned"):
+            lines += against(base, rows, seeds)
+    if any(row["encoding"] == "human_part" for row in rows):
+        lines.append("- human_part is made for upright people, not for digits")
+    return lines
+
+
+def against(base: dict[str, object], rows: list[dict[str, object]], seeds: int) -> list[str]:
+    """Verdicts on every other row."""
+    name = "no position" if base["encoding"] == "none" else "the learned table"
+    lines = []
     for readout in READOUTS:
-        verdicts: dict[str, list[str]] = {"helps": [], "hurts": [], "no clear difference": []}
+        verdicts: dict[str, list[str]] = {"better": [], "worse": [], "no clear difference": []}
         for row in rows:
-            if row is not base:
+            if row is not base and row["encoding"] != "none":
                 gain = row[readout] - base[readout]  # type: ignore[operator]
                 error = math.hypot(*(standard_error(r, readout, seeds) for r in (row, base)))
-                kind = "helps" if gain > 2 * error else "hurts" if gain < -2 * error else ""
+                kind = "better" if gain > 2 * error else "worse" if gain < -2 * error else ""
                 verdicts[kind or "no clear difference"].append(f"{row['encoding']} ({gain:+.1f})")
         for verdict, names in verdicts.items():
             if names:
-                lines.append(f"- read from {readout}, {verdict}: {', '.join(names)}")
-    if any(row["encoding"] == "human_part" for row in rows):
-        lines.append("- human_part is made for upright people, not for digits")
+                lines.append(f"- against {name}, {readout}: {verdict}: {', '.join(names)}")
     return lines
 
 

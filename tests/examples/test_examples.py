@@ -39,6 +39,6 @@ def test_compare_encodings(tmp_path):
         assert 0 < row["CLS"] <= 100
         assert 0.3 < row["forward time"] < 5
         assert f"| {row['encoding']} |" in out
-    assert "Against no position" in (tmp_path / "comparison.md").read_text()
+    assert "against no position, CLS: " in (tmp_path / "comparison.md").read_text()
     for picture in ("accuracy.png", "bias_from_centre.png"):
         assert (tmp_path / picture).stat().st_size > 10_000
