@@ -13,7 +13,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -88,18 +87,14 @@ def forward(model: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def import_seconds(runs: int = 5) -> float:
-    """Median time of `import torch; import posenc` minus that of `import torch`, in turns."""
-    differences = []
-    for _ in range(runs):
-        alone = process_seconds("import torch")
-        differences.append(process_seconds("import torch; import posenc") - alone)
-    return statistics.median(differences)
-
-
-def process_seconds(code: str) -> float:
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True)
-    return time.perf_counter() - start
+    """Median process time of `import posenc` after `import torch`, each in a new process."""
+    code = (
+        "import time, torch; start = time.process_time(); import posenc; "
+        "print(time.process_time() - start)"
+    )
+    command = [sys.executable, "-c", code]
+    outputs = [subprocess.run(command, check=True, capture_output=True) for _ in range(runs)]
+    return statistics.median(float(output.stdout) for output in outputs)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Every Python block of the README runs, and the first one comes early."""
 
+import json
 import re
 import warnings
 from pathlib import Path
@@ -29,3 +30,36 @@ def test_runnable_code_by_line_25():
 def test_own_encoding_is_about_30_lines():
     block = next(b for b in BLOCKS if "class Distance" in b)
     assert len([line for line in block.splitlines() if line.strip()]) <= 30
+
+
+def test_quoted_numbers_equal_the_result_files():
+    results = README.parent / "benchmarks" / "results"
+    forward, training, model = (
+        json.loads((results / f"{name}.json").read_text())
+        for name in ("attention_cpu", "attention_cpu_training", "model_cpu")
+    )
+    rows = [
+        line for line in README.read_text().splitlines() if re.match(r"\| `[a-z].*[0-9] \|", line)
+    ]
+    assert len(rows) == 7
+    for row in rows:
+        case, *quoted = (cell.strip(" `") for cell in row.strip("|").split("|"))
+        cells = [ratio(forward, case, shape) for shape in ("vit-s-224", "vit-s-384")]
+        cells += [ratio(training, case, shape) for shape in ("vit-s-224", "vit-s-384", "1024")]
+        whole = model["ratios_to_unpatched"].get(case)
+        assert quoted == [*cells, f"{whole['median']:.2f}" if whole else "-"]
+
+
+def ratio(report, case, shape):
+    rows = report["ratios_to_plain_sdpa"]
+    return next(f"{r['median']:.2f}" for r in rows if (r["case"], r["shape"]) == (case, shape))
+
+
+def test_quoted_accuracies_equal_the_comparison():
+    rows = json.loads((README.parent / "docs/comparison/comparison.json").read_text())["rows"]
+    none, *others = rows
+    assert none["encoding"] == "none"
+    text = README.read_text()
+    assert f"{none['CLS']:.0f} % from the CLS token and {none['mean']:.0f} %" in text
+    values = [row[readout] for row in others for readout in ("CLS", "mean")]
+    assert f"({min(values):.0f} to {max(values):.0f} %)" in text
