@@ -42,7 +42,7 @@ def draw_accuracy(rows: list[dict[str, Any]], path: Path) -> None:
         "A tiny ViT on real digits: what position adds (bars: spread over seeds, dotted: none)"
     )
     axes.grid(axis="y", alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
