@@ -75,7 +75,7 @@ def rewritten_forward(original: Any) -> Callable[..., Tensor]:
     rewriter.rewrite(function)
     if not rewriter.replaced:
         raise CannotRewrite("its forward does not call F.scaled_dot_product_attention")
-    return compile_method(tree, forward)
+    return compile_method(tree, function, forward)
 
 
 def parse_method(method: Callable[..., Any]) -> tuple[ast.Module, ast.FunctionDef]:
@@ -102,10 +102,8 @@ def parse_method(method: Callable[..., Any]) -> tuple[ast.Module, ast.FunctionDe
     return tree, function
 
 
-def compile_method(tree: ast.Module, method: Any) -> Callable[..., Any]:
-    """The tree as a function with the globals, defaults and file of `method`."""
-    function = tree.body[0]
-    assert isinstance(function, ast.FunctionDef)
+def compile_method(tree: ast.Module, function: ast.FunctionDef, method: Any) -> Callable[..., Any]:
+    """The tree's only function, with the globals, defaults and file of `method`."""
     # Defaults and annotations are taken over, not evaluated a second time.
     for argument in ast.walk(function.args):
         if isinstance(argument, ast.arg):

@@ -53,7 +53,7 @@ def check_call(call: AttentionCall) -> None:
     """Raises when the arguments do not fit each other."""
     _check_tensors(call)
     if call.attn_mask is not None:
-        _check_mask(call)
+        _check_mask(call, call.attn_mask)
     if call.terms:
         _check_terms(call)
 
@@ -90,9 +90,7 @@ def _check_device(name: str, tensor: Tensor, call: AttentionCall) -> None:
         )
 
 
-def _check_mask(call: AttentionCall) -> None:
-    mask = call.attn_mask
-    assert mask is not None
+def _check_mask(call: AttentionCall, mask: Tensor) -> None:
     _check_device("attn_mask", mask, call)
     if call.is_causal:
         raise ValueError("attend: attn_mask and is_causal=True exclude each other, as in SDPA")

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from posenc.encodings.base import Encoding
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.checkpoint import patched_encodings
@@ -115,7 +114,9 @@ def summary(model: nn.Module) -> Summary:
     record: PatchRecord = backbone._posenc_record
     sites = site_modules(backbone)
     modules = patched_encodings(model)
-    by_name = {key.rpartition(".")[2]: encoding for key, encoding in modules.items()}
+    by_name: dict[str, Any] = {
+        key.rpartition(".")[2]: encoding for key, encoding in modules.items()
+    }
     own = _own_positions(backbone, record)
     return Summary(
         layout=next(iter(sites.values()))._posenc.layout.current(),
@@ -130,15 +131,10 @@ def summary(model: nn.Module) -> Summary:
         own_positions=own,
         encodings={name: _describe(encoding) for name, encoding in by_name.items()},
         new_parameters=sum(p.numel() for e in modules.values() for p in e.parameters()),
-        changing=tuple(n for n, e in by_name.items() if _as_encoding(e).changes_at_start()),
+        changing=tuple(n for n, e in by_name.items() if e.changes_at_start()),
         backend=_backend(sites, record),
         warnings=_doubled(by_name, own) + _hidden(by_name, record),
     )
-
-
-def _as_encoding(module: nn.Module) -> Encoding:
-    assert isinstance(module, Encoding)
-    return module
 
 
 def _describe(encoding: nn.Module) -> str:

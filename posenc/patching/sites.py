@@ -155,7 +155,7 @@ def _with_hidden_table(original: Any) -> Callable[..., Any]:
     tree, function = parse_method(method)
     check_self_contained(function)
     _HideTable(self_name(function)).visit(function)
-    return compile_method(tree, method)
+    return compile_method(tree, function, method)
 
 
 class _HideTable(ast.NodeTransformer):
