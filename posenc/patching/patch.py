@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from posenc.encodings.base import is_finite
+from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.families import check_model
 from posenc.patching.layouts import GivenLayout
@@ -24,7 +25,6 @@ class PatchRecord:
     Args:
         sites: name of each site -> its roles.
         fused_attn: name of each site whose flag was switched on -> the flag before.
-        root_names: encodings registered on the backbone.
         hidden: whether the absolute table is hidden.
         table_required_grad: the table's flag before.
         config: what was asked for, JSON-able where the encodings are registered.
@@ -32,7 +32,6 @@ class PatchRecord:
 
     sites: dict[str, tuple[str, ...]]
     fused_attn: dict[str, bool]
-    root_names: tuple[str, ...]
     hidden: bool
     table_required_grad: bool
     config: dict[str, Any]
@@ -171,7 +170,6 @@ def apply_plan(plan: Plan) -> None:
     record = PatchRecord(
         sites={name: tuple(sorted(planned.roles)) for name, planned in plan.sites.items()},
         fused_attn={name: _fused(p) for name, p in plan.sites.items() if _fused(p) is not None},
-        root_names=tuple(plan.root),
         hidden=hidden,
         table_required_grad=bool(table is not None and table.requires_grad),
         config=_config(plan),
@@ -224,9 +222,8 @@ def _config(plan: Plan) -> dict[str, Any]:
 
 def _warn_of_changes(plan: Plan) -> None:
     changing = sorted({type(e).__name__ for e in plan.encodings if e.changes_at_start()})
-    removed = plan.absolute == "remove" and "LearnedAbsolute" not in {
-        type(encoding).__name__ for encoding in plan.encodings
-    }
+    inherits = any(isinstance(encoding, LearnedAbsolute) for encoding in plan.encodings)
+    removed = plan.absolute == "remove" and not inherits
     reasons = [f"{name} has an effect from the start" for name in changing]
     reasons += ["the model's position table is hidden"] if removed else []
     if reasons:

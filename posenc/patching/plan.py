@@ -205,7 +205,7 @@ def _at(plan: Plan, name: str, role: str) -> PlannedSite:
 
 
 def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) -> Encoding:
-    """On the device, in the dtype and in the training mode of the module it goes to."""
+    """On the device and in the dtype of the module that it goes to."""
     parameter = next(near.parameters())
     if not parameter.is_floating_point():
         raise UnsupportedModelError(
