@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from posenc.encodings.base import Encoding
 from posenc.layout import TokenLayout
-from posenc.patching.families import examine
+from posenc.patching.anatomy import examine
 from posenc.patching.patch import apply_plan, find_patched, patched_backbone, unpatch_model
 from posenc.patching.plan import make_plan
 from posenc.registry import list_encodings
@@ -141,7 +141,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tenso
 def _patch_as(model: nn.Module, config: dict[str, Any], state: dict[str, Tensor]) -> None:
     """Patches as the file says, without the warning: the outputs are meant to change."""
     layout = TokenLayout(**config["layout"]) if config["layout_given"] else None
-    current = examine(model, layout).layout.current()
+    current = examine(model, layout).layout.at_rest()
     _compare({"layout": config["layout"]}, {"layout": vars(current)})
     sites = set(config["sites"])
     plan = make_plan(

@@ -1,205 +1,211 @@
-"""What posenc knows of timm models: where their layout and their attention are.
+"""What posenc knows of timm models: where their layout, their attention and their tables are.
 
-The only place with knowledge of a model family; timm is imported inside the functions.
+Data, as far as possible; classes are named by path and imported when a model is examined.
 """
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass, field
+import functools
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from posenc.intercept import CannotRewrite, rewritten_forward
-from posenc.layout import TokenLayout
-from posenc.patching.layouts import EmbeddingLayout, GivenLayout, LayoutSource
+from posenc.patching.layouts import LayoutSource, WindowLayout
+
+# From an embedding, its first argument and its result to the grid of its tokens.
+SeenGrid = Callable[[Any, Any, Any], tuple[int, int]]
 
 
 class UnsupportedModelError(ValueError):
     """A model or module that posenc refuses, with the reason and what to do."""
 
 
+def grid_of_embedding(embedding: Any, image: Any, result: Any) -> tuple[int, int]:
+    """Of timm's PatchEmbed and HybridEmbed."""
+    if getattr(embedding, "output_fmt", None) == "NHWC":
+        return result.shape[1], result.shape[2]
+    height, width = embedding.dynamic_feat_size(tuple(image.shape[-2:]))
+    return height, width
+
+
+def grid_of_naflex(embedding: Any, image: Any, result: Any) -> tuple[int, int]:
+    """Of NaFlexEmbeds, which returns it for images only."""
+    if result[1] is None:
+        raise UnsupportedModelError(_PATCH_DICTIONARY)
+    height, width = result[1]
+    return height, width
+
+
+def grid_of_gemma(embedding: Any, image: Any, result: Any) -> tuple[int, int]:
+    """Of Gemma4PatchEmbed."""
+    if not isinstance(image, Tensor) or image.dim() != 4 or result[2] is not None:
+        raise UnsupportedModelError(_PATCH_DICTIONARY)
+    patch_height, patch_width = embedding.patch_size
+    return image.shape[2] // patch_height, image.shape[3] // patch_width
+
+
+_PATCH_DICTIONARY = (
+    "posenc: patches with coordinates (NaFlex dictionaries) have a grid per sample, and posenc "
+    "needs one layout for the batch: call the model with images of one size [B, C, H, W]"
+)
+
+
 @dataclass(frozen=True)
-class AttentionSite:
-    """A module with an attention call that can be replaced."""
-
-    name: str
-    module: nn.Module
-    num_heads: int
-    head_dim: int
-
-
-@dataclass
-class Anatomy:
-    """The parts of a model that patching needs.
+class Attention:
+    """A class whose forward computes self-attention by calls that can be replaced.
 
     Args:
-        name: of the backbone in the model, "" when it is the model itself.
-        backbone: the vision transformer.
-        embed_dim: width of its tokens.
-        layout: of its tokens, at run time.
-        attention: its attention sites, in order.
-        blocks: names of its blocks, in order.
-        refused: name of an attention module -> why it is not a site.
+        path: "module:Class".
+        shape: of query, key and value at the call, as an einops pattern.
+        value_ratio: width of the values over head_dim.
+        head_dim: of a module.
     """
 
-    name: str
-    backbone: nn.Module
-    embed_dim: int
-    layout: LayoutSource
-    attention: list[AttentionSite] = field(default_factory=list)
-    blocks: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def table(self) -> nn.Parameter | None:
-        """The model's own absolute position table, if it has one."""
-        return getattr(self.backbone, "pos_embed", None)
+    path: str
+    shape: str = "b h n d"
+    value_ratio: int = 1
+    head_dim: Callable[[Any], int] = lambda module: module.head_dim
 
 
-def examine(model: nn.Module, layout: TokenLayout | None = None) -> Anatomy:
-    """Finds the vision transformer in `model` and its parts, changing nothing.
+@dataclass(frozen=True)
+class Step:
+    """Where the model adds positions to its tokens; `None` stands for the first block's input.
 
-    Raises:
-        UnsupportedModelError: not a model that posenc can patch, with the reason.
+    Args:
+        module: name in the backbone.
+        method: that returns the tokens, positions added.
     """
-    check_model(model)
-    name, backbone = _find_backbone(model)
-    anatomy = Anatomy(
-        name=name,
-        backbone=backbone,
-        embed_dim=backbone.embed_dim,
-        layout=_layout_source(backbone, layout),
-        blocks=[f"blocks.{index}" for index in range(len(backbone.blocks))],
-    )
-    _find_attention(anatomy)
-    return anatomy
+
+    module: str = ""
+    method: str = "_pos_embed"
 
 
-def check_model(model: Any) -> None:
-    """Raises for things that are no plain module, or that froze one."""
-    import torch
+@dataclass(frozen=True)
+class Table:
+    """An absolute position table that can be hidden.
 
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModelError(
-            f"a scripted or traced model ({type(model).__name__}) has no Python forward left: "
-            "patch the original model, then script or export it"
-        )
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    for wrapper in ("OptimizedModule", "DistributedDataParallel", "FullyShardedDataParallel"):
-        if type(model).__name__ == wrapper:
-            raise UnsupportedModelError(
-                f"the model is already wrapped ({wrapper}), which would not see the new "
-                "parameters: patch first, then compile or distribute"
-            )
+    Args:
+        module: its name in the backbone.
+        methods: of the module, that add the table.
+        name: of the parameter.
+    """
+
+    module: str = ""
+    methods: tuple[str, ...] = ("_pos_embed",)
+    name: str = "pos_embed"
 
 
-def _find_backbone(model: nn.Module) -> tuple[str, Any]:
-    from timm.models.vision_transformer import VisionTransformer
+@dataclass(frozen=True)
+class Family:
+    """A class of models whose attention sees one grid of tokens (and windows of it).
 
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, VisionTransformer)]
-    if not found:
-        raise UnsupportedModelError(
-            f"found no timm VisionTransformer in {type(model).__name__}: posenc patches models of "
-            "that class so far. Any other attention can call posenc.attend(q, k, v, terms) itself"
-        )
-    if len(found) > 1:
-        names = ", ".join(name or "(the model)" for name, _ in found)
-        raise UnsupportedModelError(
-            f"found {len(found)} vision transformers ({names}): patch each by itself"
-        )
-    return found[0]
+    Args:
+        path: "module:Class".
+        embedding: name of the patch embedding.
+        step: where positions are added.
+        table: the absolute position table.
+        seen_grid: tells the grid that the embedding saw.
+        blocks: name of the list of blocks.
+        window: layout of an attention module that does not see the whole grid, else None.
+    """
 
-
-def _layout_source(backbone: Any, given: TokenLayout | None) -> LayoutSource:
-    embedding = backbone.patch_embed
-    if getattr(backbone, "dynamic_img_size", False):
-        raise UnsupportedModelError(
-            "dynamic_img_size=True changes the layout from call to call, which posenc does not "
-            "follow yet: create the model with a fixed img_size"
-        )
-    grid = getattr(embedding, "grid_size", None)
-    if grid is not None and not getattr(embedding, "strict_img_size", True):
-        raise UnsupportedModelError(
-            f"{type(embedding).__name__} has strict_img_size=False: images of another shape would "
-            "pass with the positions of this one; create it with strict_img_size=True"
-        )
-    if grid is None and given is not None:
-        return GivenLayout(given)
-    if grid is None:
-        raise UnsupportedModelError(
-            f"{type(embedding).__name__} has no grid_size, so the layout is not known: pass "
-            "layout=posenc.TokenLayout(height, width, prefix)"
-        )
-    source = EmbeddingLayout(backbone)
-    if given not in (None, source.current()):
-        raise UnsupportedModelError(
-            f"layout={given} contradicts the model, whose patch embedding gives "
-            f"{source.current()}; leave layout= out, or call model.set_input_size(...) first"
-        )
-    return source
+    path: str
+    embedding: str = "patch_embed"
+    step: Step | None = Step()
+    table: Table | None = Table()
+    seen_grid: SeenGrid = grid_of_embedding
+    blocks: str = "blocks"
+    window: Callable[[nn.Module, str], LayoutSource | None] = lambda backbone, name: None
 
 
-def _attention_classes() -> tuple[type[nn.Module], ...]:
-    """Classes with `num_heads` and `head_dim` whose one SDPA call sees all tokens, 4-D."""
-    from timm.layers import Attention
-    from timm.models.vision_transformer import ParallelScalingBlock
-
-    return Attention, ParallelScalingBlock
+def _sam_window(backbone: nn.Module, name: str) -> LayoutSource | None:
+    block: Any = backbone.get_submodule(name.removesuffix(".attn"))
+    return WindowLayout(block) if block.window_size > 0 else None
 
 
-def _find_attention(anatomy: Anatomy) -> None:
-    known = _attention_classes()
-    for name, module in anatomy.backbone.named_modules():
-        if not name.startswith("blocks."):
-            continue  # attention pooling is left alone
-        if isinstance(module, known):
-            reason = _refusal(module)
-            if reason:
-                anatomy.refused[name] = reason
-            else:
-                anatomy.attention.append(_attention_site(name, module))
-        elif _looks_like_attention(module):
-            anatomy.refused[name] = f"{type(module).__name__} is not among the known attentions"
+_FEATURES = ("forward_features", "forward_intermediates")
+
+FAMILIES = (
+    Family("timm.models.vision_transformer:VisionTransformer"),
+    Family("timm.models.eva:Eva"),
+    Family("timm.models.beit:Beit", step=None, table=Table(methods=_FEATURES)),
+    Family(
+        "timm.models.vision_transformer_relpos:VisionTransformerRelPos",
+        step=None,
+        table=None,
+    ),
+    Family(
+        "timm.models.vision_transformer_sam:VisionTransformerSAM",
+        step=None,
+        table=Table(methods=_FEATURES),
+        window=_sam_window,
+    ),
+    Family("timm.models.qwen3_vit:Qwen3VitEncoder"),
+    Family("timm.models.deepseek_vit:DeepseekVitEncoder", table=None),
+    Family(
+        "timm.models.gemma4_vit:Gemma4VitEncoder",
+        step=Step("patch_embed", "forward"),
+        table=Table("patch_embed", ("_position_embeddings",), "position_embedding_table"),
+        seen_grid=grid_of_gemma,
+    ),
+    Family(
+        "timm.models.naflexvit:NaFlexVit",
+        embedding="embeds",
+        step=Step("embeds", "forward"),
+        table=Table("embeds", ("_apply_learned_pos_embed",)),
+        seen_grid=grid_of_naflex,
+    ),
+)
 
 
-def _attention_site(name: str, module: Any) -> AttentionSite:
-    return AttentionSite(name, module, module.num_heads, module.head_dim)
+def _from_scale(module: Any) -> int:
+    # BEiT keeps no head_dim; its scale is head_dim ** -0.5.
+    return round(module.scale**-2)
 
 
-def _refusal(module: Any) -> str | None:
-    if "forward" in vars(module):
-        return "its forward was replaced on the instance (a hook of another library)"
-    try:
-        original: Any = type(module)
-        rewritten_forward(original)
-    except CannotRewrite as reason:
-        return f"{type(module).__name__}: {reason}"
-    return None
+ATTENTIONS = (
+    Attention("timm.layers.attention:Attention"),
+    Attention("timm.layers.attention:AttentionRope"),
+    Attention("timm.models.eva:EvaAttention"),
+    Attention("timm.models.beit:Attention", head_dim=_from_scale),
+    Attention("timm.models.vision_transformer_relpos:RelPosAttention"),
+    Attention("timm.models.vision_transformer_sam:Attention", shape="(b h) n d"),
+    Attention("timm.models.gemma4_vit:Gemma4Attention"),
+    Attention("timm.layers.diff_attention:DiffAttention", value_ratio=2),
+    Attention("timm.models.vision_transformer:ParallelScalingBlock"),
+    Attention("timm.models.vision_transformer:DiffParallelScalingBlock", value_ratio=2),
+)
 
 
-def _looks_like_attention(module: nn.Module) -> bool:
-    return hasattr(module, "fused_attn") or isinstance(module, nn.MultiheadAttention)
+def family_of(module: nn.Module) -> Family | None:
+    """The family of a backbone, None when it is none."""
+    return _first(type(module), _by_class(FAMILIES))
 
 
-def check_fused_flag() -> None:
-    """Raises when the user switched timm's fused attention off everywhere."""
-    from timm.layers import use_fused_attn
-
-    if not use_fused_attn():
-        raise UnsupportedModelError(
-            "timm's fused attention is switched off globally (timm.layers.set_fused_attn(False), "
-            "TIMM_FUSED_ATTN=0 or exportable mode), and posenc replaces the fused call: call "
-            "timm.layers.set_fused_attn(True) before patching"
-        )
+def attention_of(module: nn.Module) -> Attention | None:
+    """What is known of an attention module, None when nothing is."""
+    return _first(type(module), _by_class(ATTENTIONS))
 
 
-def warn_if_pointless(layout: TokenLayout) -> None:
-    """A 1x1 grid has no positions."""
-    if layout.num_grid == 1:
-        warnings.warn(
-            f"posenc: the layout {layout} has a single patch, position cannot matter",
-            stacklevel=4,
-        )
+def known_families() -> str:
+    """Names of the model classes, for messages."""
+    return ", ".join(family.path.rpartition(":")[2] for family in FAMILIES)
+
+
+def _first(cls: type, known: dict[type, Any]) -> Any:
+    return next((known[base] for base in cls.__mro__ if base in known), None)
+
+
+@functools.cache
+def _by_class(entries: Iterable[Any]) -> dict[type, Any]:
+    found = {}
+    for entry in entries:
+        module, _, name = entry.path.partition(":")
+        try:
+            found[getattr(importlib.import_module(module), name)] = entry
+        except (ImportError, AttributeError):
+            continue  # a model that this timm does not have
+    return found

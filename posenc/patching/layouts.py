@@ -1,35 +1,46 @@
-"""The layout of a timm model at run time, learned without any token count."""
+"""The layout of a model's tokens at run time, learned without any token count."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import threading
+from abc import ABC, abstractmethod
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from posenc.layout import TokenLayout
+from posenc.memo import is_transformed
+
+NO_BACKWARD = -1  # what torch calls the backward pass of a thread that is in none
 
 
-class LayoutSource(Protocol):
+class LayoutSource(ABC):
     """Tells a site the layout of the tokens that it is about to see."""
 
-    def current(self) -> TokenLayout:
-        """The layout now."""
-        ...
+    @abstractmethod
+    def at_rest(self) -> TokenLayout:
+        """The layout that sizes new parameters."""
+
+    def current(self, tokens: int) -> TokenLayout:
+        """The layout of the tokens of this call, of which there are `tokens`."""
+        return self.at_rest()
 
 
-class GivenLayout:
+class GivenLayout(LayoutSource):
     """The layout that the user passed."""
 
     def __init__(self, layout: TokenLayout) -> None:
         self.layout = layout
 
-    def current(self) -> TokenLayout:
-        """Always the same."""
+    def at_rest(self) -> TokenLayout:
+        """Always the same, until `set_layout`."""
         return self.layout
 
 
-class EmbeddingLayout:
-    """The grid of the backbone's patch embedding, read at each call.
+class EmbeddingLayout(LayoutSource):
+    """The grid of a patch embedding that takes one image size, read at each call.
 
     So timm's `set_input_size` on a patched model is followed, and another embedding too.
     """
@@ -37,7 +48,128 @@ class EmbeddingLayout:
     def __init__(self, backbone: nn.Module) -> None:
         self.backbone: Any = backbone
 
-    def current(self) -> TokenLayout:
+    def at_rest(self) -> TokenLayout:
         """The grid of the embedding, after the prefix tokens."""
         grid = self.backbone.patch_embed.grid_size
         return TokenLayout(grid[0], grid[1], self.backbone.num_prefix_tokens)
+
+
+class WindowLayout(LayoutSource):
+    """A window without prefix tokens, read from an attribute of a module at each call."""
+
+    def __init__(self, module: nn.Module, attribute: str = "window_size") -> None:
+        self.module = module
+        self.attribute = attribute
+
+    def at_rest(self) -> TokenLayout:
+        """The window now."""
+        size = getattr(self.module, self.attribute)
+        height, width = (size, size) if isinstance(size, int) else size
+        return TokenLayout(height, width)
+
+
+class SeenLayout(LayoutSource):
+    """The grid of the image that the embedding saw last in this thread.
+
+    For models that take images of changing size. Activation checkpointing replays a block
+    during backward, when other images may have been seen since: each block therefore binds its
+    layout to the storage of its input, which is the same in the replay.
+
+    Args:
+        rest: the layout that sizes new parameters.
+    """
+
+    def __init__(self, rest: TokenLayout) -> None:
+        self.rest = rest
+        self._forget()
+
+    def at_rest(self) -> TokenLayout:
+        """The layout that the model was patched with."""
+        return self.rest
+
+    def see(self, height: int, width: int) -> None:
+        """The embedding has seen an image of this grid."""
+        self._set(TokenLayout(height, width, self.rest.prefix), by_embedding=True)
+
+    def current(self, tokens: int) -> TokenLayout:
+        """The layout that was seen; in a replay, the one of the replayed block."""
+        layout = self._thread.layout
+        if not torch.compiler.is_compiling() and self._thread.task != _backward_task():
+            return self._only_one_with(tokens)
+        if layout is None:
+            raise RuntimeError(
+                "posenc: no image has been seen in this thread, so the layout of its tokens is "
+                "not known: run the patch embedding first, or call posenc.set_layout(model, layout)"
+            )
+        return layout
+
+    def bind(self, tokens: Tensor) -> None:
+        """A block is about to run on these tokens: in forward, or again in a replay."""
+        if is_transformed(tokens) or tokens.is_inference():
+            return
+        storage = tokens.untyped_storage()
+        if _backward_task() != NO_BACKWARD:
+            self._find_replayed(storage, tokens.shape[1:-1].numel())
+        if self._thread.layout is not None:
+            self._remember(storage, self._thread.layout)
+
+    def _find_replayed(self, storage: Any, tokens: int) -> None:
+        bound = self._bound.get(storage._cdata)
+        whole_model = self._thread.by_embedding and self._thread.task == _backward_task()
+        if bound is not None and not bound[0].expired():
+            self._set(bound[1], by_embedding=False)
+        elif not whole_model:  # its input was moved, such as by offloading
+            self._set(self._only_one_with(tokens), by_embedding=False)
+
+    def _remember(self, storage: Any, layout: TokenLayout) -> None:
+        if len(self._bound) > 4096:
+            # A copy: other threads may add meanwhile.
+            for key, (reference, _) in list(self._bound.items()):
+                if reference.expired():
+                    self._bound.pop(key, None)
+        self._bound[storage._cdata] = (StorageWeakRef(storage), layout)
+
+    def _set(self, layout: TokenLayout, by_embedding: bool) -> None:
+        self._thread.layout = layout
+        if not torch.compiler.is_compiling():
+            self._thread.by_embedding = by_embedding
+            self._thread.task = _backward_task()
+            self._seen.setdefault(layout.num_tokens, set()).add(layout)
+
+    def _only_one_with(self, tokens: int) -> TokenLayout:
+        candidates = self._seen.get(tokens, set())
+        if len(candidates) != 1:
+            names = ", ".join(sorted(map(str, candidates))) or "none"
+            raise RuntimeError(
+                f"posenc: activation checkpointing replays a module on {tokens} tokens, which "
+                f"does not tell its layout (seen with that count: {names}): checkpoint whole "
+                "blocks (model.set_grad_checkpointing()), without offloading their inputs"
+            )
+        return next(iter(candidates))
+
+    def _forget(self) -> None:
+        self._thread = _ThreadState()
+        self._seen: dict[int, set[TokenLayout]] = {}
+        self._bound: dict[int, tuple[StorageWeakRef, TokenLayout]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and deepcopy see: no images."""
+        return {"rest": self.rest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A fresh source of the same layout at rest."""
+        self.rest = state["rest"]
+        self._forget()
+
+
+class _ThreadState(threading.local):
+    """What one thread saw last, in which backward pass, and who saw it."""
+
+    layout: TokenLayout | None = None
+    task = NO_BACKWARD
+    by_embedding = False
+
+
+def _backward_task() -> int:
+    """Which backward pass this thread is in."""
+    return torch._C._current_graph_task_id()

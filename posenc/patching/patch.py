@@ -11,10 +11,10 @@ from torch import nn
 from posenc.encodings.base import is_finite
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
-from posenc.patching.families import check_model
-from posenc.patching.layouts import GivenLayout
+from posenc.patching.anatomy import check_model
+from posenc.patching.layouts import EmbeddingLayout, LayoutSource
 from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
-from posenc.patching.sites import site_class
+from posenc.patching.sites import Role, site_class
 from posenc.registry import resolved_options
 
 
@@ -25,14 +25,16 @@ class PatchRecord:
     Args:
         sites: name of each site -> its roles.
         fused_attn: name of each site whose flag was switched on -> the flag before.
-        hidden: whether the absolute table is hidden.
+        layout: of the model's tokens.
+        hidden: name of the absolute table that is hidden, or None.
         table_required_grad: the table's flag before.
         config: what was asked for, JSON-able where the encodings are registered.
     """
 
-    sites: dict[str, tuple[str, ...]]
+    sites: dict[str, tuple[Role, ...]]
     fused_attn: dict[str, bool]
-    hidden: bool
+    layout: LayoutSource
+    hidden: str | None
     table_required_grad: bool
     config: dict[str, Any]
 
@@ -55,10 +57,12 @@ def patch_model(
     do not). Everything is checked first: after an exception the model is as it was.
 
     Args:
-        model: a timm `VisionTransformer`, or a module that contains one.
+        model: a timm vision transformer (`posenc.supports(model)` tells), or a module that
+            contains one.
         encoding: a name, `"a+b"`, an encoding class, a callable `(layout, num_heads, head_dim,
             embed_dim) -> encoding`, or a list of these.
-        layout: of the tokens; default: what the model's patch embedding says.
+        layout: of the tokens; default: what the model's patch embedding says. A model that takes
+            images of any size is followed: there it sizes the new parameters only.
         blocks: the attention modules to patch: None (all), indices, a slice, or a predicate on
             the module name. PEG's place is its own option `after`.
         share: one encoding for all sites instead of one each.
@@ -119,9 +123,8 @@ def unpatch_model(model: nn.Module) -> nn.Module:
         module._modules.pop("posenc", None)
         if name in record.fused_attn:
             module.fused_attn = record.fused_attn[name]
-    backbone._modules.pop("posenc", None)
     if record.hidden:
-        backbone.pos_embed.requires_grad_(record.table_required_grad)
+        backbone.get_parameter(record.hidden).requires_grad_(record.table_required_grad)
     del backbone._posenc_record
     hooks = backbone._load_state_dict_pre_hooks
     for key in [key for key, hook in hooks.items() if hook.hook is _refuse_non_finite]:
@@ -170,7 +173,8 @@ def apply_plan(plan: Plan) -> None:
     record = PatchRecord(
         sites={name: tuple(sorted(planned.roles)) for name, planned in plan.sites.items()},
         fused_attn={name: _fused(p) for name, p in plan.sites.items() if _fused(p) is not None},
-        hidden=hidden,
+        layout=plan.anatomy.layout,
+        hidden=_table_name(plan) if hidden else None,
         table_required_grad=bool(table is not None and table.requires_grad),
         config=_config(plan),
     )
@@ -182,12 +186,15 @@ def apply_plan(plan: Plan) -> None:
             module.posenc = nn.ModuleDict(planned.own).train(module.training)
         if _fused(planned) is not None:
             module.fused_attn = True
-    if plan.root:
-        backbone.posenc = nn.ModuleDict(plan.root).train(backbone.training)
     if hidden and table is not None:
         table.requires_grad_(False)  # or DDP would wait for its gradient
     backbone._posenc_record = record
     backbone.register_load_state_dict_pre_hook(_refuse_non_finite)
+
+
+def _table_name(plan: Plan) -> str:
+    where: Any = plan.anatomy.family.table
+    return ".".join(filter(None, [where.module, where.name]))
 
 
 def _refuse_non_finite(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -201,19 +208,19 @@ def _refuse_non_finite(module: nn.Module, state_dict: dict[str, Any], prefix: st
 
 
 def _fused(planned: PlannedSite) -> Any:
-    return getattr(planned.module, "fused_attn", None) if "attention" in planned.roles else None
+    return getattr(planned.module, "fused_attn", None) if planned.is_attention else None
 
 
 def _config(plan: Plan) -> dict[str, Any]:
-    layout = plan.anatomy.layout.current()
+    source = plan.anatomy.layout
     return {
         "encodings": [
             {"name": spec.name, "options": resolved_options(spec.build, spec.options)}
             for spec in plan.specs
         ],
-        "layout": {"height": layout.height, "width": layout.width, "prefix": layout.prefix},
-        "layout_given": isinstance(plan.anatomy.layout, GivenLayout),
-        "sites": sorted(name for name, p in plan.sites.items() if "attention" in p.roles),
+        "layout": vars(source.at_rest()).copy(),
+        "layout_given": not isinstance(source, EmbeddingLayout),
+        "sites": sorted(name for name, p in plan.sites.items() if p.is_attention),
         "share": plan.share,
         "absolute": plan.absolute,
         "backend": plan.backend,

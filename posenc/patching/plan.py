@@ -18,15 +18,16 @@ from posenc.encodings.learned import LearnedAbsolute
 from posenc.encodings.peg import check_after
 from posenc.intercept import CannotRewrite
 from posenc.layout import TokenLayout
-from posenc.patching.families import (
+from posenc.patching.anatomy import (
     Anatomy,
     AttentionSite,
-    UnsupportedModelError,
     check_fused_flag,
     examine,
     warn_if_pointless,
 )
-from posenc.patching.sites import Site, acts_on, site_class
+from posenc.patching.families import UnsupportedModelError
+from posenc.patching.layouts import SeenLayout
+from posenc.patching.sites import Role, Site, acts_on, site_class
 from posenc.patching.spec import Spec, parse_specs
 
 Blocks = Sequence[int] | slice | int | Callable[[str], bool] | None
@@ -38,8 +39,13 @@ class PlannedSite:
 
     module: nn.Module
     site: Site
-    roles: list[str] = field(default_factory=list)
+    roles: list[Role] = field(default_factory=list)
     own: dict[str, Encoding] = field(default_factory=dict)
+
+    @property
+    def is_attention(self) -> bool:
+        """Whether calls in its forward are replaced."""
+        return ("attention",) in self.roles
 
     def new_class(self) -> type[nn.Module]:
         """The generated class.
@@ -58,12 +64,11 @@ class PlannedSite:
 
 @dataclass
 class Plan:
-    """All sites of a patch, and what goes to the model's root."""
+    """All sites of a patch; the one named "" is the backbone."""
 
     anatomy: Anatomy
     specs: list[Spec]
     sites: dict[str, PlannedSite]
-    root: dict[str, Encoding]
     share: bool
     absolute: str
     backend: str
@@ -71,8 +76,7 @@ class Plan:
     @property
     def encodings(self) -> list[Encoding]:
         """Every encoding that will be registered."""
-        own = [e for planned in self.sites.values() for e in planned.own.values()]
-        return [*own, *self.root.values()]
+        return [e for planned in self.sites.values() for e in planned.own.values()]
 
 
 def make_plan(
@@ -94,12 +98,12 @@ def make_plan(
         raise ValueError(f'absolute must be "keep" or "remove", got {absolute!r}')
     anatomy = examine(model, layout)
     _check_attributes(anatomy)
-    plan = Plan(anatomy, specs, {}, {}, share, absolute, backend)
+    plan = Plan(anatomy, specs, {}, share, absolute, backend)
     # Parameters made inside inference_mode could never be trained.
     with _untouched_rng(anatomy.backbone), torch.inference_mode(False):
         for spec in specs:
             _place(plan, spec, blocks)
-    if blocks is not None and not any("attention" in p.roles for p in plan.sites.values()):
+    if blocks is not None and not any(p.is_attention for p in plan.sites.values()):
         names = " and ".join(spec.name for spec in specs)
         raise ValueError(
             f"blocks={blocks!r} selects attention modules, but {names} acts on tokens"
@@ -107,11 +111,13 @@ def make_plan(
         )
     if absolute == "remove":
         _hide_table(plan)
+    _follow_images(plan)
+    _at(plan, "", ("root",))
     for planned in plan.sites.values():
         planned.new_class()
-        if backend != "auto" and planned.site.attention:
-            _check_backend_computes(plan, planned)
-    warn_if_pointless(anatomy.layout.current())
+        if planned.is_attention:
+            _check_computable(plan, planned)
+    warn_if_pointless(anatomy.layout.at_rest())
     return plan
 
 
@@ -128,8 +134,7 @@ def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
     elif kind == "block":
         _place_after_blocks(plan, spec, first)
     elif kind == "position":
-        _at(plan, "", "position").site.tokens.append(spec.name)
-        plan.root[spec.name] = first
+        _place_at_step(plan, spec, first)
     else:
         raise ValueError(
             f'{spec.name}: placement must be "position" or "block", got {first.placement!r}'
@@ -143,15 +148,48 @@ def _acts_in_attention(spec: Spec) -> bool:
 def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, first: Encoding) -> None:
     selected = _select(plan.anatomy, blocks)
     if plan.share:
-        sizes = {(site.num_heads, site.head_dim) for site in selected}
+        sizes = {(s.num_heads, s.head_dim, str(s.layout.at_rest())) for s in selected}
         if len(sizes) > 1:
-            raise ValueError(f"share=True needs equal (num_heads, head_dim), got {sorted(sizes)}")
+            raise ValueError(
+                "share=True needs attention modules of equal (num_heads, head_dim, layout), got "
+                f"{sorted(sizes)}"
+            )
         first = _build(plan, spec, selected[0].module, selected[0])
     for site in selected:
         encoding = first if plan.share else _build(plan, spec, site.module, site)
-        planned = _at(plan, site.name, "attention")
+        planned = _at(plan, site.name, ("attention",))
+        _describe_attention(planned.site, site)
         planned.site.attention.append(spec.name)
         _own(plan, planned, spec.name, encoding)
+
+
+def _describe_attention(site: Site, found: AttentionSite) -> None:
+    site.layout = found.layout
+    site.shape = found.kind.shape
+    site.num_heads = found.num_heads
+    site.head_dim = found.head_dim
+    site.value_dim = found.head_dim * found.kind.value_ratio
+
+
+def _place_at_step(plan: Plan, spec: Spec, encoding: Encoding) -> None:
+    """Where the model adds its own positions, or would."""
+    step = plan.anatomy.family.step
+    if step is None:
+        planned = _at(plan, plan.anatomy.blocks[0], ("first",))
+    else:
+        planned = _at(plan, step.module, ("position", step.method))
+    planned.site.positions.append(spec.name)
+    planned.own[spec.name] = encoding
+
+
+def _follow_images(plan: Plan) -> None:
+    """For models that take images of any size: who sees the image, who remembers its layout."""
+    if not isinstance(plan.anatomy.layout, SeenLayout):
+        return
+    family = plan.anatomy.family
+    _at(plan, family.embedding, ("see",)).site.seen_grid = family.seen_grid
+    for name in plan.anatomy.blocks:
+        _at(plan, name, ("bind",))
 
 
 def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
@@ -162,7 +200,7 @@ def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
                 f"{spec.name}: after={first.after} names block {index}, but the model has "
                 f"{len(names)} blocks (0 to {len(names) - 1})"
             )
-        planned = _at(plan, names[index], "block")
+        planned = _at(plan, names[index], ("block",))
         if spec.name in planned.site.tokens:
             raise ValueError(f"{spec.name}: after={first.after} names block {index} twice")
         planned.site.tokens.append(spec.name)
@@ -178,13 +216,13 @@ def _own(plan: Plan, planned: PlannedSite, name: str, encoding: Encoding) -> Non
         )
     if plan.share:
         # Registered once, on the root: EMA and safetensors then see it once.
-        plan.root[name] = encoding
+        _at(plan, "", ("root",)).own[name] = encoding
         planned.site.shared[name] = encoding
     else:
         planned.own[name] = encoding
 
 
-def _at(plan: Plan, name: str, role: str) -> PlannedSite:
+def _at(plan: Plan, name: str, role: Role) -> PlannedSite:
     if name not in plan.sites:
         module = plan.anatomy.backbone.get_submodule(name)
         for other, planned in plan.sites.items():
@@ -193,15 +231,24 @@ def _at(plan: Plan, name: str, role: str) -> PlannedSite:
         site = Site(name or type(module).__name__, plan.anatomy.layout, plan.backend)
         plan.sites[name] = PlannedSite(module, site)
     planned = plan.sites[name]
-    method = "_pos_embed" if role in ("position", "hide") else "forward"
-    if method in vars(planned.module):
-        raise UnsupportedModelError(
-            f"{planned.site.name}: its {method} was replaced on the instance (a hook of another "
-            "library), which would bypass the encoding; patch first"
-        )
+    for method in _methods_of(role):
+        if method in vars(planned.module):
+            raise UnsupportedModelError(
+                f"{planned.site.name}: its {method} was replaced on the instance (a hook of "
+                "another library), which would bypass the encoding; patch first"
+            )
     if role not in planned.roles:
         planned.roles.append(role)
     return planned
+
+
+def _methods_of(role: Role) -> tuple[str, ...]:
+    """Methods that a role replaces, apart from those that only optimizers ask for."""
+    if role[0] == "root":
+        return ()
+    if role[0] in ("hide", "position"):
+        return role[2:] if role[0] == "hide" else role[1:]
+    return ("forward",)
 
 
 def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) -> Encoding:
@@ -213,7 +260,7 @@ def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) 
             "model, then quantise it"
         )
     return spec.create(
-        plan.anatomy.layout.current(),
+        (site or plan.anatomy).layout.at_rest(),
         {
             "num_heads": site.num_heads if site else None,
             "head_dim": site.head_dim if site else None,
@@ -276,49 +323,57 @@ def _choose(names: list[str], blocks: Blocks) -> list[str]:
     return [names[index] for index in indices]
 
 
-def _check_backend_computes(plan: Plan, planned: PlannedSite) -> None:
+def _check_computable(plan: Plan, planned: PlannedSite) -> None:
     """Raises with the backend's reason: not at the first forward."""
-    encodings = {**planned.own, **planned.site.shared}
-    chosen = [encodings[name] for name in planned.site.attention]
-    explain_site(planned.module, chosen, plan.anatomy.layout.current(), plan.backend)
+    site = planned.site
+    if plan.backend == "auto" and site.value_dim == site.head_dim:
+        return
+    encodings = {**planned.own, **site.shared}
+    chosen = [encodings[name] for name in site.attention]
+    try:
+        explain_site(planned.module, site, chosen)
+    except ValueError as error:
+        raise UnsupportedModelError(f"{site.name}: {error}") from error
 
 
-def explain_site(
-    module: Any, encodings: list[Encoding], layout: TokenLayout, backend: str
-) -> Explanation:
+def explain_site(module: nn.Module, site: Site, encodings: list[Encoding]) -> Explanation:
     """What `attend` would do at this site for one image, in eval."""
+    layout = site.layout.at_rest()
     parameter = next(module.parameters())
-    shape = (1, module.num_heads, layout.num_tokens, module.head_dim)
-    q = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
+    shape = (1, site.num_heads, layout.num_tokens)
+    q = torch.zeros(*shape, site.head_dim, device=parameter.device, dtype=parameter.dtype)
+    v = q.new_zeros(*shape, site.value_dim)
     with torch.no_grad():
         terms = [term for encoding in encodings for term in encoding(q, q, layout)]
-        return explain(q, q, q, terms, backend=backend)
+        return explain(q, q, v, terms, backend=site.backend)
 
 
 def _hide_table(plan: Plan) -> None:
-    table = plan.anatomy.table
-    if table is None:
+    where, table = plan.anatomy.family.table, plan.anatomy.table
+    if where is None or table is None:
         raise ValueError(
             f'absolute="remove": {type(plan.anatomy.backbone).__name__} has no absolute position '
-            'table (pos_embed is None); use absolute="keep"'
+            'table that posenc can hide; use absolute="keep"'
         )
-    _at(plan, "", "hide")
-    for encoding in plan.root.values():
+    _at(plan, where.module, ("hide", where.name, *where.methods))
+    for encoding in plan.encodings:
         if isinstance(encoding, LearnedAbsolute):
             _inherit(encoding, table)
 
 
 def _inherit(encoding: LearnedAbsolute, table: nn.Parameter) -> None:
     """Takes over the values of the hidden table; a table without prefix rows leaves them 0."""
-    rows = table.shape[1]
-    if rows not in (encoding.layout.num_tokens, encoding.layout.num_grid):
+    rows = table.detach().flatten(1, -2)  # [1, height, width, C] in some models
+    known = (encoding.layout.num_tokens, encoding.layout.num_grid)
+    same_grid = table.dim() == 3 or tuple(table.shape[1:3]) == encoding.layout.grid
+    if rows.shape[0] != 1 or rows.shape[1] not in known or not same_grid:
         raise ValueError(
-            f"the model's table has {rows} rows, the layout {encoding.layout} has "
-            f"{encoding.layout.num_tokens} tokens: they cannot be taken over"
+            f"the model's table has {rows.shape[1]} rows ({list(table.shape)}), the layout "
+            f"{encoding.layout} has {encoding.layout.num_tokens} tokens: they cannot be taken over"
         )
     with torch.no_grad():
         encoding.table.zero_()
-        encoding.table[-rows:] = table[0]
+        encoding.table[-rows.shape[1] :] = rows[0]
     encoding.init = "inherited"
 
 

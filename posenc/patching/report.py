@@ -9,10 +9,12 @@ from torch import nn
 
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
+from posenc.patching.anatomy import check_fused_flag, examine
 from posenc.patching.checkpoint import patched_encodings
-from posenc.patching.families import UnsupportedModelError, check_fused_flag, examine
+from posenc.patching.families import UnsupportedModelError
 from posenc.patching.patch import PatchRecord, find_patched, patched_backbone, site_modules
 from posenc.patching.plan import explain_site
+from posenc.patching.sites import Site
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def supports(model: nn.Module) -> Support:
         reason = f"{len(anatomy.refused)} attention modules are refused"
     elif not sites:
         reason = "no attention was found in its blocks"
-    return Support(not reason, reason, anatomy.layout.current(), sites, anatomy.refused)
+    return Support(not reason, reason, anatomy.layout.at_rest(), sites, anatomy.refused)
 
 
 @dataclass(frozen=True)
@@ -119,14 +121,11 @@ def summary(model: nn.Module) -> Summary:
     }
     own = _own_positions(backbone, record)
     return Summary(
-        layout=next(iter(sites.values()))._posenc.layout.current(),
+        layout=record.layout.at_rest(),
         sites={
-            name or type(backbone).posenc_original_class.__name__: (
-                *module._posenc.attention,
-                *module._posenc.tokens,
-            )
+            name or type(backbone).posenc_original_class.__name__: names
             for name, module in sites.items()
-            if module._posenc.attention or module._posenc.tokens
+            if (names := _names_at(module._posenc))
         },
         own_positions=own,
         encodings={name: _describe(encoding) for name, encoding in by_name.items()},
@@ -135,6 +134,10 @@ def summary(model: nn.Module) -> Summary:
         backend=_backend(sites, record),
         warnings=_doubled(by_name, own) + _hidden(by_name, record),
     )
+
+
+def _names_at(site: Site) -> tuple[str, ...]:
+    return (*site.attention, *site.positions, *site.tokens)
 
 
 def _describe(encoding: nn.Module) -> str:
@@ -171,7 +174,7 @@ def _backend(sites: dict[str, Any], record: PatchRecord) -> str:
     if site is None:
         return "not used (no encoding acts inside attention)"
     encodings = list(site._posenc.encodings(site, site._posenc.attention))
-    choice = explain_site(site, encodings, site._posenc.layout.current(), asked).choice
+    choice = explain_site(site, site._posenc, encodings).choice
     return choice if asked == choice else f"{asked} ({choice})"
 
 

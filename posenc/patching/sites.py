@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from posenc.attention import attend
 from posenc.encodings.base import AttentionEncoding, Encoding, TokenEncoding
-from posenc.intercept import (
-    check_self_contained,
-    compile_method,
-    generate_class,
-    parse_method,
-    rebuild_with,
-    rewritten_forward,
-    self_name,
-)
+from posenc.intercept import generate_class, rebuild_with, rewritten_forward
 from posenc.layout import TokenLayout
-from posenc.patching.layouts import LayoutSource
+from posenc.patching.families import SeenGrid
+from posenc.patching.hide import hidden_table, with_hidden_table
+from posenc.patching.layouts import LayoutSource, SeenLayout
+from posenc.patching.optimizer import group_matcher, no_weight_decay
 from posenc.terms import Term
 
-# Roles, what a site does: "attention" replaces the attention call in its forward; "block"
-# encodes the tokens that its forward returns; "position" encodes those of its position step;
-# "hide" hides its absolute table there.
+# What a site does, in the order in which it is done around its forward:
+#   ("root",)                  tells optimizers about the encodings
+#   ("hide", table, *methods)  hides its absolute table in these methods
+#   ("bind",)                  remembers the layout for a replay of its forward
+#   ("first",)                 encodes the tokens that its forward receives
+#   ("attention",)             replaces the attention calls in its forward
+#   ("see",)                   notes the layout of the image that its forward received
+#   ("position", method)       encodes the tokens that this method returns
+#   ("block",)                 encodes the tokens that its forward returns
+Role = tuple[str, ...]
 
 
 @dataclass
@@ -39,15 +40,27 @@ class Site:
         name: of the module in the model, for messages.
         layout: tells the layout at run time.
         backend: of `posenc.attend`.
+        shape: einops pattern of query, key and value at the attention call.
+        num_heads: of the attention.
+        head_dim: width of its queries and keys.
+        value_dim: width of its values.
+        seen_grid: of an embedding.
         attention: names of the encodings that act inside attention.
-        tokens: names of the encodings that act on tokens.
+        positions: names of the encodings that act at the model's own position step.
+        tokens: names of the encodings that act on the result of its forward.
         shared: encodings that are registered elsewhere (`share=True`).
     """
 
     name: str
     layout: LayoutSource
     backend: str
+    shape: str = "b h n d"
+    num_heads: int = 0
+    head_dim: int = 0
+    value_dim: int = 0
+    seen_grid: SeenGrid | None = None
     attention: list[str] = field(default_factory=list)
+    positions: list[str] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     shared: dict[str, Encoding] = field(default_factory=dict)
 
@@ -58,26 +71,50 @@ class Site:
 
 
 @functools.cache
-def site_class(original: Any, roles: tuple[str, ...]) -> type[nn.Module]:
+def site_class(original: Any, roles: tuple[Role, ...]) -> type[nn.Module]:
     """The generated subclass of `original` for these roles.
 
     Raises:
         CannotRewrite: a method that must be rewritten cannot be.
     """
     members: dict[str, Any] = {"_posenc_recipe": rebuild_with(site_class, original, roles)}
-    if "attention" in roles:
+    arguments = {role[0]: role[1:] for role in roles}
+
+    def wrap(method: str, wrapper: Callable[[Any], Any]) -> None:
+        members[method] = wrapper(members.get(method, getattr(original, method, None)))
+
+    if "hide" in arguments:
+        table, *methods = arguments["hide"]
+        members["_posenc_hidden_table"] = hidden_table
+        members.update({m: with_hidden_table(original, m, table) for m in methods})
+    if "attention" in arguments:
         members["forward"] = rewritten_forward(original)
         members["_attend"] = _attend
         members["_no_attention_ran"] = _no_attention_ran
-    if "block" in roles:
-        members["forward"] = _then_encode(members.get("forward", original.forward))
-    if "hide" in roles:
-        members["_pos_embed"] = _with_hidden_table(original)
-        members["_posenc_hidden_table"] = _hidden_table
-    if "position" in roles:
-        pos_embed = members.get("_pos_embed", original._pos_embed)
-        members["_pos_embed"] = _then_encode(pos_embed)
-    return generate_class(original, members)
+    if "first" in arguments:
+        wrap("forward", _encode_first)
+    if "bind" in arguments:
+        wrap("forward", _bind_first)
+    if "see" in arguments:
+        wrap("forward", _then_see)
+    if "position" in arguments:
+        wrap(arguments["position"][0], functools.partial(_then_encode, names="positions"))
+    if "block" in arguments:
+        wrap("forward", functools.partial(_then_encode, names="tokens"))
+    if "root" in arguments:
+        wrap("no_weight_decay", no_weight_decay)
+        wrap("group_matcher", group_matcher)
+    generated = generate_class(original, {n: m for n, m in members.items() if m is not None})
+    _leave_out_of_fx(generated)
+    return generated
+
+
+def _leave_out_of_fx(generated: type[nn.Module]) -> None:
+    # timm's fx feature extraction keeps such modules as leaves: their forward checks layouts.
+    from timm.layers import register_notrace_module
+
+    if "forward" in vars(generated):
+        register_notrace_module(generated)
 
 
 def _attend(
@@ -93,12 +130,15 @@ def _attend(
 ) -> Tensor:
     """Takes the place of `F.scaled_dot_product_attention` in the module's forward."""
     site: Site = self._posenc
-    layout = site.layout.current()
-    _check_tokens(site, layout, query.shape[-2])
+    own_shape = query.shape
+    if site.shape != "b h n d":
+        query, key, value = (_heads_second(site, x) for x in (query, key, value))
+        attn_mask = _mask_heads_second(site, attn_mask)
+    layout = _checked_layout(site, query.shape[-2])
     terms: list[Term] = []
     for encoding in site.encodings(self, site.attention):
         terms.extend(encoding(query, key, layout, scale=scale))
-    return attend(
+    result = attend(
         query,
         key,
         value,
@@ -110,6 +150,36 @@ def _attend(
         enable_gqa=enable_gqa,
         backend=site.backend,
     )
+    return result if site.shape == "b h n d" else _as_it_was(site, result, own_shape)
+
+
+# Other shapes than [batch, heads, tokens, width], and what they become: windows join the batch.
+FOLDED = {
+    "(b h) n d": "b h n d",
+    "b h t n d": "(b t) h n d",
+    "b t h n d": "(b t) h n d",
+}
+
+
+def _heads_second(site: Site, x: Tensor) -> Tensor:
+    return rearrange(x, f"{site.shape} -> {FOLDED[site.shape]}", h=site.num_heads)
+
+
+def _mask_heads_second(site: Site, mask: Tensor | None) -> Tensor | None:
+    if mask is None or mask.dim() == 2:
+        return mask
+    if site.shape != "(b h) n d" or mask.dim() != 3:
+        raise ValueError(
+            f"posenc: {site.name} has attention of shape [{site.shape}] with a mask "
+            f"{list(mask.shape)}, which is not known how to fold"
+        )
+    return _heads_second(site, mask)
+
+
+def _as_it_was(site: Site, x: Tensor, own_shape: Any) -> Tensor:
+    names = site.shape.replace("(", "").replace(")", "").split()
+    windows = {"t": own_shape[names.index("t")]} if "t" in names else {}
+    return rearrange(x, f"{FOLDED[site.shape]} -> {site.shape}", **windows)
 
 
 def _no_attention_ran(self: Any) -> None:
@@ -120,59 +190,72 @@ def _no_attention_ran(self: Any) -> None:
     )
 
 
-def _then_encode(method: Callable[..., Any]) -> Callable[..., Tensor]:
-    """`method`, then the token encodings of the site on what it returns."""
+def _then_encode(method: Callable[..., Any], names: str) -> Callable[..., Any]:
+    """`method`, then token encodings of the site on what it returns."""
 
     @functools.wraps(method)
-    def encoded(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-        x = method(self, *args, **kwargs)
-        site: Site = self._posenc
-        layout = site.layout.current()
-        _check_tokens(site, layout, x.shape[-2])
-        for encoding in site.encodings(self, site.tokens):
-            x = encoding(x, layout)
-        return x
+    def encoded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = method(self, *args, **kwargs)
+        if isinstance(result, tuple):  # the tokens, and what goes with them
+            return (_encode(self, result[0], names), *result[1:])
+        return _encode(self, result, names)
 
     return encoded
 
 
-def _check_tokens(site: Site, layout: TokenLayout, tokens: int) -> None:
+def _encode_first(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The position encodings of the site on the first argument, then `method`."""
+
+    @functools.wraps(method)
+    def encoded(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return method(self, _encode(self, x, "positions"), *args, **kwargs)
+
+    return encoded
+
+
+def _encode(self: Any, x: Tensor, names: str) -> Tensor:
+    site: Site = self._posenc
+    tokens = x.flatten(1, -2)  # [B, height, width, C] in some models
+    layout = _checked_layout(site, tokens.shape[1])
+    for encoding in site.encodings(self, getattr(site, names)):
+        tokens = encoding(tokens, layout)
+    return tokens.reshape(x.shape)
+
+
+def _bind_first(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Binds the layout to the first argument, then `method`."""
+
+    @functools.wraps(method)
+    def bound(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        source: SeenLayout = self._posenc.layout
+        source.bind(x)
+        return method(self, x, *args, **kwargs)
+
+    return bound
+
+
+def _then_see(method: Callable[..., Any]) -> Callable[..., Any]:
+    """`method` of an embedding, then notes the layout of what it saw."""
+
+    @functools.wraps(method)
+    def seeing(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        result = method(self, x, *args, **kwargs)
+        site: Any = self._posenc
+        site.layout.see(*site.seen_grid(self, x, result))
+        return result
+
+    return seeing
+
+
+def _checked_layout(site: Site, tokens: int) -> TokenLayout:
+    layout = site.layout.current(tokens)
     if tokens != layout.num_tokens:
         raise RuntimeError(
             f"posenc: {site.name} got {tokens} tokens, but its layout {layout} has "
             f"{layout.num_tokens}, so positions are not known; switch off what drops or merges "
             "tokens (patch_drop_rate), and change the input size by model.set_input_size(...)"
         )
-
-
-def _hidden_table(self: Any) -> Tensor:
-    return torch.zeros_like(self.pos_embed)
-
-
-def _with_hidden_table(original: Any) -> Callable[..., Any]:
-    """The model's position step reading zeros for its absolute table."""
-    method = original._pos_embed
-    tree, function = parse_method(method)
-    check_self_contained(function)
-    _HideTable(self_name(function)).visit(function)
-    return compile_method(tree, function, method)
-
-
-class _HideTable(ast.NodeTransformer):
-    """`self.pos_embed` -> `self._posenc_hidden_table()`."""
-
-    def __init__(self, self_name: str) -> None:
-        self.self_name = self_name
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        self.generic_visit(node)
-        owner = node.value
-        if node.attr != "pos_embed" or not isinstance(owner, ast.Name):
-            return node
-        if owner.id != self.self_name or not isinstance(node.ctx, ast.Load):
-            return node
-        method = ast.Attribute(owner, "_posenc_hidden_table", ast.Load())
-        return ast.fix_missing_locations(ast.copy_location(ast.Call(method, [], []), node))
+    return layout
 
 
 def acts_on(encoding: Encoding) -> str:

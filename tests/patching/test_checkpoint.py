@@ -307,7 +307,7 @@ MISFITS = {
         "swin",
         "non-finite values; nothing was loaded",
     ),
-    "no vit": (saved, lambda: torch.nn.Linear(2, 2), None, "found no timm VisionTransformer"),
+    "no vit": (saved, lambda: torch.nn.Linear(2, 2), None, "found no model that posenc knows"),
 }
 
 

@@ -29,12 +29,6 @@ def test_a_method_replaced_on_the_instance_is_refused(encoding, method):
     assert not posenc.is_patched(model)
 
 
-def test_images_of_another_shape_are_not_let_through():
-    embed = functools.partial(PatchEmbed, strict_img_size=False)
-    with pytest.raises(ValueError, match="strict_img_size=False"):
-        patch_model(vit(embed_layer=embed), "irpe")
-
-
 def test_another_embedding_is_followed():
     model = patch_model(vit(img_size=(12, 20)), "irpe")
     model.patch_embed = vit(img_size=(20, 12)).patch_embed
