@@ -66,7 +66,10 @@ class PairIndex:
 
     def dense(self, device: torch.device | str | None = None) -> Tensor:
         """The `[N, N]` int64 map, `[query, key]`; remembered per index and device."""
-        return _dense_map(self, torch.device("cpu" if device is None else device))
+        where = torch.device("cpu" if device is None else device)
+        if where.type == "meta":  # shapes only: nothing to compute
+            return torch.empty(2 * (self.layout.num_tokens,), dtype=torch.int64, device=where)
+        return _dense_map(self, where)
 
 
 @memoised

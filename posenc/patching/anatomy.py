@@ -19,8 +19,15 @@ from posenc.patching.families import (
     family_of,
     grid_of_embedding,
     known_families,
+    refusal_of,
 )
-from posenc.patching.layouts import EmbeddingLayout, GivenLayout, LayoutSource, SeenLayout
+from posenc.patching.layouts import (
+    EmbeddingLayout,
+    GivenLayout,
+    LayoutSource,
+    MapLayout,
+    SeenLayout,
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class AttentionSite:
     layout: LayoutSource
     num_heads: int
     head_dim: int
+    value_dim: int
 
 
 @dataclass
@@ -43,29 +51,43 @@ class Anatomy:
         name: of the backbone in the model, "" when it is the model itself.
         backbone: the vision transformer.
         family: what is known of its class.
-        layout: of its tokens, at run time.
+        layout: of its tokens, at run time; None where stages or windows have their own.
         attention: its attention sites, in order.
-        refused: name of an attention module -> why it is not a site.
+        refused: name of an attention module -> why it cannot be a site.
+        left_alone: name of an attention module -> why it sees no known grid, by design.
     """
 
     name: str
     backbone: Any
     family: Family
-    layout: LayoutSource
+    layout: LayoutSource | None
     attention: list[AttentionSite] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    left_alone: dict[str, str] = field(default_factory=dict)
 
     @property
-    def embed_dim(self) -> int:
-        """Width of the tokens."""
-        width: int = self.backbone.embed_dim
-        return width
+    def embed_dim(self) -> int | None:
+        """Width of the tokens; None where stages have their own."""
+        return None if self.layout is None else int(self.backbone.embed_dim)
+
+    def layouts(self) -> list[TokenLayout]:
+        """The different layouts of the model and its attention sites, at rest."""
+        sources = [self.layout] if self.layout is not None else []
+        sources += [site.layout for site in self.attention]
+        return list(dict.fromkeys(source.at_rest() for source in sources))
+
+    def windows(self) -> dict[str, tuple[int, int]]:
+        """Name of an attention site -> its grid, where it is not the model's."""
+        own = {s.name: s.layout.at_rest().grid for s in self.attention}
+        whole = self.layout.at_rest().grid if self.layout is not None else None
+        return {name: grid for name, grid in own.items() if grid != whole}
 
     @property
     def blocks(self) -> list[str]:
         """Names of the blocks, in order."""
-        name = self.family.blocks
-        return [f"{name}.{index}" for index in range(len(self.backbone.get_submodule(name)))]
+        prefix = self.family.blocks
+        blocks = self.backbone.get_submodule(prefix.removesuffix("."))
+        return [f"{prefix}{index}" for index in range(len(blocks))]
 
     @property
     def table(self) -> nn.Parameter | None:
@@ -84,7 +106,7 @@ def examine(model: nn.Module, layout: TokenLayout | None = None) -> Anatomy:
     """
     check_model(model)
     name, backbone, family = _find_backbone(model)
-    anatomy = Anatomy(name, backbone, family, _layout_source(backbone, family, layout))
+    anatomy = Anatomy(name, backbone, family, _layout_source(model, backbone, family, layout))
     _find_attention(anatomy)
     return anatomy
 
@@ -109,6 +131,9 @@ def check_model(model: Any) -> None:
 def _find_backbone(model: nn.Module) -> tuple[str, Any, Family]:
     found = [(n, m, f) for n, m in model.named_modules() if (f := family_of(m)) is not None]
     if not found:
+        for name, module in model.named_modules():
+            if (reason := refusal_of(module)) is not None:
+                raise UnsupportedModelError(f"{name or type(module).__name__}: {reason}")
         raise UnsupportedModelError(
             f"found no model that posenc knows in {type(model).__name__} (known are timm's "
             f"{known_families()}). Any other attention can call posenc.attend(q, k, v, terms) "
@@ -122,10 +147,19 @@ def _find_backbone(model: nn.Module) -> tuple[str, Any, Family]:
     return found[0]
 
 
-def _layout_source(backbone: Any, family: Family, given: TokenLayout | None) -> LayoutSource:
+def _layout_source(
+    model: nn.Module, backbone: Any, family: Family, given: TokenLayout | None
+) -> LayoutSource | None:
+    if family.embedding is None:
+        if given is not None:
+            raise UnsupportedModelError(
+                f"layout={given}: {type(backbone).__name__} has windows or stages, each with a "
+                "layout of its own, which the model tells; leave layout= out"
+            )
+        return None
     embedding = getattr(backbone, family.embedding)
     if _takes_any_size(backbone, embedding, family):
-        return SeenLayout(_layout_at_rest(backbone, embedding, given))
+        return SeenLayout(_layout_at_rest(model, backbone, embedding, given))
     if getattr(embedding, "grid_size", None) is None:
         if given is None:
             raise UnsupportedModelError(
@@ -144,14 +178,18 @@ def _layout_source(backbone: Any, family: Family, given: TokenLayout | None) -> 
 
 def _takes_any_size(backbone: Any, embedding: Any, family: Family) -> bool:
     """Whether images of another size than the stated one are let through, and can be followed."""
+    from timm.layers import HybridEmbed  # has strict_img_size, but does not look at it
+
     if getattr(backbone, "dynamic_img_size", False):
         return True
     if getattr(embedding, "grid_size", None) is None:
         return hasattr(embedding, "dynamic_feat_size") or family.seen_grid is not grid_of_embedding
-    return not getattr(embedding, "strict_img_size", True)
+    return isinstance(embedding, HybridEmbed) or not getattr(embedding, "strict_img_size", True)
 
 
-def _layout_at_rest(backbone: Any, embedding: Any, given: TokenLayout | None) -> TokenLayout:
+def _layout_at_rest(
+    model: nn.Module, backbone: Any, embedding: Any, given: TokenLayout | None
+) -> TokenLayout:
     prefix = getattr(backbone, "num_prefix_tokens", 0)
     if given is not None:
         if given.prefix != prefix:
@@ -162,7 +200,7 @@ def _layout_at_rest(backbone: Any, embedding: Any, given: TokenLayout | None) ->
         return given
     grid = getattr(embedding, "grid_size", None)
     if grid is None:
-        image = (getattr(backbone, "pretrained_cfg", None) or {}).get("input_size")
+        image = _input_size(backbone) or _input_size(model)
         if image is None:
             raise UnsupportedModelError(
                 f"{type(backbone).__name__} takes images of any size and names none, so sizes of "
@@ -173,25 +211,42 @@ def _layout_at_rest(backbone: Any, embedding: Any, given: TokenLayout | None) ->
     return TokenLayout(grid[0], grid[1], prefix)
 
 
+def _input_size(model: nn.Module) -> tuple[int, int, int] | None:
+    """Of the images that timm says a model was made for."""
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    return config.get("input_size")
+
+
 def _find_attention(anatomy: Anatomy) -> None:
     for name, module in anatomy.backbone.named_modules():
-        if not name.startswith(f"{anatomy.family.blocks}."):
+        if not name.startswith(anatomy.family.blocks):
             continue  # attention pooling is left alone
         kind = attention_of(module)
         if kind is None:
             if _looks_like_attention(module):
                 anatomy.refused[name] = f"{type(module).__name__} is not among the known attentions"
             continue
+        layout = anatomy.family.site_layout(anatomy.backbone, name, module) or anatomy.layout
         reason = _refusal(module)
-        if reason:
-            anatomy.refused[name] = reason
+        if isinstance(layout, str):
+            anatomy.left_alone[name] = layout
+        elif reason or layout is None:
+            anatomy.refused[name] = reason or "its layout is not known"
         else:
-            anatomy.attention.append(_site(anatomy, name, module, kind))
+            anatomy.attention.append(_site(name, module, kind, layout))
 
 
-def _site(anatomy: Anatomy, name: str, module: Any, kind: Attention) -> AttentionSite:
-    layout = anatomy.family.window(anatomy.backbone, name) or anatomy.layout
-    return AttentionSite(name, module, kind, layout, module.num_heads, kind.head_dim(module))
+def _site(name: str, module: Any, kind: Attention, layout: LayoutSource) -> AttentionSite:
+    head_dim = kind.head_dim(module)
+    return AttentionSite(
+        name=name,
+        module=module,
+        kind=kind,
+        layout=layout if kind.map is None else MapLayout(layout),
+        num_heads=kind.num_heads(module),
+        head_dim=head_dim,
+        value_dim=head_dim if kind.value_dim is None else kind.value_dim(module),
+    )
 
 
 def _refusal(module: Any) -> str | None:
@@ -221,10 +276,10 @@ def check_fused_flag() -> None:
         )
 
 
-def warn_if_pointless(layout: TokenLayout) -> None:
+def warn_if_pointless(layouts: list[TokenLayout]) -> None:
     """A 1x1 grid has no positions."""
-    if layout.num_grid == 1:
+    if layouts and all(layout.num_grid == 1 for layout in layouts):
         warnings.warn(
-            f"posenc: the layout {layout} has a single patch, position cannot matter",
+            f"posenc: the layout {layouts[0]} has a single patch, position cannot matter",
             stacklevel=4,
         )

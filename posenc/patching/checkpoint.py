@@ -12,13 +12,30 @@ from torch import Tensor, nn
 
 from posenc.encodings.base import Encoding
 from posenc.layout import TokenLayout
-from posenc.patching.anatomy import examine
-from posenc.patching.patch import apply_plan, find_patched, patched_backbone, unpatch_model
+from posenc.patching.anatomy import Anatomy, examine
+from posenc.patching.patch import (
+    apply_plan,
+    find_patched,
+    is_of_encoding,
+    named_backbone,
+    patched_backbone,
+    site_modules,
+    unpatch_model,
+)
 from posenc.patching.plan import make_plan
 from posenc.registry import list_encodings
 
 _METADATA_KEY = "posenc"
-_CONFIG_KEYS = ("encodings", "layout", "layout_given", "sites", "share", "absolute", "backend")
+_CONFIG_KEYS = (
+    "encodings",
+    "layout",
+    "layout_given",
+    "windows",
+    "sites",
+    "share",
+    "absolute",
+    "backend",
+)
 
 
 def patched_encodings(model: nn.Module) -> dict[str, nn.Module]:
@@ -27,20 +44,14 @@ def patched_encodings(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: the model is not patched.
     """
-    backbone = patched_backbone(model)
+    prefix, backbone = named_backbone(model)
     found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        site, _, encoding = name.rpartition(".posenc.")
-        if name.startswith("posenc."):
-            site, encoding = "", name.removeprefix("posenc.")
-        if encoding and isinstance(module, Encoding) and "." not in encoding:
-            found[".".join(filter(None, [_below(model, backbone, site), encoding]))] = module
+    for path, module in backbone.named_modules():
+        site, marker, name = f".{path}".rpartition(".posenc.")
+        if marker and isinstance(module, Encoding) and "." not in name:
+            where = [prefix, site.removeprefix(".")] if site else []
+            found[".".join(filter(None, [*where, name]))] = module
     return found
-
-
-def _below(model: nn.Module, backbone: nn.Module, site: str) -> str:
-    """The site's name as it is; the backbone itself, inside a wrapper, has none."""
-    return "" if site and model.get_submodule(site) is backbone else site
 
 
 def encoding_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -59,9 +70,10 @@ def encoding_state_dict(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: the model is not patched.
     """
-    patched_backbone(model)
-    state = model.state_dict()
-    return {key: value for key, value in state.items() if ".posenc." in f".{key}"}
+    prefix, backbone = named_backbone(model)
+    state = backbone.state_dict(prefix=prefix and f"{prefix}.")
+    start = len(prefix) + 1 if prefix else 0
+    return {key: value for key, value in state.items() if is_of_encoding(key[start:])}
 
 
 def encoding_config(model: nn.Module) -> dict[str, Any]:
@@ -71,7 +83,11 @@ def encoding_config(model: nn.Module) -> dict[str, Any]:
         ValueError: the model is not patched, an encoding of it has no registered name, or an
             option is no JSON value.
     """
-    asked = patched_backbone(model)._posenc_record.config
+    backbone = patched_backbone(model)
+    there = site_modules(backbone)  # blocks may have been pruned since
+    asked = dict(backbone._posenc_record.config)
+    asked["sites"] = [name for name in asked["sites"] if name in there]
+    asked["windows"] = {name: grid for name, grid in asked["windows"].items() if name in there}
     for spec in asked["encodings"]:
         if spec["name"] not in list_encodings():
             raise ValueError(
@@ -141,8 +157,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tenso
 def _patch_as(model: nn.Module, config: dict[str, Any], state: dict[str, Tensor]) -> None:
     """Patches as the file says, without the warning: the outputs are meant to change."""
     layout = TokenLayout(**config["layout"]) if config["layout_given"] else None
-    current = examine(model, layout).layout.at_rest()
-    _compare({"layout": config["layout"]}, {"layout": vars(current)})
+    _compare_layouts(config, examine(model, layout))
     sites = set(config["sites"])
     plan = make_plan(
         model,
@@ -162,12 +177,19 @@ def _patch_as(model: nn.Module, config: dict[str, Any], state: dict[str, Tensor]
         raise
 
 
+def _compare_layouts(config: dict[str, Any], anatomy: Anatomy) -> None:
+    source = anatomy.layout
+    windows = {n: list(g) for n, g in anatomy.windows().items() if n in config["sites"]}
+    current = {"layout": source and vars(source.at_rest()), "windows": windows}
+    _compare({key: config[key] for key in current}, current)
+
+
 def _compare(saved: dict[str, Any], current: dict[str, Any]) -> None:
     for key in _CONFIG_KEYS[:-1]:  # the backend may differ
         if key in current and saved[key] != current[key]:
             hint = (
                 ". Create the model with that input size, load, then call set_input_size"
-                if key == "layout"
+                if key in ("layout", "windows")
                 else ""
             )
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,6 +67,54 @@ class WindowLayout(LayoutSource):
         size = getattr(self.module, self.attribute)
         height, width = (size, size) if isinstance(size, int) else size
         return TokenLayout(height, width)
+
+
+class StageLayout(LayoutSource):
+    """What a function reads from the backbone for the module of this name."""
+
+    def __init__(
+        self, backbone: nn.Module, name: str, read: Callable[[Any, str], TokenLayout]
+    ) -> None:
+        self.backbone = backbone
+        self.name = name
+        self.read = read
+
+    def at_rest(self) -> TokenLayout:
+        """The layout of the stage now."""
+        return self.read(self.backbone, self.name)
+
+
+class MapLayout(LayoutSource):
+    """The sides of the map that an attention module received last in this thread.
+
+    Args:
+        rest: what sizes new parameters.
+    """
+
+    def __init__(self, rest: LayoutSource) -> None:
+        self.rest = rest
+        self._thread = _ThreadState()
+
+    def at_rest(self) -> TokenLayout:
+        """As the model states it."""
+        return self.rest.at_rest()
+
+    def see(self, height: int, width: int) -> None:
+        """The module has received a map of these sides."""
+        self._thread.layout = TokenLayout(height, width)
+
+    def current(self, tokens: int) -> TokenLayout:
+        """The layout of the map."""
+        return self._thread.layout or self.at_rest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and deepcopy see: no maps."""
+        return {"rest": self.rest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A fresh source of the same layout at rest."""
+        self.rest = state["rest"]
+        self._thread = _ThreadState()
 
 
 class SeenLayout(LayoutSource):

@@ -25,7 +25,7 @@ class PatchRecord:
     Args:
         sites: name of each site -> its roles.
         fused_attn: name of each site whose flag was switched on -> the flag before.
-        layout: of the model's tokens.
+        layout: of the model's tokens; None where stages or windows have their own.
         hidden: name of the absolute table that is hidden, or None.
         table_required_grad: the table's flag before.
         config: what was asked for, JSON-able where the encodings are registered.
@@ -33,7 +33,7 @@ class PatchRecord:
 
     sites: dict[str, tuple[Role, ...]]
     fused_attn: dict[str, bool]
-    layout: LayoutSource
+    layout: LayoutSource | None
     hidden: str | None
     table_required_grad: bool
     config: dict[str, Any]
@@ -148,6 +148,15 @@ def patched_backbone(model: nn.Module) -> Any:
     Raises:
         ValueError: there is none.
     """
+    return named_backbone(model)[1]
+
+
+def named_backbone(model: nn.Module) -> tuple[str, Any]:
+    """The patched backbone in `model` and its name there.
+
+    Raises:
+        ValueError: there is none, or several.
+    """
     found = [(n, m) for n, m in model.named_modules() if "_posenc_record" in vars(m)]
     if not found:
         raise ValueError(
@@ -156,13 +165,19 @@ def patched_backbone(model: nn.Module) -> Any:
     if len(found) > 1:
         names = ", ".join(name for name, _ in found)
         raise ValueError(f"{len(found)} patched models are in it ({names}): name one of them")
-    return found[0][1]
+    return found[0]
+
+
+def is_of_encoding(name: str) -> bool:
+    """Whether a name in a backbone is that of a parameter or buffer of an encoding."""
+    return ".posenc." in f".{name}"
 
 
 def site_modules(backbone: Any) -> dict[str, Any]:
-    """Name -> module of the sites that are still there: blocks may have been pruned since."""
+    """Name -> module of the sites that are still there: blocks may have been pruned or replaced."""
     modules = dict(backbone.named_modules())
-    return {name: modules[name] for name in backbone._posenc_record.sites if name in modules}
+    found = {name: modules.get(name) for name in backbone._posenc_record.sites}
+    return {name: module for name, module in found.items() if hasattr(module, "_posenc")}
 
 
 def apply_plan(plan: Plan) -> None:
@@ -200,7 +215,8 @@ def _table_name(plan: Plan) -> str:
 def _refuse_non_finite(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Runs before `load_state_dict` changes anything in the backbone."""
     for key, value in state_dict.items():
-        if key.startswith(prefix) and ".posenc." in f".{key}" and not is_finite(value):
+        ours = key.startswith(prefix) and is_of_encoding(key.removeprefix(prefix))
+        if ours and not is_finite(value):
             raise ValueError(
                 f"{key} has non-finite values; nothing was loaded. Load a checkpoint from before "
                 "the divergence"
@@ -218,8 +234,9 @@ def _config(plan: Plan) -> dict[str, Any]:
             {"name": spec.name, "options": resolved_options(spec.build, spec.options)}
             for spec in plan.specs
         ],
-        "layout": vars(source.at_rest()).copy(),
-        "layout_given": not isinstance(source, EmbeddingLayout),
+        "layout": None if source is None else vars(source.at_rest()).copy(),
+        "layout_given": not isinstance(source, EmbeddingLayout | None),
+        "windows": {n: list(g) for n, g in plan.anatomy.windows().items() if n in plan.sites},
         "sites": sorted(name for name, p in plan.sites.items() if p.is_attention),
         "share": plan.share,
         "absolute": plan.absolute,

@@ -117,13 +117,15 @@ def make_plan(
         planned.new_class()
         if planned.is_attention:
             _check_computable(plan, planned)
-    warn_if_pointless(anatomy.layout.at_rest())
+    warn_if_pointless(anatomy.layouts())
     return plan
 
 
 def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
     """Builds one encoding for each of its sites, or one for all (`share`)."""
     sites = plan.anatomy.attention
+    if isinstance(spec.build, type) and not _acts_in_attention(spec):
+        _check_one_grid(plan, spec)
     if not sites and _acts_in_attention(spec):
         _select(plan.anatomy, blocks)  # says why there is none
     first = _build(plan, spec, plan.anatomy.backbone, sites[0] if sites else None)
@@ -158,6 +160,8 @@ def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, first: Encoding)
     for site in selected:
         encoding = first if plan.share else _build(plan, spec, site.module, site)
         planned = _at(plan, site.name, ("attention",))
+        if site.kind.map is not None:
+            _at(plan, site.name, ("map", site.kind.map))
         _describe_attention(planned.site, site)
         planned.site.attention.append(spec.name)
         _own(plan, planned, spec.name, encoding)
@@ -168,11 +172,12 @@ def _describe_attention(site: Site, found: AttentionSite) -> None:
     site.shape = found.kind.shape
     site.num_heads = found.num_heads
     site.head_dim = found.head_dim
-    site.value_dim = found.head_dim * found.kind.value_ratio
+    site.value_dim = found.value_dim
 
 
 def _place_at_step(plan: Plan, spec: Spec, encoding: Encoding) -> None:
     """Where the model adds its own positions, or would."""
+    _check_one_grid(plan, spec)
     step = plan.anatomy.family.step
     if step is None:
         planned = _at(plan, plan.anatomy.blocks[0], ("first",))
@@ -182,17 +187,27 @@ def _place_at_step(plan: Plan, spec: Spec, encoding: Encoding) -> None:
     planned.own[spec.name] = encoding
 
 
+def _check_one_grid(plan: Plan, spec: Spec) -> None:
+    if plan.anatomy.layout is None:
+        raise UnsupportedModelError(
+            f"{spec.name} acts on the tokens of one grid, and "
+            f"{type(plan.anatomy.backbone).__name__} has windows or stages: encodings that act "
+            "inside attention work there"
+        )
+
+
 def _follow_images(plan: Plan) -> None:
     """For models that take images of any size: who sees the image, who remembers its layout."""
-    if not isinstance(plan.anatomy.layout, SeenLayout):
-        return
     family = plan.anatomy.family
+    if not isinstance(plan.anatomy.layout, SeenLayout) or family.embedding is None:
+        return
     _at(plan, family.embedding, ("see",)).site.seen_grid = family.seen_grid
     for name in plan.anatomy.blocks:
         _at(plan, name, ("bind",))
 
 
 def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
+    _check_one_grid(plan, spec)
     names = plan.anatomy.blocks
     for index in check_after(first.after):  # type: ignore[arg-type]
         if not -len(names) <= index < len(names):
@@ -228,7 +243,9 @@ def _at(plan: Plan, name: str, role: Role) -> PlannedSite:
         for other, planned in plan.sites.items():
             if planned.module is module:
                 raise UnsupportedModelError(f"{name} is the same module as {other} (tied blocks)")
-        site = Site(name or type(module).__name__, plan.anatomy.layout, plan.backend)
+        # A staged model has no layout of its own; its attention modules get theirs.
+        layout: Any = plan.anatomy.layout
+        site = Site(name or type(module).__name__, layout, plan.backend)
         plan.sites[name] = PlannedSite(module, site)
     planned = plan.sites[name]
     for method in _methods_of(role):
@@ -259,8 +276,11 @@ def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) 
             f"{type(near).__name__} has {parameter.dtype} parameters: patch the floating point "
             "model, then quantise it"
         )
+    if site is None:
+        _check_one_grid(plan, spec)
+    source: Any = plan.anatomy.layout if site is None else site.layout
     return spec.create(
-        (site or plan.anatomy).layout.at_rest(),
+        source.at_rest(),
         {
             "num_heads": site.num_heads if site else None,
             "head_dim": site.head_dim if site else None,
@@ -276,9 +296,10 @@ def _select(anatomy: Anatomy, blocks: Blocks) -> list[AttentionSite]:
     found = [site.name for site in anatomy.attention]
     names = sorted([*found, *anatomy.refused], key=_order(anatomy))
     if not names:
+        reasons = "; ".join(f"{n}: {reason}" for n, reason in anatomy.left_alone.items())
         raise UnsupportedModelError(
-            f"found no attention in the blocks of {type(anatomy.backbone).__name__}; "
-            "posenc.supports(model) tells what was looked at"
+            f"found no attention in the blocks of {type(anatomy.backbone).__name__} that can be "
+            f"patched ({reasons or 'none that posenc knows'})"
         )
     chosen = _choose(names, blocks)
     if not chosen:
@@ -333,7 +354,9 @@ def _check_computable(plan: Plan, planned: PlannedSite) -> None:
     try:
         explain_site(planned.module, site, chosen)
     except ValueError as error:
-        raise UnsupportedModelError(f"{site.name}: {error}") from error
+        wider = site.value_dim != site.head_dim
+        hint = f" (its values have width {site.value_dim}, its queries {site.head_dim})"
+        raise UnsupportedModelError(f"{site.name}: {error}{hint if wider else ''}") from error
 
 
 def explain_site(module: nn.Module, site: Site, encodings: list[Encoding]) -> Explanation:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from posenc.encodings.base import AttentionEncoding
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.anatomy import check_fused_flag, examine
@@ -24,16 +26,23 @@ class Support:
     Args:
         supported: whether `patch_model` with an attention encoding would work on all blocks.
         reason: why not, or "".
-        layout: of its tokens, if known.
+        layout: of its tokens, if known; None where stages or windows have their own.
         sites: names of the attention modules that can be patched.
-        refused: name of an attention module -> why it cannot.
+        layouts: name of each of them -> what it sees.
+        refused: name of an attention module -> why it cannot be patched.
+        left_alone: name of an attention module without a known grid -> why; `patch_model` passes
+            over it.
+        own_positions: position sources of the model itself.
     """
 
     supported: bool
     reason: str
-    layout: TokenLayout | None
-    sites: tuple[str, ...]
-    refused: dict[str, str]
+    layout: TokenLayout | None = None
+    sites: tuple[str, ...] = ()
+    layouts: dict[str, TokenLayout] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    left_alone: dict[str, str] = field(default_factory=dict)
+    own_positions: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return self.supported
@@ -42,27 +51,47 @@ class Support:
         if not self.supported and not self.sites:
             return f"not supported: {self.reason}"
         lines = [f"supported: {'yes' if self.supported else f'no, {self.reason}'}"]
-        lines += [f"layout:    {self.layout}", f"sites:     {_span(self.sites)}"]
+        lines += [f"layout:    {self.layout or _count(self.layouts)}"]
+        lines += [f"sites:     {_span(self.sites)}"]
         lines += [f"refused:   {name}: {reason}" for name, reason in self.refused.items()]
+        alone: dict[str, list[str]] = {}
+        for name, reason in self.left_alone.items():
+            alone.setdefault(reason, []).append(name)
+        lines += [f"left out:  {_span(tuple(names))}: {r}" for r, names in alone.items()]
         return "\n".join(lines)
 
 
-def supports(model: nn.Module) -> Support:
-    """Tells without patching what `patch_model` would find in the model, or why it refuses."""
+def supports(model: nn.Module, *, layout: TokenLayout | None = None) -> Support:
+    """Tells without patching what `patch_model` would find in the model, or why it refuses.
+
+    Args:
+        model: any module.
+        layout: as for `patch_model`.
+    """
     if isinstance(model, nn.Module) and find_patched(model) is not None:
-        return Support(False, "already patched; call posenc.unpatch_model(model)", None, (), {})
+        return Support(False, "already patched; call posenc.unpatch_model(model)")
     try:
-        anatomy = examine(model)
+        anatomy = examine(model, layout)
         check_fused_flag()
     except UnsupportedModelError as error:
-        return Support(False, str(error), None, (), {})
-    sites = tuple(site.name for site in anatomy.attention)
+        return Support(False, str(error))
     reason = ""
     if anatomy.refused:
         reason = f"{len(anatomy.refused)} attention modules are refused"
-    elif not sites:
+    elif not anatomy.attention:
         reason = "no attention was found in its blocks"
-    return Support(not reason, reason, anatomy.layout.at_rest(), sites, anatomy.refused)
+        if anatomy.left_alone:
+            reason += f" that sees a known grid ({next(iter(anatomy.left_alone.values()))})"
+    return Support(
+        supported=not reason,
+        reason=reason,
+        layout=None if anatomy.layout is None else anatomy.layout.at_rest(),
+        sites=tuple(site.name for site in anatomy.attention),
+        layouts={site.name: site.layout.at_rest() for site in anatomy.attention},
+        refused=anatomy.refused,
+        left_alone=anatomy.left_alone,
+        own_positions=own_positions(anatomy.backbone),
+    )
 
 
 @dataclass(frozen=True)
@@ -70,7 +99,8 @@ class Summary:
     """What a patched model has.
 
     Args:
-        layout: of its tokens now.
+        layout: of its tokens now; None where stages or windows have their own.
+        layouts: name of each attention site -> what it sees.
         sites: name of each site -> names of its encodings.
         own_positions: position sources of the model itself.
         encodings: name of an encoding -> its class and options.
@@ -80,7 +110,8 @@ class Summary:
         warnings: positions that are given twice, and the like.
     """
 
-    layout: TokenLayout
+    layout: TokenLayout | None
+    layouts: dict[str, TokenLayout]
     sites: dict[str, tuple[str, ...]]
     own_positions: tuple[str, ...]
     encodings: dict[str, str]
@@ -93,7 +124,7 @@ class Summary:
         groups: dict[tuple[str, ...], list[str]] = {}
         for site, names in self.sites.items():
             groups.setdefault(names, []).append(site)
-        lines = [f"layout:         {self.layout} = {self.layout.num_tokens} tokens"]
+        lines = [f"layout:         {self._layout()}"]
         for names, sites in groups.items():
             lines.append(f"sites:          {_span(tuple(sites))} <- {' + '.join(names)}")
         for name, text in self.encodings.items():
@@ -104,6 +135,13 @@ class Summary:
         lines.append(f"backend:        {self.backend}")
         lines += [f"warning:        {text}" for text in self.warnings]
         return "\n".join(lines)
+
+    def _layout(self) -> str:
+        if self.layout is None:
+            return _count(self.layouts)
+        own = {n: layout for n, layout in self.layouts.items() if layout != self.layout}
+        windows = f", windows {_count(own)}" if own else ""
+        return f"{self.layout} = {self.layout.num_tokens} tokens{windows}"
 
 
 def summary(model: nn.Module) -> Summary:
@@ -119,9 +157,10 @@ def summary(model: nn.Module) -> Summary:
     by_name: dict[str, Any] = {
         key.rpartition(".")[2]: encoding for key, encoding in modules.items()
     }
-    own = _own_positions(backbone, record)
+    own = own_positions(backbone, record.hidden)
     return Summary(
-        layout=record.layout.at_rest(),
+        layout=None if record.layout is None else record.layout.at_rest(),
+        layouts={n: m._posenc.layout.at_rest() for n, m in sites.items() if m._posenc.attention},
         sites={
             name or type(backbone).posenc_original_class.__name__: names
             for name, module in sites.items()
@@ -144,26 +183,76 @@ def _describe(encoding: nn.Module) -> str:
     return f"{type(encoding).__name__}({encoding.extra_repr()})"
 
 
-def _own_positions(backbone: Any, record: PatchRecord) -> tuple[str, ...]:
-    if backbone.pos_embed is None:
-        return ()
-    rows = backbone.pos_embed.shape[1]
-    return (f"absolute table pos_embed, {rows} rows{', hidden' if record.hidden else ''}",)
+ABSOLUTE = "absolute table"
+RELATIVE = "relative bias"
+ROTARY = "rotary embedding"
+
+# What timm calls its position sources: the last part of a parameter's or module's name.
+_OWN_PARAMETERS = {
+    "pos_embed": ABSOLUTE,
+    "pos_embed_y": ABSOLUTE,
+    "pos_embed_x": ABSOLUTE,
+    "pos_embed_win": ABSOLUTE,
+    "pos_embed1": ABSOLUTE,
+    "pos_embed2": ABSOLUTE,
+    "pos_embed3": ABSOLUTE,
+    "position_embedding_table": ABSOLUTE,
+    "relative_position_bias_table": RELATIVE,
+    "rel_pos_h": RELATIVE,
+    "rel_pos_w": RELATIVE,
+    "attention_biases": RELATIVE,
+}
+_OWN_MODULES = {
+    "rope": ROTARY,
+    "rotary_emb": ROTARY,
+    "rel_pos": RELATIVE,
+    "shared_rel_pos": RELATIVE,
+    "rel_pos_bias": RELATIVE,
+}
+
+
+def own_positions(backbone: nn.Module, hidden: str | None = None) -> tuple[str, ...]:
+    """The position sources of a model itself, in words, such as "absolute table pos_embed"."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, _ in backbone.named_parameters():
+        _note(found, name, _OWN_PARAMETERS)
+    for name, module in backbone.named_modules():
+        if not isinstance(module, nn.Identity):
+            _note(found, name, _OWN_MODULES)
+    return tuple(
+        f"{kind} {last}"
+        + (f" in {len(names)} modules" if len(names) > 1 else "")
+        + (", hidden" if hidden in names else "")
+        for (kind, last), names in found.items()
+    )
+
+
+def _note(found: dict[tuple[str, str], list[str]], name: str, kinds: dict[str, str]) -> None:
+    last = name.rpartition(".")[2]
+    # A module's own parameters have been noted with it.
+    inside = {part for part in name.split(".")[:-1] if part in _OWN_MODULES or part == "posenc"}
+    if last in kinds and not inside:
+        found.setdefault((kinds[last], last), []).append(name)
 
 
 def _doubled(by_name: dict[str, nn.Module], own: tuple[str, ...]) -> tuple[str, ...]:
-    """Absolute positions on top of absolute positions."""
+    """Absolute positions on top of absolute ones, relative on relative."""
+    shown = [source for source in own if "hidden" not in source]
     absolute = [n for n, e in by_name.items() if getattr(e, "placement", None) == "position"]
-    if absolute and own and "hidden" not in own[0]:
-        return (
+    relative = [n for n, e in by_name.items() if isinstance(e, AttentionEncoding)]
+    texts = []
+    if absolute and any(source.startswith(ABSOLUTE) for source in shown):
+        texts.append(
             f"{' and '.join(absolute)} on top of the model's own absolute table; "
-            'absolute="remove" hides that',
+            'absolute="remove" hides that'
         )
-    return ()
+    if relative and any(source.startswith(RELATIVE) for source in shown):
+        texts.append(f"{' and '.join(relative)} on top of the model's own relative bias")
+    return tuple(texts)
 
 
 def _hidden(by_name: dict[str, nn.Module], record: PatchRecord) -> tuple[str, ...]:
-    if not record.hidden or any(isinstance(e, LearnedAbsolute) for e in by_name.values()):
+    if record.hidden is None or any(isinstance(e, LearnedAbsolute) for e in by_name.values()):
         return ()
     return ("the model's position table is hidden, so its outputs changed at start",)
 
@@ -182,3 +271,8 @@ def _span(names: tuple[str, ...]) -> str:
     if len(names) <= 2:
         return ", ".join(names) or "none"
     return f"{names[0]} ... {names[-1]} ({len(names)})"
+
+
+def _count(layouts: dict[str, TokenLayout]) -> str:
+    counts = Counter(str(layout) for layout in layouts.values())
+    return ", ".join(f"{layout} ({count})" for layout, count in counts.items()) or "none"

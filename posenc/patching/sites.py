@@ -25,6 +25,7 @@ from posenc.terms import Term
 #   ("hide", table, *methods)  hides its absolute table in these methods
 #   ("bind",)                  remembers the layout for a replay of its forward
 #   ("first",)                 encodes the tokens that its forward receives
+#   ("map", pattern)           takes the layout from the map that its forward receives
 #   ("attention",)             replaces the attention calls in its forward
 #   ("see",)                   notes the layout of the image that its forward received
 #   ("position", method)       encodes the tokens that this method returns
@@ -91,6 +92,8 @@ def site_class(original: Any, roles: tuple[Role, ...]) -> type[nn.Module]:
         members["forward"] = rewritten_forward(original)
         members["_attend"] = _attend
         members["_no_attention_ran"] = _no_attention_ran
+    if "map" in arguments:
+        wrap("forward", functools.partial(_see_map_first, pattern=arguments["map"][0]))
     if "first" in arguments:
         wrap("forward", _encode_first)
     if "bind" in arguments:
@@ -232,6 +235,22 @@ def _bind_first(method: Callable[..., Any]) -> Callable[..., Any]:
         return method(self, x, *args, **kwargs)
 
     return bound
+
+
+def _see_map_first(method: Callable[..., Any], pattern: str) -> Callable[..., Any]:
+    """Notes the sides of the map that forward receives, then `method`."""
+
+    @functools.wraps(method)
+    def seeing(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if pattern == "size":
+            height, width = args[0] if args else kwargs["size"]
+        else:
+            axis = pattern.split().index("h")
+            height, width = x.shape[axis : axis + 2]
+        self._posenc.layout.see(height, width)
+        return method(self, x, *args, **kwargs)
+
+    return seeing
 
 
 def _then_see(method: Callable[..., Any]) -> Callable[..., Any]:

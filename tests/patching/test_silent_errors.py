@@ -4,7 +4,6 @@ import functools
 
 import pytest
 import torch
-from timm.layers import PatchEmbed
 from tiny_vit import images, vit
 from torch import nn
 

@@ -1,0 +1,548 @@
+"""Tiny timm models with windows or stages, random weights.
+
+`CASES` names every model; a case tells which attention modules posenc should patch, with their
+layouts and heads, and which it should leave alone. Images are rectangular wherever the family
+allows it, and windows too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import oracles
+import torch
+from timm.models.crossvit import CrossVit
+from timm.models.davit import DaVit
+from timm.models.hiera import Hiera
+from timm.models.hieradet_sam2 import HieraDet
+from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitConvCfg, MaxxVitTransformerCfg
+from timm.models.nest import Nest
+from timm.models.pit import PoolingVisionTransformer
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.tiny_vit import TinyVit
+from timm.models.twins import Twins
+from timm.models.visformer import Visformer
+from timm.models.volo import VOLO
+from torch import Tensor, nn
+
+CLASSES = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What a site sees: its layout (height, width, prefix), its heads and their width."""
+
+    layout: tuple[int, int, int]
+    num_heads: int
+    head_dim: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A tiny model.
+
+    Args:
+        make: builds it, with its own initialisation.
+        image: height and width.
+        sites: attention module -> what it sees.
+        others: attention modules that call SDPA and should not be patched -> why.
+    """
+
+    make: Callable[[], nn.Module]
+    image: tuple[int, int]
+    sites: dict[str, Expected]
+    others: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def _swin(**options):
+    settings = {
+        "img_size": (12, 20),
+        "patch_size": 2,
+        "embed_dim": 8,
+        "depths": (2, 2),
+        "num_heads": (2, 4),
+        "window_size": ((2, 4), (2, 4)),
+        "mlp_ratio": 2.0,
+        **options,
+    }
+    return SwinTransformer(num_classes=CLASSES, **settings)
+
+
+def _davit(**options):
+    return DaVit(
+        depths=(1, 1),
+        embed_dims=(8, 16),
+        num_heads=(2, 4),
+        window_size=(2, 3),
+        mlp_ratio=2,
+        num_classes=CLASSES,
+        **options,
+    )
+
+
+def _maxxvit(block_type, image, *, conv="mbconv", **transformer):
+    config = MaxxVitCfg(
+        embed_dim=(16, 32),
+        depths=(1, 2),
+        block_type=block_type,
+        stem_width=8,
+        conv_cfg=MaxxVitConvCfg(block_type=conv, expand_ratio=2.0),
+        transformer_cfg=MaxxVitTransformerCfg(dim_head=8, expand_ratio=2.0, **transformer),
+        weight_init="",
+    )
+    return MaxxVit(config, img_size=image, num_classes=CLASSES)
+
+
+def _nest():
+    return Nest(
+        img_size=16,
+        patch_size=2,
+        num_levels=2,
+        embed_dims=(8, 16),
+        num_heads=(2, 4),
+        depths=(2, 1),
+        num_classes=CLASSES,
+        mlp_ratio=2.0,
+        drop_path_rate=0.0,
+    )
+
+
+def _twins(wss, **options):
+    return Twins(
+        img_size=(24, 40),
+        num_classes=CLASSES,
+        embed_dims=(8, 16),
+        num_heads=(2, 4),
+        mlp_ratios=(2, 2),
+        depths=(2, 2),
+        sr_ratios=(2, 1),
+        wss=wss,
+        **options,
+    )
+
+
+def _pit(distilled):
+    return PoolingVisionTransformer(
+        img_size=(24, 40),
+        patch_size=8,
+        stride=4,
+        base_dims=(4, 4),
+        depth=(2, 1),
+        heads=(2, 4),
+        mlp_ratio=2,
+        num_classes=CLASSES,
+        distilled=distilled,
+    )
+
+
+def _tiny_vit():
+    return TinyVit(
+        num_classes=CLASSES,
+        embed_dims=(8, 8, 16),
+        depths=(1, 2, 1),
+        num_heads=(1, 2, 4),
+        window_sizes=(7, 2, 3),
+        mlp_ratio=2.0,
+        mbconv_expand_ratio=2.0,
+    )
+
+
+def _visformer(**options):
+    settings = {
+        "img_size": (64, 96),
+        "init_channels": 8,
+        "embed_dim": 16,
+        "depth": (1, 1, 1),
+        "num_heads": 2,
+        "mlp_ratio": 2.0,
+        "group": 2,
+        "attn_stage": "111",
+        "spatial_conv": "100",
+        **options,
+    }
+    return Visformer(num_classes=CLASSES, **settings)
+
+
+def _volo():
+    return VOLO(
+        [1, 2],
+        img_size=(48, 80),
+        num_classes=CLASSES,
+        stem_hidden_dim=8,
+        embed_dims=[8, 16],
+        num_heads=[2, 4],
+        downsamples=(True, False),
+        outlook_attention=(True, False),
+        mlp_ratio=2.0,
+        post_layers=("ca",),
+    )
+
+
+def _crossvit(**options):
+    settings = {
+        "img_size": (48, 80),
+        "patch_size": (8, 16),
+        "embed_dim": (8, 16),
+        "depth": ((1, 2, 0), (1, 1, 1)),
+        "num_heads": (2, 4),
+        "mlp_ratio": (2.0, 2.0, 1.0),
+        **options,
+    }
+    return CrossVit(num_classes=CLASSES, **settings)
+
+
+def _hiera(**options):
+    settings = {
+        "img_size": (64, 96),
+        "embed_dim": 4,
+        "num_heads": 1,
+        "stages": (1, 1, 2, 2),
+        "mlp_ratio": 2.0,
+        **options,
+    }
+    return Hiera(num_classes=CLASSES, **settings)
+
+
+def _hieradet():
+    return HieraDet(
+        num_classes=CLASSES,
+        embed_dim=4,
+        num_heads=1,
+        stages=(2, 3),
+        q_pool=1,
+        window_spec=(4, (3, 5)),
+        global_att_blocks=(4,),
+    )
+
+
+_GSA = "keys are fewer than queries (sr_ratio > 1)"
+_POOLED = "its first block of a stage pools the queries"
+_UNROLLED = "mask units lie in unrolled order, which is not row-major"
+
+CASES = {
+    # 6x10 patches, then 3x5: padded, and shifted in every second block.
+    "swin": Case(
+        _swin,
+        (12, 20),
+        {
+            "layers.0.blocks.0.attn": Expected((2, 4, 0), 2, 4),
+            "layers.0.blocks.1.attn": Expected((2, 4, 0), 2, 4),
+            "layers.1.blocks.0.attn": Expected((2, 4, 0), 4, 4),
+            "layers.1.blocks.1.attn": Expected((2, 4, 0), 4, 4),
+        },
+    ),
+    # A window that is larger than the stage shrinks to it; heads of a width of their own.
+    "swin_small_stage": Case(
+        partial(_swin, window_size=((3, 5), (4, 7)), head_dim=6),
+        (12, 20),
+        {
+            "layers.0.blocks.0.attn": Expected((3, 5, 0), 2, 6),
+            "layers.0.blocks.1.attn": Expected((3, 5, 0), 2, 6),
+            "layers.1.blocks.0.attn": Expected((3, 5, 0), 4, 6),
+            "layers.1.blocks.1.attn": Expected((3, 5, 0), 4, 6),
+        },
+    ),
+    # Windows of 2x4 in images of any size: the masks are made in each forward.
+    "swin_dynamic": Case(
+        partial(_swin, dynamic_img_size=True, always_partition=True),
+        (16, 28),
+        {
+            "layers.0.blocks.0.attn": Expected((2, 4, 0), 2, 4),
+            "layers.0.blocks.1.attn": Expected((2, 4, 0), 2, 4),
+            "layers.1.blocks.0.attn": Expected((2, 4, 0), 4, 4),
+            "layers.1.blocks.1.attn": Expected((2, 4, 0), 4, 4),
+        },
+    ),
+    "davit": Case(
+        _davit,
+        (20, 28),
+        {
+            "stages.0.blocks.0.0.attn": Expected((2, 3, 0), 2, 4),
+            "stages.1.blocks.0.0.attn": Expected((2, 3, 0), 4, 4),
+        },
+    ),
+    "davit_named_blocks": Case(
+        partial(_davit, named_blocks=True, channel_attn_v2=True),
+        (20, 28),
+        {
+            "stages.0.blocks.0.spatial_block.attn": Expected((2, 3, 0), 2, 4),
+            "stages.1.blocks.0.spatial_block.attn": Expected((2, 3, 0), 4, 4),
+        },
+    ),
+    # Windows and dilated grids of different shapes, channels last.
+    "maxvit": Case(
+        partial(_maxxvit, ("M", "M"), (32, 48), window_size=(2, 3), grid_size=(4, 2)),
+        (32, 48),
+        {
+            "stages.0.blocks.0.attn_block.attn": Expected((2, 3, 0), 2, 8),
+            "stages.0.blocks.0.attn_grid.attn": Expected((4, 2, 0), 2, 8),
+            "stages.1.blocks.0.attn_block.attn": Expected((2, 3, 0), 4, 8),
+            "stages.1.blocks.0.attn_grid.attn": Expected((4, 2, 0), 4, 8),
+            "stages.1.blocks.1.attn_block.attn": Expected((2, 3, 0), 4, 8),
+            "stages.1.blocks.1.attn_grid.attn": Expected((4, 2, 0), 4, 8),
+        },
+    ),
+    # TensorFlow's variant: heads after q, k, v in the channels.
+    "maxvit_tf": Case(
+        partial(
+            _maxxvit,
+            ("C", "M"),
+            (32, 48),
+            window_size=(2, 3),
+            grid_size=(4, 2),
+            rel_pos_type="bias_tf",
+            head_first=False,
+        ),
+        (32, 48),
+        {
+            "stages.1.blocks.0.attn_block.attn": Expected((2, 3, 0), 4, 8),
+            "stages.1.blocks.0.attn_grid.attn": Expected((4, 2, 0), 4, 8),
+            "stages.1.blocks.1.attn_block.attn": Expected((2, 3, 0), 4, 8),
+            "stages.1.blocks.1.attn_grid.attn": Expected((4, 2, 0), 4, 8),
+        },
+    ),
+    # Channels first, heads first.
+    "maxvit_nchw": Case(
+        partial(
+            _maxxvit,
+            ("C", "M"),
+            (32, 48),
+            window_size=(2, 3),
+            grid_size=(4, 2),
+            use_nchw_attn=True,
+            rel_pos_type="mlp",
+            rel_pos_dim=4,
+        ),
+        (32, 48),
+        {
+            "stages.1.blocks.0.attn_block.attn": Expected((2, 3, 0), 4, 8),
+            "stages.1.blocks.0.attn_grid.attn": Expected((4, 2, 0), 4, 8),
+            "stages.1.blocks.1.attn_block.attn": Expected((2, 3, 0), 4, 8),
+            "stages.1.blocks.1.attn_grid.attn": Expected((4, 2, 0), 4, 8),
+        },
+    ),
+    # The same, heads after q, k, v.
+    "maxvit_nchw_tf": Case(
+        partial(
+            _maxxvit,
+            ("C", "M"),
+            (32, 48),
+            window_size=(2, 3),
+            grid_size=(4, 2),
+            use_nchw_attn=True,
+            head_first=False,
+        ),
+        (32, 48),
+        {
+            "stages.1.blocks.0.attn_block.attn": Expected((2, 3, 0), 4, 8),
+            "stages.1.blocks.0.attn_grid.attn": Expected((4, 2, 0), 4, 8),
+            "stages.1.blocks.1.attn_block.attn": Expected((2, 3, 0), 4, 8),
+            "stages.1.blocks.1.attn_grid.attn": Expected((4, 2, 0), 4, 8),
+        },
+    ),
+    # ConvNeXt blocks, window from the image size; no window attention, only the grid's.
+    "maxxvit": Case(
+        partial(
+            _maxxvit,
+            ("M", "M"),
+            (32, 48),
+            conv="convnext",
+            partition_ratio=16,
+            no_block_attn=True,
+            init_values=0.5,
+        ),
+        (32, 48),
+        {
+            "stages.0.blocks.0.attn_grid.attn": Expected((2, 3, 0), 2, 8),
+            "stages.1.blocks.0.attn_grid.attn": Expected((2, 3, 0), 4, 8),
+            "stages.1.blocks.1.attn_grid.attn": Expected((2, 3, 0), 4, 8),
+        },
+    ),
+    # Window and grid side by side, each with half of the width.
+    "maxvit_parallel": Case(
+        partial(_maxxvit, ("PM", "C"), (32, 48), window_size=(2, 3)),
+        (32, 48),
+        {
+            "stages.0.blocks.0.attn.attn_block": Expected((2, 3, 0), 2, 8),
+            "stages.0.blocks.0.attn.attn_grid": Expected((2, 3, 0), 2, 8),
+        },
+    ),
+    # Whole stages, 3x5 after 6x10; the second stage starts with a pooling block.
+    "coatnet": Case(
+        partial(_maxxvit, ("C", "T"), (24, 40)),
+        (24, 40),
+        {
+            "stages.1.blocks.0.attn": Expected((3, 5, 0), 4, 8),
+            "stages.1.blocks.1.attn": Expected((3, 5, 0), 4, 8),
+        },
+    ),
+    "coatnet_mlp": Case(
+        partial(_maxxvit, ("T", "T"), (24, 40), rel_pos_type="mlp", rel_pos_dim=4),
+        (24, 40),
+        {
+            "stages.0.blocks.0.attn": Expected((6, 10, 0), 2, 8),
+            "stages.1.blocks.0.attn": Expected((3, 5, 0), 4, 8),
+            "stages.1.blocks.1.attn": Expected((3, 5, 0), 4, 8),
+        },
+    ),
+    # NesT handles square images and blocks only.
+    "nest": Case(
+        _nest,
+        (16, 16),
+        {
+            "levels.0.transformer_encoder.0.attn": Expected((4, 4, 0), 2, 4),
+            "levels.0.transformer_encoder.1.attn": Expected((4, 4, 0), 2, 4),
+            "levels.1.transformer_encoder.0.attn": Expected((4, 4, 0), 4, 4),
+        },
+    ),
+    # Square windows only; 6x10 patches, then 3x5 (padded to 4x6).
+    "twins_svt": Case(
+        partial(_twins, (3, 2)),
+        (24, 40),
+        {
+            "blocks.0.0.attn": Expected((3, 3, 0), 2, 4),
+            "blocks.1.0.attn": Expected((2, 2, 0), 4, 4),
+            "blocks.1.1.attn": Expected((3, 5, 0), 4, 4),
+        },
+        {"blocks.0.1.attn": _GSA},
+    ),
+    "twins_pcpvt": Case(
+        partial(_twins, None),
+        (24, 40),
+        {
+            "blocks.1.0.attn": Expected((3, 5, 0), 4, 4),
+            "blocks.1.1.attn": Expected((3, 5, 0), 4, 4),
+        },
+        {"blocks.0.0.attn": _GSA, "blocks.0.1.attn": _GSA},
+    ),
+    "pit": Case(
+        partial(_pit, False),
+        (24, 40),
+        {
+            "transformers.0.blocks.0.attn": Expected((5, 9, 1), 2, 4),
+            "transformers.0.blocks.1.attn": Expected((5, 9, 1), 2, 4),
+            "transformers.1.blocks.0.attn": Expected((3, 5, 1), 4, 4),
+        },
+    ),
+    "pit_distilled": Case(
+        partial(_pit, True),
+        (24, 40),
+        {
+            "transformers.0.blocks.0.attn": Expected((5, 9, 2), 2, 4),
+            "transformers.0.blocks.1.attn": Expected((5, 9, 2), 2, 4),
+            "transformers.1.blocks.0.attn": Expected((3, 5, 2), 4, 4),
+        },
+    ),
+    # Square windows only; 6x10, then 3x5, padded.
+    "tiny_vit": Case(
+        _tiny_vit,
+        (48, 80),
+        {
+            "stages.1.blocks.0.attn": Expected((2, 2, 0), 2, 4),
+            "stages.1.blocks.1.attn": Expected((2, 2, 0), 2, 4),
+            "stages.2.blocks.0.attn": Expected((3, 3, 0), 4, 4),
+        },
+    ),
+    "visformer": Case(
+        _visformer,
+        (64, 96),
+        {
+            "stage1.0.attn": Expected((8, 12, 0), 2, 2),
+            "stage2.0.attn": Expected((4, 6, 0), 2, 8),
+            "stage3.0.attn": Expected((2, 3, 0), 2, 16),
+        },
+    ),
+    # As published: no attention in the first stage; and no table of its own.
+    "visformer_small": Case(
+        partial(_visformer, attn_stage="011", use_pos_embed=False, init_channels=None),
+        (64, 96),
+        {
+            "stage2.0.attn": Expected((4, 6, 0), 2, 8),
+            "stage3.0.attn": Expected((2, 3, 0), 2, 16),
+        },
+    ),
+    "volo": Case(
+        _volo,
+        (48, 80),
+        {
+            "network.2.0.attn": Expected((3, 5, 0), 4, 4),
+            "network.2.1.attn": Expected((3, 5, 0), 4, 4),
+        },
+    ),
+    # Two branches with grids of their own.
+    "crossvit": Case(
+        _crossvit,
+        (48, 80),
+        {
+            "blocks.0.blocks.0.0.attn": Expected((6, 10, 1), 2, 4),
+            "blocks.0.blocks.1.0.attn": Expected((3, 5, 1), 4, 4),
+            "blocks.0.blocks.1.1.attn": Expected((3, 5, 1), 4, 4),
+            "blocks.1.blocks.0.0.attn": Expected((6, 10, 1), 2, 4),
+            "blocks.1.blocks.1.0.attn": Expected((3, 5, 1), 4, 4),
+        },
+    ),
+    "crossvit_scaled": Case(
+        partial(_crossvit, img_scale=(1.0, 0.5), patch_size=(12, 8), img_size=(48, 96)),
+        (48, 96),
+        {
+            "blocks.0.blocks.0.0.attn": Expected((4, 8, 1), 2, 4),
+            "blocks.0.blocks.1.0.attn": Expected((3, 6, 1), 4, 4),
+            "blocks.0.blocks.1.1.attn": Expected((3, 6, 1), 4, 4),
+            "blocks.1.blocks.0.0.attn": Expected((4, 8, 1), 2, 4),
+            "blocks.1.blocks.1.0.attn": Expected((3, 6, 1), 4, 4),
+        },
+    ),
+    # 16x24 patches in mask units; row-major only when every unroll is consumed, at 2x3.
+    "hiera": Case(
+        _hiera,
+        (64, 96),
+        {"blocks.5.attn": Expected((2, 3, 0), 8, 4)},
+        {
+            "blocks.0.attn": _UNROLLED,
+            "blocks.1.attn": _POOLED,
+            "blocks.2.attn": _POOLED,
+            "blocks.3.attn": _UNROLLED,
+            "blocks.4.attn": _POOLED,
+        },
+    ),
+    # One unroll is left over at the end, so even the last stage is not row-major.
+    "hiera_unrolled": Case(
+        partial(_hiera, stages=(1, 1, 2), q_pool=1),
+        (64, 96),
+        {},
+        {
+            "blocks.0.attn": _UNROLLED,
+            "blocks.1.attn": _POOLED,
+            "blocks.2.attn": _UNROLLED,
+            "blocks.3.attn": _UNROLLED,
+        },
+    ),
+    # 8x12 patches, then 4x6 in windows of 3x5 (padded); the last block sees the whole stage.
+    "hieradet": Case(
+        _hieradet,
+        (32, 48),
+        {
+            "blocks.0.attn": Expected((4, 4, 0), 1, 4),
+            "blocks.1.attn": Expected((4, 4, 0), 1, 4),
+            "blocks.3.attn": Expected((3, 5, 0), 2, 4),
+        },
+        {"blocks.2.attn": _POOLED, "blocks.4.attn": "the grid of a global block is not known"},
+    ),
+}
+
+
+def build(name: str, *, seed: int = 0, dtype=torch.float64) -> nn.Module:
+    """The model of a case, all weights random, in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CASES[name].make()
+    return oracles.randomise(model.to(dtype), seed, scale=0.2).eval()
+
+
+def images(name: str, *, batch: int = 2, seed: int = 1, dtype=torch.float64) -> Tensor:
+    """Random images of the case's size."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, 3, *CASES[name].image)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
