@@ -310,7 +310,7 @@ def human_part_bias(parameters: dict[str, Tensor], height: int, width: int, pref
 
     @functools.cache
     def membership(y: float) -> Tensor:
-        spread = 2 * parameters["log_part_width"].exp() ** 2
+        spread = 2 * parameters["log_part_width"].squeeze().exp() ** 2
         weights = [(-((y - c) ** 2) / spread).exp() for c in parameters["part_centers"]]
         return torch.stack(weights) / sum(weights)
 

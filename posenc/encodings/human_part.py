@@ -32,7 +32,7 @@ class HumanPart(AttentionEncoding):
 
     Do not use it for people who lie, for crops with large borders or for anything but people.
 
-    Parameters: `part_centers` `[P]` and `log_part_width` `[]` (c and ln t, in crop heights,
+    Parameters: `part_centers` `[P]` and `log_part_width` `[1]` (c and ln t, in crop heights,
     shared by heads), `affinity` `[heads, P, P]` (A, identity at start), `log_vertical_extent`
     and `log_horizontal_extent` `[heads]` (ln sv and ln sh in crop heights and widths, 0.3 and
     0.6 at start), `strength` `[heads]` (g); with prefix tokens `prefix_query` (u) and
@@ -76,7 +76,7 @@ class HumanPart(AttentionEncoding):
 
         ones = torch.ones(num_heads, device="cpu", dtype=torch.float64)
         self.part_centers = parameter(_start_centers(parts))
-        self.log_part_width = parameter(ones[0] * math.log(0.5 / parts))
+        self.log_part_width = parameter(ones[:1] * math.log(0.5 / parts))  # FSDP: no scalars
         self.affinity = parameter(torch.eye(parts, device="cpu").repeat(num_heads, 1, 1))
         self.log_vertical_extent = parameter(ones * math.log(0.3))
         self.log_horizontal_extent = parameter(ones * math.log(0.6))

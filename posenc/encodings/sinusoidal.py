@@ -57,8 +57,8 @@ class Sinusoidal(TokenEncoding):
                 f"Sinusoidal: embed_dim must be a multiple of 4 for convention={convention!r} "
                 f"(sine and cosine of row and column), got {embed_dim}"
             )
-        self.strength = nn.Parameter(
-            torch.full((), self.start_strength, device=device, dtype=dtype)
+        self.strength = nn.Parameter(  # FSDP takes no scalars
+            torch.full((1,), self.start_strength, device=device, dtype=dtype)
         )
 
     @property

@@ -8,18 +8,22 @@ from posenc.patching.checkpoint import (
     patched_encodings,
     save_encodings,
 )
+from posenc.patching.freeze import freeze
 from posenc.patching.patch import is_patched, patch_model, unpatch_model
 from posenc.patching.report import summary, supports
+from posenc.patching.resize import set_layout
 
 __all__ = [
     "encoding_config",
     "encoding_parameters",
     "encoding_state_dict",
+    "freeze",
     "is_patched",
     "load_encodings",
     "patch_model",
     "patched_encodings",
     "save_encodings",
+    "set_layout",
     "summary",
     "supports",
     "unpatch_model",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from posenc.encodings.base import Encoding
 from posenc.layout import TokenLayout
 from posenc.patching.anatomy import Anatomy, examine
+from posenc.patching.freeze import FrozenBias
 from posenc.patching.patch import (
     apply_plan,
     find_patched,
@@ -105,10 +106,14 @@ def save_encodings(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Writes the encodings and how they were patched in, to one safetensors file.
 
     Raises:
-        ValueError: the model is not patched, or an encoding has no registered name.
+        ValueError: the model is not patched or frozen, or an encoding has no registered name.
     """
     from safetensors.torch import save_file
 
+    if any(isinstance(encoding, FrozenBias) for encoding in patched_encodings(model).values()):
+        raise ValueError(
+            "the model is frozen, its tables are gone: save the encodings before posenc.freeze"
+        )
     metadata = {_METADATA_KEY: json.dumps(encoding_config(model))}
     state = encoding_state_dict(patched_backbone(model))
     save_file({key: value.contiguous() for key, value in state.items()}, path, metadata=metadata)

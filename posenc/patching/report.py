@@ -14,6 +14,7 @@ from posenc.layout import TokenLayout
 from posenc.patching.anatomy import check_fused_flag, examine
 from posenc.patching.checkpoint import patched_encodings
 from posenc.patching.families import UnsupportedModelError
+from posenc.patching.layouts import SeenLayout
 from posenc.patching.patch import PatchRecord, find_patched, patched_backbone, site_modules
 from posenc.patching.plan import explain_site
 from posenc.patching.sites import Site
@@ -100,6 +101,7 @@ class Summary:
 
     Args:
         layout: of its tokens now; None where stages or windows have their own.
+        follows_images: whether another image size gives another layout by itself.
         layouts: name of each attention site -> what it sees.
         sites: name of each site -> names of its encodings.
         own_positions: position sources of the model itself.
@@ -111,6 +113,7 @@ class Summary:
     """
 
     layout: TokenLayout | None
+    follows_images: bool
     layouts: dict[str, TokenLayout]
     sites: dict[str, tuple[str, ...]]
     own_positions: tuple[str, ...]
@@ -141,7 +144,8 @@ class Summary:
             return _count(self.layouts)
         own = {n: layout for n, layout in self.layouts.items() if layout != self.layout}
         windows = f", windows {_count(own)}" if own else ""
-        return f"{self.layout} = {self.layout.num_tokens} tokens{windows}"
+        follows = ", follows the image" if self.follows_images else ""
+        return f"{self.layout} = {self.layout.num_tokens} tokens{windows}{follows}"
 
 
 def summary(model: nn.Module) -> Summary:
@@ -160,6 +164,7 @@ def summary(model: nn.Module) -> Summary:
     own = own_positions(backbone, record.hidden)
     return Summary(
         layout=None if record.layout is None else record.layout.at_rest(),
+        follows_images=isinstance(record.layout, SeenLayout),
         layouts={n: m._posenc.layout.at_rest() for n, m in sites.items() if m._posenc.attention},
         sites={
             name or type(backbone).posenc_original_class.__name__: names

@@ -87,7 +87,7 @@ def test_start():
     values = {name: parameter.detach() for name, parameter in human.named_parameters()}
     expected = {
         "part_centers": torch.tensor([1 / 16, 3 / 16, 7 / 16, 10 / 16, 14 / 16]),
-        "log_part_width": torch.tensor(math.log(0.1)),
+        "log_part_width": torch.tensor([math.log(0.1)]),
         "affinity": torch.eye(5).expand(3, 5, 5),
         "log_vertical_extent": torch.full((3,), math.log(0.3)),
         "log_horizontal_extent": torch.full((3,), math.log(0.6)),

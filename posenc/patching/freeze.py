@@ -1,0 +1,115 @@
+"""Static biases folded into buffers, for deployment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posenc.encodings.base import AttentionEncoding
+from posenc.layout import TokenLayout
+from posenc.patching.patch import patched_backbone, site_modules
+from posenc.patching.sites import Site
+from posenc.terms import DenseBias, LowRankBias, Term
+
+
+class FrozenBias(AttentionEncoding):
+    """The terms that a static encoding had for one layout, as buffers.
+
+    A table becomes its dense bias `[1, heads, N, N]`; a low-rank bias keeps its factors.
+
+    Args:
+        encoding: the static encoding.
+        layout: the only one that the result accepts.
+        like: a query `[1, heads, N, head_dim]`, for device and dtype.
+    """
+
+    def __init__(self, encoding: AttentionEncoding, layout: TokenLayout, like: Tensor) -> None:
+        super().__init__(layout, encoding.num_heads, encoding.head_dim)
+        self.name = type(encoding).__name__
+        self._wide: list[bool | None] = []  # of each term; None for a dense bias
+        with torch.no_grad():
+            for position, term in enumerate(encoding(like, like, layout)):
+                self._keep(position, term)
+
+    def _keep(self, position: int, term: Any) -> None:
+        if isinstance(term, LowRankBias):
+            self._wide.append(term.wide)
+            self.register_buffer(f"left_{position}", term.left.clone())
+            self.register_buffer(f"right_{position}", term.right.clone())
+        else:
+            self._wide.append(None)
+            self.register_buffer(f"bias_{position}", term.dense().clone())
+
+    def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
+        """The buffers."""
+        if layout != self.layout:
+            raise RuntimeError(
+                f"posenc: {self.name} was frozen for the layout {self.layout}, got {layout}: "
+                "freeze a model that has the new size (posenc.unpatch_model, load, set_layout)"
+            )
+        return tuple(self._term(position, wide) for position, wide in enumerate(self._wide))
+
+    def _term(self, position: int, wide: bool | None) -> Term:
+        if wide is None:
+            return DenseBias(self.get_buffer(f"bias_{position}"))
+        left, right = self.get_buffer(f"left_{position}"), self.get_buffer(f"right_{position}")
+        return LowRankBias(left, right, wide)
+
+    def extra_repr(self) -> str:
+        """The encoding that it was."""
+        return f"{self.name}, {self.layout}"
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Folds the static biases of a patched model into buffers, in place, for deployment.
+
+    Encodings that read neither queries nor keys (`swin`, `quadratic`, `human_part`, `irpe` with
+    mode="bias") become constants of the layout that the model has now: no tables are looked up
+    and exported graphs hold the finished bias. Contextual and token encodings stay as they are.
+    There is no way back but `unpatch_model`, so save the encodings first; the frozen model takes
+    one layout and raises for others.
+
+    Raises:
+        ValueError: the model is not patched, or nothing in it is static.
+
+    Returns:
+        The same model.
+    """
+    backbone = patched_backbone(model)
+    frozen: dict[int, FrozenBias] = {}  # a shared encoding is frozen once
+    for module in site_modules(backbone).values():
+        site: Site = module._posenc
+        for name in site.attention:
+            (encoding,) = site.encodings(module, [name])
+            if not encoding.is_static or isinstance(encoding, FrozenBias):
+                continue
+            if id(encoding) not in frozen:
+                frozen[id(encoding)] = _freeze(module, site, encoding)
+            owner = backbone if name in site.shared else module
+            owner.posenc[name] = frozen[id(encoding)]
+            if name in site.shared:
+                site.shared[name] = frozen[id(encoding)]
+    if not frozen:
+        raise ValueError(
+            "nothing to freeze: no encoding of the model is static (contextual ones depend on "
+            "queries and keys)"
+        )
+    return model
+
+
+def _freeze(module: nn.Module, site: Site, encoding: AttentionEncoding) -> FrozenBias:
+    layout = site.layout.at_rest()
+    parameter = next(module.parameters())
+    like = torch.zeros(
+        1,
+        site.num_heads,
+        layout.num_tokens,
+        site.head_dim,
+        device=parameter.device,
+        dtype=parameter.dtype,
+    )
+    frozen = FrozenBias(encoding, layout, like)
+    frozen.train(encoding.training)
+    return frozen

@@ -1,0 +1,445 @@
+"""Images of other sizes: the encodings follow, also when activation checkpointing replays."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import oracles
+import pytest
+import tiny_global
+import torch
+from eager_attention import biased_attention
+from timm.models.deepseek_vit import DeepseekVitClassifier
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch.utils.checkpoint import checkpoint
+
+import posenc
+from posenc import patch_model, patched_encodings
+from posenc.layout import TokenLayout
+
+COMMON = tiny_global.COMMON
+OPTIONS = {"irpe": {}, "swin": {}, "human_part": {}, "quadratic": {"strength": 0.0}}
+GRIDS = [(3, 5), (5, 3), (4, 4), (1, 6), (2, 7)]
+
+DYNAMIC = {
+    "vit": lambda: VisionTransformer(**COMMON, dynamic_img_size=True, reg_tokens=4),
+    "vit_padded": lambda: VisionTransformer(
+        **COMMON, dynamic_img_size=True, dynamic_img_pad=True, class_token=False, global_pool="avg"
+    ),
+    "eva": lambda: Eva(**COMMON, dynamic_img_size=True, use_rot_pos_emb=True),
+    "eva_rope_attention": lambda: Eva(
+        **COMMON, dynamic_img_size=True, use_rot_pos_emb=True, attn_type="rope"
+    ),
+    "deepseek": lambda: DeepseekVitClassifier(**COMMON),
+    "qwen": tiny_global.CASES["qwen"].make,
+    "naflex": tiny_global.CASES["naflex"].make,
+    "gemma": tiny_global.CASES["gemma"].make,
+    "sam": tiny_global.CASES["sam"].make,
+}
+PREFIX = {"vit": 5, "eva": 1, "eva_rope_attention": 1, "naflex": 4}
+
+
+def build(name="vit"):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = DYNAMIC[name]()
+    return oracles.randomise(model.double(), 0, scale=0.2).eval()
+
+
+def images(grid, batch=2, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, 3, 4 * grid[0], 4 * grid[1])
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def randomise_encodings(model):
+    for seed, encoding in enumerate(patched_encodings(model).values()):
+        oracles.randomise(encoding, seed, 0.5)
+    return model
+
+
+def swin_bias(encoding, layout):
+    table = encoding.table
+    if encoding.layout.grid != layout[:2]:
+        table = oracles.resample_offsets(table, encoding.layout.grid, layout[:2])
+    return oracles.swin_bias(table, *layout)
+
+
+def irpe_bias(encoding, q, layout, scale):
+    tokens = range(oracles.num_tokens(*layout))
+    index = torch.tensor(
+        [
+            [oracles.irpe_bucket(i, j, *layout[1:], "product", 1.9, "shared") for j in tokens]
+            for i in tokens
+        ]
+    )
+    return torch.gather(scale * q @ encoding.table_k, -1, index.expand(*q.shape[:3], -1))
+
+
+BIAS = {
+    "irpe": irpe_bias,
+    "swin": lambda e, q, layout, scale: swin_bias(e, layout),
+    "quadratic": lambda e, q, layout, scale: oracles.quadratic_bias(
+        e.centers, e.alpha, e.strength, *layout
+    ),
+    "human_part": lambda e, q, layout, scale: oracles.human_part_bias(
+        dict(e.named_parameters()), *layout
+    ),
+}
+
+
+def expected_output(name, model, encoding, grid, x):
+    """An unpatched model with the bias of the formulas for this grid."""
+    found = patched_encodings(model)
+
+    def bias(site, q, k):
+        if f"{site}.{encoding}" not in found:  # attention pooling
+            return 0.0
+        windowed = name == "sam" and site == "blocks.0.attn"
+        layout = (2, 2, 0) if windowed else (*grid, PREFIX.get(name, 0))
+        scale = 1.0 if name == "gemma" else q.shape[-1] ** -0.5
+        return BIAS[encoding](found[f"{site}.{encoding}"], q, layout, scale)
+
+    plain = build(name)
+    with torch.no_grad(), biased_attention(plain, bias):
+        return plain(x)
+
+
+@pytest.mark.parametrize("encoding", OPTIONS)
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_rectangles_batch_by_batch(name, encoding):
+    model = randomise_encodings(patch_model(build(name), encoding, **OPTIONS[encoding]))
+    # Qwen merges patches two by two; SAM's windows are padded.
+    for grid in [(4, 6), (6, 4), (2, 8)] if name == "qwen" else GRIDS:
+        x = images(grid)
+        expected = expected_output(name, model, encoding, grid, x)
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_a_padded_image_has_the_padded_grid():
+    model = randomise_encodings(patch_model(build("vit_padded"), "swin"))
+    x = images((3, 5))[:, :, :10, :17]
+    expected = expected_output("vit_padded", model, "swin", (3, 5), x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("names", ["learned", "peg", "sinusoidal"])
+def test_token_encodings_follow(names):
+    options = {"strength": 0.0} if names == "sinusoidal" else {}
+    model = randomise_encodings(patch_model(build(), names, **options))
+    with torch.no_grad():
+        outputs = [model(images(grid)) for grid in GRIDS]
+        again = [model(images(grid)) for grid in GRIDS]
+    assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
+
+
+# Activation checkpointing: a replay must use the layout of its own images
+
+
+def gradients(model, crops, run=None):
+    model.zero_grad()
+    sum((model if run is None else run)(x).square().sum() for x in crops).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+CROPS = [images((3, 4), seed=1), images((4, 3), seed=2), images((2, 6), seed=3)]
+
+
+@pytest.mark.parametrize("name", ["vit", "eva", "naflex", "sam"])
+@pytest.mark.parametrize("encoding", ["irpe", "swin", "swin+peg", "human_part+learned"])
+def test_crops_of_equal_count_replay_with_their_own_layout(name, encoding):
+    model = randomise_encodings(patch_model(build(name), encoding)).train()
+    expected = gradients(model, CROPS)
+    model.set_grad_checkpointing()
+    for _ in range(2):
+        assert_same(gradients(model, CROPS), expected)
+    wrong = gradients(model, CROPS[:1])
+    assert any(not torch.allclose(wrong[n], g) for n, g in expected.items())
+
+
+def test_crops_with_reentrant_checkpointing(monkeypatch):
+    model = randomise_encodings(patch_model(build(), "swin")).train()
+    crops = [x.requires_grad_() for x in map(torch.clone, CROPS)]
+    expected = gradients(model, crops)
+    monkeypatch.setattr("timm.models._manipulate.use_reentrant_ckpt", lambda: True)
+    model.set_grad_checkpointing()
+    assert_same(gradients(model, crops), expected)
+
+
+def test_the_whole_model_checkpointed():
+    model = randomise_encodings(patch_model(build(), "swin")).train()
+    expected = gradients(model, CROPS)
+
+    def run(x):
+        return checkpoint(model, x, use_reentrant=False)
+
+    assert_same(gradients(model, CROPS, run), expected)
+    model.set_grad_checkpointing()  # blocks inside
+    assert_same(gradients(model, CROPS, run), expected)
+
+
+def test_inputs_that_moved_are_an_error_only_where_it_matters():
+    """Offloading gives a replay other storages: the count then decides, if it can."""
+    model = randomise_encodings(patch_model(build(), "swin")).train()
+    expected = gradients(model, CROPS[:1])
+    model.set_grad_checkpointing()
+
+    def run(x):
+        with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor):
+            return model(x)
+
+    fresh = copy.deepcopy(model)
+    assert_same(gradients(fresh, CROPS[:1], lambda x: _offloaded(fresh, x)), expected)
+    with pytest.raises(RuntimeError, match=r"does not tell its layout \(seen .* 3x4.*4x3"):
+        gradients(model, CROPS[:2], run)
+
+
+def _offloaded(model, x):
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor):
+        return model(x)
+
+
+def test_attention_alone_checkpointed_is_an_error_where_it_matters():
+    model = randomise_encodings(patch_model(build(), "swin")).train()
+    plain = model.blocks[0].attn.forward
+    expected = gradients(model, CROPS[:1])
+
+    def replayed(x, **kwargs):
+        return checkpoint(plain, x, use_reentrant=False)
+
+    model.blocks[0].attn.forward = replayed
+    assert_same(gradients(model, CROPS[:1]), expected)
+    with pytest.raises(RuntimeError, match="does not tell its layout"):
+        gradients(model, CROPS[:2])
+
+
+# Threads, copies, compile
+
+
+def test_threads_have_layouts_of_their_own():
+    model = randomise_encodings(patch_model(build(), "swin"))
+    grids = [(3, 4), (4, 3)]
+    with torch.no_grad():
+        expected = [model(images(grid)) for grid in grids]
+    results = {grid: [] for grid in grids}
+
+    def work(grid):
+        with torch.no_grad():
+            results[grid] += [model(images(grid)) for _ in range(30)]
+
+    threads = [threading.Thread(target=work, args=(grid,)) for grid in grids]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for grid, value in zip(grids, expected, strict=True):
+        assert len(results[grid]) == 30
+        assert all(torch.equal(result, value) for result in results[grid])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_follow_images(copied):
+    model = randomise_encodings(patch_model(build(), "swin"))
+    with torch.no_grad():
+        expected = [model(images(grid)) for grid in GRIDS]
+        twin = copied(model)
+        for grid, value in zip(GRIDS, expected, strict=True):
+            assert torch.equal(twin(images(grid)), value)
+    assert twin.blocks[0].attn._posenc.layout is not model.blocks[0].attn._posenc.layout
+    assert twin.blocks[0].attn._posenc.layout is twin.patch_embed._posenc.layout
+
+
+@pytest.mark.parametrize("encoding", ["irpe", "swin"])
+def test_compiled(encoding):
+    torch._dynamo.reset()
+    model = randomise_encodings(patch_model(build(), encoding))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for grid in GRIDS[:3]:
+            expected = model(images(grid))
+            torch.testing.assert_close(compiled(images(grid)), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_compiled_with_checkpointing():
+    torch._dynamo.reset()
+    model = randomise_encodings(patch_model(build(), "swin")).train()
+    expected = gradients(model, CROPS)
+    model.set_grad_checkpointing()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_same(gradients(model, CROPS, compiled), expected)
+
+
+# What the user is told
+
+
+def test_unpatch_restores_everything():
+    model = build()
+    x = images((4, 3))
+    with torch.no_grad():
+        expected = model(x)
+        classes = [type(module) for module in model.modules()]
+        posenc.unpatch_model(randomise_encodings(patch_model(model, "swin+peg+learned")))
+        assert [type(module) for module in model.modules()] == classes
+        assert torch.equal(model(x), expected)
+
+
+def test_blocks_without_an_image():
+    model = patch_model(build(), "swin")
+    tokens = torch.zeros(1, 17, 16, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="no image has been seen in this thread"):
+        model.blocks(tokens)
+    posenc.set_layout(model, TokenLayout(4, 3, prefix=5))
+    assert model.blocks(tokens).isfinite().all()
+
+
+def test_patch_dictionaries_are_refused():
+    model = patch_model(build("naflex"), "irpe")
+    patches = {
+        "patches": torch.zeros(1, 15, 48, dtype=torch.float64),
+        "patch_coord": torch.zeros(1, 15, 2, dtype=torch.long),
+        "patch_valid": torch.ones(1, 15, dtype=torch.bool),
+    }
+    with pytest.raises(ValueError, match="have a grid per sample"):
+        model(patches)
+
+
+def test_models_that_name_no_size_need_a_layout():
+    model = build("naflex")
+    del model.pretrained_cfg
+    with pytest.raises(ValueError, match=r"NaFlexVit takes images of any size and names none"):
+        patch_model(model)
+    assert "names none" in posenc.supports(model).reason
+    patch_model(model, "swin", layout=TokenLayout(4, 4, prefix=4))
+    assert model(images((3, 5))).isfinite().all()
+    assert "follows the image" in str(posenc.summary(model))
+    with pytest.raises(ValueError, match="contradicts the model, which has 4 prefix tokens"):
+        patch_model(build("naflex"), layout=TokenLayout(4, 4))
+
+
+def test_dropped_tokens_are_an_error():
+    with torch.random.fork_rng(devices=[]):
+        model = VisionTransformer(**COMMON, dynamic_img_size=True, patch_drop_rate=0.5).double()
+    patch_model(model, "swin").train()
+    with pytest.raises(RuntimeError, match=r"blocks.0.attn got 8 tokens, but its layout 3x5"):
+        model(images((3, 5)))
+
+
+def test_save_and_load_keep_the_layout_at_rest(tmp_path):
+    path = tmp_path / "encodings.safetensors"
+    model = randomise_encodings(patch_model(build(), "swin", layout=TokenLayout(4, 6, prefix=5)))
+    posenc.save_encodings(model, path)
+    fresh = posenc.load_encodings(build(), path)
+    with torch.no_grad():
+        assert torch.equal(fresh(images((5, 3))), model(images((5, 3))))
+
+
+# set_layout
+
+
+@pytest.mark.parametrize("size", [(20, 12), TokenLayout(5, 3, prefix=1)])
+def test_set_layout_of_a_model_with_one_size(size):
+    """16x8 to 8x16 keeps the count and changes every position."""
+    model = tiny_global.build("vit")
+    randomise_encodings(patch_model(model, "swin"))
+    stored = {key: value.clone() for key, value in posenc.encoding_state_dict(model).items()}
+    assert posenc.set_layout(model, size) is model
+    assert posenc.summary(model).layout == TokenLayout(5, 3, prefix=1)
+    plain = tiny_global.build("vit")
+    plain.set_input_size((20, 12))
+    found = patched_encodings(model)
+    x = images((5, 3))
+    with (
+        torch.no_grad(),
+        biased_attention(plain, lambda site, q, k: swin_bias(found[f"{site}.swin"], (5, 3, 1))),
+    ):
+        expected = plain(x)
+    torch.testing.assert_close(model(x), expected, rtol=1e-8, atol=1e-8)
+    posenc.set_layout(model, (12, 20))
+    for key, value in posenc.encoding_state_dict(model).items():
+        assert torch.equal(value, stored[key])
+
+
+class OneSize(VisionTransformer):
+    set_input_size = property()  # as in families without one
+
+
+def test_set_layout_errors():
+    model = patch_model(tiny_global.build("vit"), "swin")
+    with pytest.raises(ValueError, match=r"has 1 prefix tokens, 5x3 has 0; pass TokenLayout\(5, 3"):
+        posenc.set_layout(model, TokenLayout(5, 3))
+    with pytest.raises(ValueError, match="smaller than a patch"):
+        posenc.set_layout(model, 3)
+    with pytest.raises(ValueError, match="is not patched"):
+        posenc.set_layout(tiny_global.build("vit"), 8)
+    fixed = patch_model(OneSize(**COMMON), "swin")
+    with pytest.raises(
+        ValueError, match="timm's OneSize cannot change its input size"
+    ):
+        posenc.set_layout(fixed, (20, 12))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # in timm
+def test_set_layout_of_windows():
+    import tiny_windowed
+
+    model = randomise_encodings(patch_model(tiny_windowed.build("swin"), "swin"))
+    with pytest.raises(ValueError, match="pass an image size"):
+        posenc.set_layout(model, TokenLayout(4, 4))
+    posenc.set_layout(model, (20, 12))
+    assert model(torch.zeros(1, 3, 20, 12, dtype=torch.float64)).isfinite().all()
+
+
+# freeze
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("names", ["swin", "quadratic", "human_part", "irpe_bias", "swin+irpe"])
+def test_freeze_keeps_the_outputs(names, share):
+    options = {"strength": 0.0} if names == "quadratic" else {}
+    if names == "irpe_bias":
+        names, options = "irpe", {"mode": "bias"}
+    model = randomise_encodings(
+        patch_model(tiny_global.build("vit"), names, share=share, **options)
+    )
+    x = images((3, 5))
+    with torch.no_grad():
+        expected = model(x)
+        assert posenc.freeze(model) is model
+        torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
+        twin = pickle.loads(pickle.dumps(model))
+        assert torch.equal(twin(x), model(x))
+    left = {name.rpartition(".")[2] for name, _ in posenc.encoding_parameters(model)}
+    assert left == ({"table_k"} if names == "swin+irpe" else set())
+    assert any("posenc" in key for key, _ in model.named_buffers())
+    with pytest.raises(ValueError, match="frozen, its tables are gone"):
+        posenc.save_encodings(model, "unused")
+    posenc.set_layout(model, (20, 12))
+    with pytest.raises(RuntimeError, match=r"was frozen for the layout 3x5 \+ 1 prefix, got 5x3"):
+        model(images((5, 3)))
+    posenc.unpatch_model(model)
+    assert not posenc.is_patched(model)
+
+
+def test_freeze_of_windows_and_of_nothing():
+    import tiny_windowed
+
+    model = randomise_encodings(patch_model(tiny_windowed.build("swin"), "swin"))
+    x = tiny_windowed.images("swin")
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(posenc.freeze(model)(x), expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="nothing to freeze"):
+        posenc.freeze(model)
+    with pytest.raises(ValueError, match="nothing to freeze"):
+        posenc.freeze(patch_model(tiny_global.build("vit"), "irpe"))
