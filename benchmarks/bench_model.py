@@ -1,7 +1,8 @@
 """What a patched model costs: ViT-S/16 with an encoding, as a ratio to the same model without.
 
-python benchmarks/bench_model.py [--model vit_small_patch16_224] [--encodings irpe swin]
+python benchmarks/bench_model.py [--model vit_small_patch16_224] [--encodings irpe swin nothing]
 
+"nothing" is an encoding without terms: what being patched costs by itself.
 Forward in eval without gradients, interleaved pairs, one thread and process time on the CPU; and
 the time of `import posenc` beyond `import torch`, each in a new process.
 """
@@ -57,7 +58,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="vit_small_patch16_224")
-    parser.add_argument("--encodings", nargs="+", default=posenc.list_encodings())
+    parser.add_argument("--encodings", nargs="+", default=["nothing", *posenc.list_encodings()])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--pairs", type=int, default=9)
@@ -71,11 +72,19 @@ def patched_copy(model: nn.Module, encoding: str) -> nn.Module:
     copy.load_state_dict(model.state_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # some change the model: that is the point
-        posenc.patch_model(copy, encoding)
+        posenc.patch_model(copy, Nothing if encoding == "nothing" else encoding)
     with torch.no_grad():
         for _, parameter in posenc.encoding_parameters(copy):
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
     return copy.to(next(model.parameters()).device)
+
+
+class Nothing(posenc.AttentionEncoding):
+    """No terms."""
+
+    def terms(self, q: Tensor, k: Tensor, layout: posenc.TokenLayout, scale: float) -> tuple:
+        """None at all."""
+        return ()
 
 
 def forward(model: nn.Module, x: Tensor) -> Callable[[], object]:

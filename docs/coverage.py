@@ -1,7 +1,7 @@
 """Patches every transformer of the installed timm on the meta device; writes docs/coverage.md.
 
-    python docs/coverage.py                   # all, as `make sweep` does: about ten minutes
-    python docs/coverage.py beit nest davit   # some timm modules, nothing is written
+python docs/coverage.py                   # all, as `make sweep` does: about ten minutes
+python docs/coverage.py beit nest davit   # some timm modules, nothing is written
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ def main() -> None:
 
 
 def global_modules() -> list[str]:
-    """timm modules whose models have one grid for all blocks."""
+    """Timm modules whose models have one grid for all blocks."""
     return sorted({*modules_of(GLOBAL_FAMILIES), *BUILDERS})
 
 
 def modules_of(families) -> list[str]:
-    """timm modules that define these families."""
+    """Timm modules that define these families."""
     return [family.path.partition(":")[0].rpartition(".")[2] for family in families]
 
 

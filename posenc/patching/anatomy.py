@@ -252,6 +252,11 @@ def _site(name: str, module: Any, kind: Attention, layout: LayoutSource) -> Atte
 def _refusal(module: Any) -> str | None:
     if "forward" in vars(module):
         return "its forward was replaced on the instance (a hook of another library)"
+    if not any(parameter.is_floating_point() for parameter in module.parameters()):
+        return (
+            "it has no floating point parameters (quantised?): patch the floating point model, "
+            "then quantise it"
+        )
     try:
         original: Any = type(module)
         rewritten_forward(original)

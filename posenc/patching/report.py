@@ -78,7 +78,8 @@ def supports(model: nn.Module, *, layout: TokenLayout | None = None) -> Support:
         return Support(False, str(error))
     reason = ""
     if anatomy.refused:
-        reason = f"{len(anatomy.refused)} attention modules are refused"
+        name, first = next(iter(anatomy.refused.items()))
+        reason = f"{len(anatomy.refused)} attention modules are refused ({name}: {first})"
     elif not anatomy.attention:
         reason = "no attention was found in its blocks"
         if anatomy.left_alone:

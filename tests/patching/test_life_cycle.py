@@ -747,3 +747,26 @@ def test_no_weight_decay_in_a_new_process(case, how, another_process):
 def test_errors_in_a_new_process_name_the_first_mismatch(case, words, another_process):
     message = another_process["errors"][case]
     assert [word for word in words if word not in message] == []
+
+
+# torch.fx and quantisation
+
+
+def test_fx_feature_extraction_keeps_sites_as_leaves():
+    from timm.layers import create_feature_extractor
+
+    model = patched("irpe+peg")
+    x = images(model)
+    extractor = create_feature_extractor(model, {"blocks.1": "tokens"})
+    with torch.no_grad():
+        tokens = model.norm(extractor(x)["tokens"])
+        torch.testing.assert_close(tokens, model.forward_features(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates this way of quantising
+def test_a_quantised_model_is_refused():
+    quantised = torch.ao.quantization.quantize_dynamic(vit(dtype=torch.float32), {nn.Linear})
+    assert "no floating point parameters (quantised?)" in posenc.supports(quantised).reason
+    with pytest.raises(ValueError, match=r"blocks.0.attn cannot be patched: .*then quantise it"):
+        patch_model(quantised)
+    assert not posenc.is_patched(quantised)

@@ -383,9 +383,7 @@ def test_set_layout_errors():
     with pytest.raises(ValueError, match="is not patched"):
         posenc.set_layout(tiny_global.build("vit"), 8)
     fixed = patch_model(OneSize(**COMMON), "swin")
-    with pytest.raises(
-        ValueError, match="timm's OneSize cannot change its input size"
-    ):
+    with pytest.raises(ValueError, match="timm's OneSize cannot change its input size"):
         posenc.set_layout(fixed, (20, 12))
 
 

@@ -1,0 +1,65 @@
+"""The page docs/coverage.md: what `make sweep` found, and that a sample of it is true."""
+
+import importlib.util
+import pathlib
+import re
+
+import pytest
+import timm
+from timm.models import list_models
+
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+SAMPLE = {
+    "vision_transformer": "vit_tiny_patch16_224",
+    "deit": "deit_tiny_distilled_patch16_224",
+    "eva": "eva02_tiny_patch14_224",
+    "beit": "beit_base_patch16_224",
+    "naflexvit": "naflexvit_base_patch16_gap",
+    "vision_transformer_relpos": "vit_relpos_small_patch16_224",
+    "vision_transformer_hybrid": "vit_tiny_r_s16_p8_224",
+    "vitamin": "vitamin_small_224",
+    "swin_transformer": "swin_tiny_patch4_window7_224",
+    "maxxvit": "coatnet_0_rw_224",
+    "pit": "pit_ti_224",
+}
+
+
+@pytest.fixture(scope="module")
+def coverage():
+    spec = importlib.util.spec_from_file_location("posenc_coverage", DOCS / "coverage.py")
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def page():
+    return (DOCS / "coverage.md").read_text()
+
+
+@pytest.mark.parametrize("module", SAMPLE)
+def test_a_sample_is_what_the_page_says(module, coverage, page):
+    name = SAMPLE[module]
+    assert name in list_models(module=module)
+    result = coverage.try_model((module, name))
+    assert result.error == ""
+    assert f"| `{name}` | {result.layouts} |" in page
+
+
+def test_a_model_that_fails_is_a_row(coverage):
+    result = coverage.try_model(("resnet", "resnet18"))
+    assert "found no model that posenc knows in ResNet" in result.error
+
+
+def test_the_page_lists_every_configuration(coverage, page):
+    version = re.search(r"timm (\S+) and", page)[1]
+    if version != timm.__version__:
+        pytest.skip(f"the page was made with timm {version}")
+    modules = coverage.global_modules()
+    names = [name for module in modules for name in list_models(module=module)]
+    assert len(names) == 326
+    assert "326 of 326 configurations" in page
+    assert all(f"| `{name}` |" in page for name in names)
