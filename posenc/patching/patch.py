@@ -127,7 +127,7 @@ def unpatch_model(model: nn.Module) -> nn.Module:
         backbone.get_parameter(record.hidden).requires_grad_(record.table_required_grad)
     del backbone._posenc_record
     hooks = backbone._load_state_dict_pre_hooks
-    for key in [key for key, hook in hooks.items() if hook.hook is _refuse_non_finite]:
+    for key in [key for key, hook in hooks.items() if hook.hook is _check_state_dict]:
         del hooks[key]
     return model
 
@@ -204,7 +204,7 @@ def apply_plan(plan: Plan) -> None:
     if hidden and table is not None:
         table.requires_grad_(False)  # or DDP would wait for its gradient
     backbone._posenc_record = record
-    backbone.register_load_state_dict_pre_hook(_refuse_non_finite)
+    backbone.register_load_state_dict_pre_hook(_check_state_dict)
 
 
 def _table_name(plan: Plan) -> str:
@@ -212,15 +212,25 @@ def _table_name(plan: Plan) -> str:
     return ".".join(filter(None, [where.module, where.name]))
 
 
-def _refuse_non_finite(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Runs before `load_state_dict` changes anything in the backbone."""
-    for key, value in state_dict.items():
-        ours = key.startswith(prefix) and is_of_encoding(key.removeprefix(prefix))
-        if ours and not is_finite(value):
+def _check_state_dict(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Runs before `load_state_dict` changes anything in the backbone, strict or not."""
+    names = (key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
+    given = {name for name in names if is_of_encoding(name)}
+    for name in sorted(given):
+        if not is_finite(state_dict[prefix + name]):
             raise ValueError(
-                f"{key} has non-finite values; nothing was loaded. Load a checkpoint from before "
-                "the divergence"
+                f"{prefix}{name} has non-finite values; nothing was loaded. Load a checkpoint "
+                "from before the divergence"
             )
+    own = {name for name in module.state_dict() if is_of_encoding(name)}
+    if given and given != own:  # none at all: the checkpoint of an unpatched model
+        name = min(given ^ own)
+        where = "the state dict" if name in own else "the model"
+        raise ValueError(
+            f"the state dict has {len(given & own)} of the model's {len(own)} encoding tables "
+            f"({prefix}{name} is missing in {where}); nothing was loaded. Patch the model as the "
+            "one that was saved (posenc.encoding_config tells), or leave all encodings out"
+        )
 
 
 def _fused(planned: PlannedSite) -> Any:

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from tiny_vit import images, vit
+from tiny_vit import images, snapshot, vit
 from torch import nn
 
 import posenc
@@ -146,3 +146,27 @@ def test_summary_says_that_a_hidden_table_changes_the_model():
         model = patch_model(vit(), "irpe", absolute="remove")
     assert "position table is hidden" in str(posenc.summary(model))
     assert model(images(model)).isfinite().all()
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_half_loaded_tables_are_refused_even_when_not_strict(inside):
+    model = patch_model(vit(), "irpe")
+    state = {key: value.clone() + 1 for key, value in model.state_dict().items()}
+    del state["blocks.1.attn.posenc.irpe.table_k"]
+    if inside:
+        model = nn.ModuleDict({"vit": model})
+        state = {f"vit.{key}": value for key, value in state.items()}
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"1 of the model's 2 encoding tables .*1.attn.* nothing"):
+        model.load_state_dict(state, strict=False)
+    assert snapshot(model) == before
+
+
+def test_tables_of_another_encoding_are_refused_even_when_not_strict():
+    model = patch_model(vit(), "swin")
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"0 of the model's 2 .*irpe.table_k is missing in the mo"):
+        model.load_state_dict(patch_model(vit(), "irpe").state_dict(), strict=False)
+    assert snapshot(model) == before
+    model.load_state_dict(vit(seed=5).state_dict(), strict=False)  # an unpatched checkpoint
+    assert snapshot(model) != before
