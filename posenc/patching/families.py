@@ -373,9 +373,10 @@ REFUSED = {
     "timm.models.metaformer:MetaFormer": "a stage takes images of any size and names no grid",
     "timm.models.cpubone:CPUBone": "a stage takes images of any size and names no grid",
     "timm.models.lowformer:LowFormer": "a stage takes images of any size and names no grid",
+    "timm.models.mobilenetv5:MobileNetV5": "keys are strided and shared by all heads",
     "timm.models.mobilenetv5:MobileNetV5Encoder": "keys are strided and shared by all heads",
     "timm.models.csatv2:CSATv2": "a stage takes images of any size and names no grid",
-    "timm.models.byobnet:ByobNet": "attention is written out in convolutional stages",
+    "timm.models.byobnet:ByobNet": "attention in convolutional stages, which name no grid",
 }
 
 

@@ -194,6 +194,22 @@ def test_an_exported_model_trains(case):
 
 
 @tracing
+@pytest.mark.parametrize("case", ["irpe bias", "swin", "quadratic", "human_part"])
+def test_a_frozen_model_is_exported_without_looking_anything_up(case):
+    model = patched(case)
+    x = tiny_vit.images(model, 3, seed=3)
+    with torch.no_grad():
+        expected = model(x)
+        posenc.freeze(model)
+        shapes = dynamic_batch()
+        program = torch.export.export(model, (tiny_vit.images(model),), dynamic_shapes=shapes)
+        assert_same(program.module()(x), expected)
+    operations = {str(node.target) for node in program.graph.nodes}
+    assert not {name for name in operations if "index" in name or "gather" in name}
+    assert any("posenc" in name for name, _ in program.named_buffers())
+
+
+@tracing
 @pytest.mark.parametrize("case", ["irpe", "irpe qkv", "swin", "human_part"])
 def test_onnx_runtime_gives_the_same(case, tmp_path):
     pytest.importorskip("onnx")
