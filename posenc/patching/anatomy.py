@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +13,12 @@ from torch import nn
 from posenc.intercept import CannotRewrite, rewritten_forward
 from posenc.layout import TokenLayout
 from posenc.patching.families import (
+    ADAPTED,
+    OTHER,
     Attention,
     Family,
     UnsupportedModelError,
+    adapted_of,
     attention_of,
     family_of,
     grid_of_embedding,
@@ -28,6 +32,7 @@ from posenc.patching.layouts import (
     MapLayout,
     SeenLayout,
 )
+from posenc.patching.sites import ADAPTERS
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,9 @@ class Anatomy:
 
     @property
     def embed_dim(self) -> int | None:
-        """Width of the tokens; None where stages have their own."""
-        return None if self.layout is None else int(self.backbone.embed_dim)
+        """Width of the tokens; None where stages have their own, or where it is not known."""
+        unknown = self.layout is None or self.family is OTHER
+        return None if unknown else int(self.backbone.embed_dim)
 
     def layouts(self) -> list[TokenLayout]:
         """The different layouts of the model and its attention sites, at rest."""
@@ -89,6 +95,21 @@ class Anatomy:
         blocks = self.backbone.get_submodule(prefix.removesuffix("."))
         return [f"{prefix}{index}" for index in range(len(blocks))]
 
+    def check_one_place(self) -> None:
+        """Raises when the layout that the user passed is not clearly that of all attention.
+
+        Layers of one stack differ in the last number of their names.
+        """
+        names = [*(site.name for site in self.attention), *self.refused]
+        places = sorted({re.sub(r"\d+(?=\D*$)", "<i>", name) for name in names})
+        if self.family is OTHER and len(places) > 1:
+            raise UnsupportedModelError(
+                f"{type(self.backbone).__name__} has attention in {len(places)} places "
+                f"({', '.join(places)}), and layout={self.layout and self.layout.at_rest()} may "
+                "be that of one of them: patch that part of the model by itself, such as "
+                "model.visual, or select by name, blocks=lambda name: name.startswith(...)"
+            )
+
     @property
     def table(self) -> nn.Parameter | None:
         """The model's own absolute position table, if it has one."""
@@ -105,8 +126,11 @@ def examine(model: nn.Module, layout: TokenLayout | None = None) -> Anatomy:
         UnsupportedModelError: not a model that posenc can patch, with the reason.
     """
     check_model(model)
-    name, backbone, family = _find_backbone(model)
-    anatomy = Anatomy(name, backbone, family, _layout_source(model, backbone, family, layout))
+    name, backbone, family = _find_backbone(model, layout)
+    if family is OTHER and layout is not None:
+        anatomy = Anatomy(name, backbone, family, GivenLayout(layout))
+    else:
+        anatomy = Anatomy(name, backbone, family, _layout_source(model, backbone, family, layout))
     _find_attention(anatomy)
     return anatomy
 
@@ -128,23 +152,38 @@ def check_model(model: Any) -> None:
             )
 
 
-def _find_backbone(model: nn.Module) -> tuple[str, Any, Family]:
+def _find_backbone(model: nn.Module, layout: TokenLayout | None) -> tuple[str, Any, Family]:
     found = [(n, m, f) for n, m in model.named_modules() if (f := family_of(m)) is not None]
     if not found:
         for name, module in model.named_modules():
             if (reason := refusal_of(module)) is not None:
                 raise UnsupportedModelError(f"{name or type(module).__name__}: {reason}")
-        raise UnsupportedModelError(
-            f"found no model that posenc knows in {type(model).__name__} (known are timm's "
-            f"{known_families()}). Any other attention can call posenc.attend(q, k, v, terms) "
-            "itself"
-        )
+        _check_adapted(model, layout)
+        return "", model, OTHER
     if len(found) > 1:
         names = ", ".join(name or "(the model)" for name, _, _ in found)
         raise UnsupportedModelError(
             f"found {len(found)} vision transformers ({names}): patch each by itself"
         )
     return found[0]
+
+
+def _check_adapted(model: nn.Module, layout: TokenLayout | None) -> None:
+    """Raises unless there are attention modules known outside timm, and their layout."""
+    adapted = [name for name, module in model.named_modules() if adapted_of(module) is not None]
+    if not adapted:
+        others = ", ".join(kind.path.rpartition(":")[2] for kind in ADAPTED)
+        raise UnsupportedModelError(
+            f"found no model that posenc knows in {type(model).__name__} (known are timm's "
+            f"{known_families()}; and, with layout=, {others} in any model). Any other attention "
+            "can call posenc.attend(q, k, v, terms) itself"
+        )
+    if layout is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is no model of timm, so the layout of its tokens is not "
+            f"known. Its attention ({adapted[0] or 'the model itself'}, {len(adapted)} in all) can "
+            "be patched: pass layout=posenc.TokenLayout(height, width, prefix)"
+        )
 
 
 def _layout_source(
@@ -221,13 +260,13 @@ def _find_attention(anatomy: Anatomy) -> None:
     for name, module in anatomy.backbone.named_modules():
         if not name.startswith(anatomy.family.blocks):
             continue  # attention pooling is left alone
-        kind = attention_of(module)
+        kind = adapted_of(module) if anatomy.family is OTHER else attention_of(module)
         if kind is None:
             if _looks_like_attention(module):
                 anatomy.refused[name] = f"{type(module).__name__} is not among the known attentions"
             continue
         layout = anatomy.family.site_layout(anatomy.backbone, name, module) or anatomy.layout
-        reason = _refusal(module)
+        reason = _refusal(module, kind)
         if isinstance(layout, str):
             anatomy.left_alone[name] = layout
         elif reason or layout is None:
@@ -249,7 +288,7 @@ def _site(name: str, module: Any, kind: Attention, layout: LayoutSource) -> Atte
     )
 
 
-def _refusal(module: Any) -> str | None:
+def _refusal(module: Any, kind: Attention) -> str | None:
     if "forward" in vars(module):
         return "its forward was replaced on the instance (a hook of another library)"
     if not any(parameter.is_floating_point() for parameter in module.parameters()):
@@ -257,6 +296,8 @@ def _refusal(module: Any) -> str | None:
             "it has no floating point parameters (quantised?): patch the floating point model, "
             "then quantise it"
         )
+    if kind.adapter is not None:
+        return ADAPTERS[kind.adapter].refusal(module)
     try:
         original: Any = type(module)
         rewritten_forward(original)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from posenc.encodings.base import Encoding
 from posenc.layout import TokenLayout
 from posenc.patching.anatomy import Anatomy, examine
+from posenc.patching.families import OTHER
 from posenc.patching.freeze import FrozenBias
 from posenc.patching.patch import (
     apply_plan,
@@ -183,7 +184,13 @@ def _patch_as(model: nn.Module, config: dict[str, Any], state: dict[str, Tensor]
 
 
 def _compare_layouts(config: dict[str, Any], anatomy: Anatomy) -> None:
-    source = anatomy.layout
+    source, made_for = anatomy.layout, config.get("model")
+    if anatomy.family is OTHER and made_for != type(anatomy.backbone).__name__:
+        raise ValueError(
+            f"the file does not fit this model: it was made for a {made_for}, and this is a "
+            f"{type(anatomy.backbone).__name__}; pass the part that was patched, such as "
+            "model.visual"
+        )
     windows = {n: list(g) for n, g in anatomy.windows().items() if n in config["sites"]}
     current = {"layout": source and vars(source.at_rest()), "windows": windows}
     _compare({key: config[key] for key in current}, current)

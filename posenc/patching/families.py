@@ -1,4 +1,4 @@
-"""What posenc knows of timm models: where their layout, their attention and their tables are.
+"""What posenc knows of models: where their layout, their attention and their tables are.
 
 Data, as far as possible; classes are named by path and imported when a model is examined.
 """
@@ -67,6 +67,8 @@ class Attention:
         num_heads: of a module.
         head_dim: of a module.
         value_dim: of a module, default head_dim.
+        adapter: what replaces the attention where its calls cannot be: a key of
+            `posenc.patching.sites.ADAPTERS`.
     """
 
     path: str
@@ -75,6 +77,7 @@ class Attention:
     num_heads: Callable[[Any], int] = lambda module: module.num_heads
     head_dim: Callable[[Any], int] = lambda module: module.head_dim
     value_dim: Callable[[Any], int] | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -297,6 +300,9 @@ STAGED_FAMILIES = (
 
 FAMILIES = (*GLOBAL_FAMILIES, *STAGED_FAMILIES)
 
+# Any other model, whose layout the user passes: nothing is known of it but its attention modules.
+OTHER = Family("torch.nn:Module", None, None, None, blocks="")
+
 
 def _from_qkv(module: Any) -> int:
     width: int = module.qkv.out_features
@@ -345,6 +351,25 @@ ATTENTIONS = (
     Attention("timm.models.hieradet_sam2:MultiScaleAttention", map="b h w c", head_dim=_from_qkv),
 )
 
+
+def _huggingface(path: str) -> Attention:
+    return Attention(
+        f"transformers.models.{path}",
+        num_heads=lambda module: module.num_attention_heads,
+        adapter="huggingface",
+    )
+
+
+# Attention modules of models outside timm. Their packages may be absent: nothing is imported.
+ADAPTED = (
+    Attention("torch.nn.modules.activation:MultiheadAttention", adapter="multihead"),
+    _huggingface("vit.modeling_vit:ViTAttention"),
+    _huggingface("dinov2.modeling_dinov2:Dinov2Attention"),
+    _huggingface(
+        "dinov2_with_registers.modeling_dinov2_with_registers:Dinov2WithRegistersAttention"
+    ),
+)
+
 # Models whose attention cannot take position terms, or not at a known grid.
 REFUSED = {
     "timm.models.swin_transformer_v2:SwinTransformerV2": "cosine attention, written out",
@@ -388,6 +413,13 @@ def family_of(module: nn.Module) -> Family | None:
 def attention_of(module: nn.Module) -> Attention | None:
     """What is known of an attention module, None when nothing is."""
     return _first(type(module), _by_class({kind.path: kind for kind in ATTENTIONS}))
+
+
+def adapted_of(module: nn.Module) -> Attention | None:
+    """What is known of an attention module outside timm, None when nothing is."""
+    known = {kind.path: kind for kind in ADAPTED}
+    paths = (f"{base.__module__}:{base.__qualname__}" for base in type(module).__mro__)
+    return next((known[path] for path in paths if path in known), None)
 
 
 def refusal_of(module: nn.Module) -> str | None:

@@ -12,6 +12,7 @@ from posenc.encodings.base import is_finite
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.anatomy import check_model
+from posenc.patching.families import OTHER
 from posenc.patching.layouts import EmbeddingLayout, LayoutSource
 from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
 from posenc.patching.sites import Role, site_class
@@ -50,7 +51,7 @@ def patch_model(
     backend: str = "auto",
     **options: Any,
 ) -> nn.Module:
-    """Gives a timm vision transformer a position encoding, in place.
+    """Gives a vision transformer a position encoding, in place.
 
     Old weights, keys and parameter identities stay; new keys are `<site>.posenc.<name>.*`. The
     encodings start without effect where their definition allows it (a warning names those that
@@ -58,11 +59,13 @@ def patch_model(
 
     Args:
         model: a timm vision transformer (`posenc.supports(model)` tells), or a module that
-            contains one.
+            contains one; with `layout=` also any model with the attention of torch
+            (`nn.MultiheadAttention`) or of Hugging Face's ViT and DINOv2.
         encoding: a name, `"a+b"`, an encoding class, a callable `(layout, num_heads, head_dim,
             embed_dim) -> encoding`, or a list of these.
         layout: of the tokens; default: what the model's patch embedding says. A model that takes
-            images of any size is followed: there it sizes the new parameters only.
+            images of any size is followed: there it sizes the new parameters only. Outside timm
+            it must be given, and holds for all attention that is patched.
         blocks: the attention modules to patch: None (all), indices, a slice, or a predicate on
             the module name. PEG's place is its own option `after`.
         share: one encoding for all sites instead of one each.
@@ -111,6 +114,8 @@ def unpatch_model(model: nn.Module) -> nn.Module:
     modules = site_modules(backbone)
     for name, module in modules.items():
         roles = record.sites[name]
+        if not roles:
+            continue
         original = getattr(type(module), "posenc_original_class", None)
         if original is None or type(module) is not site_class(original, roles):
             raise ValueError(
@@ -118,7 +123,8 @@ def unpatch_model(model: nn.Module) -> nn.Module:
                 "patch_model gave it: undo what wrapped it (FSDP, parametrize) first"
             )
     for name, module in modules.items():
-        module.__class__ = type(module).posenc_original_class
+        if record.sites[name]:
+            module.__class__ = type(module).posenc_original_class
         vars(module).pop("_posenc")
         module._modules.pop("posenc", None)
         if name in record.fused_attn:
@@ -239,6 +245,8 @@ def _fused(planned: PlannedSite) -> Any:
 
 def _config(plan: Plan) -> dict[str, Any]:
     source = plan.anatomy.layout
+    # Outside timm, names of sites are relative to what was passed; a part of it has them too.
+    passed = {"model": type(plan.anatomy.backbone).__name__}
     return {
         "encodings": [
             {"name": spec.name, "options": resolved_options(spec.build, spec.options)}
@@ -251,6 +259,7 @@ def _config(plan: Plan) -> dict[str, Any]:
         "share": plan.share,
         "absolute": plan.absolute,
         "backend": plan.backend,
+        **(passed if plan.anatomy.family is OTHER else {}),
     }
 
 

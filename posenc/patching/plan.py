@@ -25,7 +25,7 @@ from posenc.patching.anatomy import (
     examine,
     warn_if_pointless,
 )
-from posenc.patching.families import UnsupportedModelError
+from posenc.patching.families import OTHER, UnsupportedModelError
 from posenc.patching.layouts import SeenLayout
 from posenc.patching.sites import Role, Site, acts_on, site_class
 from posenc.patching.spec import Spec, parse_specs
@@ -45,15 +45,17 @@ class PlannedSite:
     @property
     def is_attention(self) -> bool:
         """Whether calls in its forward are replaced."""
-        return ("attention",) in self.roles
+        return any(role[0] == "attention" for role in self.roles)
 
     def new_class(self) -> type[nn.Module]:
-        """The generated class.
+        """The generated class; without any role the module's own.
 
         Raises:
             UnsupportedModelError: its code cannot be rewritten.
         """
         original: Any = type(self.module)
+        if not self.roles:
+            return original
         try:
             return site_class(original, tuple(sorted(self.roles)))
         except CannotRewrite as reason:
@@ -112,7 +114,7 @@ def make_plan(
     if absolute == "remove":
         _hide_table(plan)
     _follow_images(plan)
-    _at(plan, "", ("root",))
+    _at_root(plan)
     for planned in plan.sites.values():
         planned.new_class()
         if planned.is_attention:
@@ -131,7 +133,8 @@ def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
     first = _build(plan, spec, plan.anatomy.backbone, sites[0] if sites else None)
     kind = acts_on(first)
     if kind == "attention":
-        check_fused_flag()
+        if plan.anatomy.family is not OTHER:
+            check_fused_flag()
         _place_in_attention(plan, spec, blocks, first)
     elif kind == "block":
         _place_after_blocks(plan, spec, first)
@@ -159,7 +162,8 @@ def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, first: Encoding)
         first = _build(plan, spec, selected[0].module, selected[0])
     for site in selected:
         encoding = first if plan.share else _build(plan, spec, site.module, site)
-        planned = _at(plan, site.name, ("attention",))
+        adapter = (site.kind.adapter,) if site.kind.adapter else ()
+        planned = _at(plan, site.name, ("attention", *adapter))
         if site.kind.map is not None:
             _at(plan, site.name, ("map", site.kind.map))
         _describe_attention(planned.site, site)
@@ -192,6 +196,12 @@ def _check_one_grid(plan: Plan, spec: Spec) -> None:
         raise UnsupportedModelError(
             f"{spec.name} acts on the tokens of one grid, and "
             f"{type(plan.anatomy.backbone).__name__} has windows or stages: encodings that act "
+            "inside attention work there"
+        )
+    if plan.anatomy.family is OTHER:
+        raise UnsupportedModelError(
+            f"{spec.name} acts on tokens, and where {type(plan.anatomy.backbone).__name__} has "
+            "them is not known: posenc knows its attention modules only. Encodings that act "
             "inside attention work there"
         )
 
@@ -231,13 +241,23 @@ def _own(plan: Plan, planned: PlannedSite, name: str, encoding: Encoding) -> Non
         )
     if plan.share:
         # Registered once, on the root: EMA and safetensors then see it once.
-        _at(plan, "", ("root",)).own[name] = encoding
+        _at_root(plan).own[name] = encoding
         planned.site.shared[name] = encoding
     else:
         planned.own[name] = encoding
 
 
-def _at(plan: Plan, name: str, role: Role) -> PlannedSite:
+def _at_root(plan: Plan) -> PlannedSite:
+    """The backbone, whose class changes only where optimizers will ask it about parameters.
+
+    Other libraries write down the names of their classes.
+    """
+    backbone = plan.anatomy.backbone
+    asked = plan.anatomy.family is not OTHER or hasattr(backbone, "no_weight_decay")
+    return _at(plan, "", ("root",) if asked else None)
+
+
+def _at(plan: Plan, name: str, role: Role | None) -> PlannedSite:
     if name not in plan.sites:
         module = plan.anatomy.backbone.get_submodule(name)
         for other, planned in plan.sites.items():
@@ -248,6 +268,8 @@ def _at(plan: Plan, name: str, role: Role) -> PlannedSite:
         site = Site(name or type(module).__name__, layout, plan.backend)
         plan.sites[name] = PlannedSite(module, site)
     planned = plan.sites[name]
+    if role is None:
+        return planned
     for method in _methods_of(role):
         if method in vars(planned.module):
             raise UnsupportedModelError(
@@ -293,6 +315,8 @@ def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) 
 
 def _select(anatomy: Anatomy, blocks: Blocks) -> list[AttentionSite]:
     """Attention sites chosen by `blocks`, none of them refused."""
+    if not callable(blocks):
+        anatomy.check_one_place()
     found = [site.name for site in anatomy.attention]
     names = sorted([*found, *anatomy.refused], key=_order(anatomy))
     if not names:

@@ -13,7 +13,7 @@ from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.anatomy import check_fused_flag, examine
 from posenc.patching.checkpoint import patched_encodings
-from posenc.patching.families import UnsupportedModelError
+from posenc.patching.families import OTHER, UnsupportedModelError
 from posenc.patching.layouts import SeenLayout
 from posenc.patching.patch import PatchRecord, find_patched, patched_backbone, site_modules
 from posenc.patching.plan import explain_site
@@ -49,7 +49,7 @@ class Support:
         return self.supported
 
     def __str__(self) -> str:
-        if not self.supported and not self.sites:
+        if not self.supported and not self.sites and not self.refused:
             return f"not supported: {self.reason}"
         lines = [f"supported: {'yes' if self.supported else f'no, {self.reason}'}"]
         lines += [f"layout:    {self.layout or _count(self.layouts)}"]
@@ -73,7 +73,9 @@ def supports(model: nn.Module, *, layout: TokenLayout | None = None) -> Support:
         return Support(False, "already patched; call posenc.unpatch_model(model)")
     try:
         anatomy = examine(model, layout)
-        check_fused_flag()
+        anatomy.check_one_place()
+        if anatomy.family is not OTHER:
+            check_fused_flag()
     except UnsupportedModelError as error:
         return Support(False, str(error))
     reason = ""
@@ -168,7 +170,7 @@ def summary(model: nn.Module) -> Summary:
         follows_images=isinstance(record.layout, SeenLayout),
         layouts={n: m._posenc.layout.at_rest() for n, m in sites.items() if m._posenc.attention},
         sites={
-            name or type(backbone).posenc_original_class.__name__: names
+            name or module._posenc.name: names
             for name, module in sites.items()
             if (names := _names_at(module._posenc))
         },
@@ -193,7 +195,7 @@ ABSOLUTE = "absolute table"
 RELATIVE = "relative bias"
 ROTARY = "rotary embedding"
 
-# What timm calls its position sources: the last part of a parameter's or module's name.
+# What models call their position sources: the last part of a parameter's or module's name.
 _OWN_PARAMETERS = {
     "pos_embed": ABSOLUTE,
     "pos_embed_y": ABSOLUTE,
@@ -203,6 +205,9 @@ _OWN_PARAMETERS = {
     "pos_embed2": ABSOLUTE,
     "pos_embed3": ABSOLUTE,
     "position_embedding_table": ABSOLUTE,
+    "position_embeddings": ABSOLUTE,
+    "positional_embedding": ABSOLUTE,
+    "pos_embedding": ABSOLUTE,
     "relative_position_bias_table": RELATIVE,
     "rel_pos_h": RELATIVE,
     "rel_pos_w": RELATIVE,

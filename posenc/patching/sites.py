@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -14,9 +14,10 @@ from posenc.attention import attend
 from posenc.encodings.base import AttentionEncoding, Encoding, TokenEncoding
 from posenc.intercept import generate_class, rebuild_with, rewritten_forward
 from posenc.layout import TokenLayout
+from posenc.patching import huggingface, multihead
 from posenc.patching.families import SeenGrid
 from posenc.patching.hide import hidden_table, with_hidden_table
-from posenc.patching.layouts import LayoutSource, SeenLayout
+from posenc.patching.layouts import GivenLayout, LayoutSource, SeenLayout
 from posenc.patching.optimizer import group_matcher, no_weight_decay
 from posenc.terms import Term
 
@@ -26,11 +27,26 @@ from posenc.terms import Term
 #   ("bind",)                  remembers the layout for a replay of its forward
 #   ("first",)                 encodes the tokens that its forward receives
 #   ("map", pattern)           takes the layout from the map that its forward receives
-#   ("attention",)             replaces the attention calls in its forward
+#   ("attention", *adapter)    replaces the attention calls in its forward, or by an adapter
 #   ("see",)                   notes the layout of the image that its forward received
 #   ("position", method)       encodes the tokens that this method returns
 #   ("block",)                 encodes the tokens that its forward returns
 Role = tuple[str, ...]
+
+
+class Adapter(Protocol):
+    """Replaces the attention of modules whose forward holds no call that could be replaced."""
+
+    def refusal(self, module: Any) -> str | None:
+        """Why it does not fit a module, None when it does."""
+        ...
+
+    def members(self) -> dict[str, Any]:
+        """Of the generated class, which also has `_attend`."""
+        ...
+
+
+ADAPTERS: dict[str, Adapter] = {"huggingface": huggingface, "multihead": multihead}
 
 
 @dataclass
@@ -89,9 +105,7 @@ def site_class(original: Any, roles: tuple[Role, ...]) -> type[nn.Module]:
         members["_posenc_hidden_table"] = hidden_table
         members.update({m: with_hidden_table(original, m, table) for m in methods})
     if "attention" in arguments:
-        members["forward"] = rewritten_forward(original)
-        members["_attend"] = _attend
-        members["_no_attention_ran"] = _no_attention_ran
+        members.update(_attention_members(original, *arguments["attention"]))
     if "map" in arguments:
         wrap("forward", functools.partial(_see_map_first, pattern=arguments["map"][0]))
     if "first" in arguments:
@@ -110,6 +124,13 @@ def site_class(original: Any, roles: tuple[Role, ...]) -> type[nn.Module]:
     generated = generate_class(original, {n: m for n, m in members.items() if m is not None})
     _leave_out_of_fx(generated)
     return generated
+
+
+def _attention_members(original: Any, adapter: str | None = None) -> dict[str, Any]:
+    if adapter is not None:
+        return {"_attend": _attend, **ADAPTERS[adapter].members()}
+    forward = rewritten_forward(original)
+    return {"forward": forward, "_attend": _attend, "_no_attention_ran": _no_attention_ran}
 
 
 def _leave_out_of_fx(generated: type[nn.Module]) -> None:
@@ -269,10 +290,15 @@ def _then_see(method: Callable[..., Any]) -> Callable[..., Any]:
 def _checked_layout(site: Site, tokens: int) -> TokenLayout:
     layout = site.layout.current(tokens)
     if tokens != layout.num_tokens:
+        change = (
+            "pass patch_model the layout= of these tokens"
+            if isinstance(site.layout, GivenLayout)
+            else "change the input size by model.set_input_size(...)"
+        )
         raise RuntimeError(
             f"posenc: {site.name} got {tokens} tokens, but its layout {layout} has "
             f"{layout.num_tokens}, so positions are not known; switch off what drops or merges "
-            "tokens (patch_drop_rate), and change the input size by model.set_input_size(...)"
+            f"tokens (patch_drop_rate), and {change}"
         )
     return layout
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 import oracles
 import pytest
 import tiny_global
 import tiny_windowed
 import torch
 from eager_attention import biased_attention
+from expected_bias import BIAS
 
 import posenc
 from posenc import patch_model, patched_encodings
@@ -41,34 +40,6 @@ def randomise_encodings(model):
     for seed, encoding in enumerate(patched_encodings(model).values()):
         oracles.randomise(encoding, seed, 0.3)
     return model
-
-
-@functools.cache
-def irpe_map(layout):
-    tokens = range(oracles.num_tokens(*layout))
-    return torch.tensor(
-        [
-            [oracles.irpe_bucket(i, j, *layout[1:], "product", 1.9, "shared") for j in tokens]
-            for i in tokens
-        ]
-    )
-
-
-def irpe_bias(encoding, q, layout, scale):
-    lookup = scale * q @ encoding.table_k
-    return torch.gather(lookup, -1, irpe_map(layout).expand(*q.shape[:3], -1))
-
-
-BIAS = {
-    "irpe": irpe_bias,
-    "swin": lambda e, q, layout, scale: oracles.swin_bias(e.table, *layout),
-    "quadratic": lambda e, q, layout, scale: oracles.quadratic_bias(
-        e.centers, e.alpha, e.strength, *layout
-    ),
-    "human_part": lambda e, q, layout, scale: oracles.human_part_bias(
-        dict(e.named_parameters()), *layout
-    ),
-}
 
 
 @pytest.mark.parametrize("name", CASES)
