@@ -92,9 +92,11 @@ def attend(
         `[B, heads, N, Dv]` in the dtype of `q` (under autocast, in autocast's, as SDPA does).
     """
     call = _prepare(q, k, v, terms, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    chosen, _ = _choose(call, backend)
+    compute = BACKENDS[_choose(call, backend)[0]].compute
+    if autocast_dtype(q.device) is None:  # the usual case, without a context
+        return compute(call)
     with without_autocast(q.device):
-        return BACKENDS[chosen].compute(call)
+        return compute(call)
 
 
 def explain(
@@ -163,7 +165,7 @@ def _rejections(call: AttentionCall) -> dict[str, str | None]:
 def _choose(call: AttentionCall, backend: str) -> tuple[str, str]:
     """(backend, why)."""
     if backend == "auto":
-        return pick(call, _rejections(call))
+        return pick(call)
     check_backend(backend)
     reason = BACKENDS[backend].rejects(call)
     if reason is not None:

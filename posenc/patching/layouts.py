@@ -48,11 +48,17 @@ class EmbeddingLayout(LayoutSource):
 
     def __init__(self, backbone: nn.Module) -> None:
         self.backbone: Any = backbone
+        self._last = TokenLayout(1, 1)
 
     def at_rest(self) -> TokenLayout:
         """The grid of the embedding, after the prefix tokens."""
-        grid = self.backbone.patch_embed.grid_size
-        return TokenLayout(grid[0], grid[1], self.backbone.num_prefix_tokens)
+        height, width = self.backbone.patch_embed.grid_size
+        prefix = self.backbone.num_prefix_tokens
+        last = self._last
+        if (last.height, last.width, last.prefix) == (height, width, prefix):
+            return last  # each block asks: building it anew takes longer
+        self._last = TokenLayout(height, width, prefix)
+        return self._last
 
 
 class WindowLayout(LayoutSource):
