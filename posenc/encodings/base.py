@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posenc.functional.precision import without_autocast
+from posenc.functional.precision import autocast_dtype, without_autocast
 from posenc.layout import TokenLayout
 from posenc.memo import Memo, is_transformed
 from posenc.terms import Term, ValueLookup
@@ -161,10 +161,15 @@ class AttentionEncoding(Encoding):
         """
         self._check(q, k, layout)
         scale = q.shape[-1] ** -0.5 if scale is None else scale
+        if autocast_dtype(q.device) is None:  # the usual case, without a context
+            return self._terms(q, k, layout, scale)
         with without_autocast(q.device):
-            if self.is_static and self._may_remember(q):
-                return self._static.get(self, q, k, layout, scale)
-            return self.terms(q, k, layout, scale)
+            return self._terms(q, k, layout, scale)
+
+    def _terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
+        if self.is_static and self._may_remember(q):
+            return self._static.get(self, q, k, layout, scale)
+        return self.terms(q, k, layout, scale)
 
     @abstractmethod
     def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:

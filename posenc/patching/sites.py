@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -81,10 +81,10 @@ class Site:
     tokens: list[str] = field(default_factory=list)
     shared: dict[str, Encoding] = field(default_factory=dict)
 
-    def encodings(self, module: Any, names: list[str]) -> Iterator[Any]:
+    def encodings(self, module: Any, names: list[str]) -> list[Any]:
         """The encodings of these names, in order."""
-        for name in names:
-            yield self.shared[name] if name in self.shared else module.posenc[name]
+        own = module._modules.get("posenc")
+        return [self.shared[n] if n in self.shared else own._modules[n] for n in names]
 
 
 @functools.cache
