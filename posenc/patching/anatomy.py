@@ -76,6 +76,19 @@ class Anatomy:
         unknown = self.layout is None or self.family is OTHER
         return None if unknown else int(self.backbone.embed_dim)
 
+    @property
+    def table_grid(self) -> tuple[int, int] | None:
+        """The grid of the table's rows, None when nothing tells."""
+        if self.table is not None and self.table.dim() == 4:
+            height, width = self.table.shape[1:3]
+            return height, width
+        side = getattr(self.backbone, "pos_embed_grid_size", None)
+        if side is not None:
+            return side, side
+        embedding = getattr(self.backbone, self.family.embedding or "", None)
+        grid = getattr(embedding, "grid_size", None)
+        return None if grid is None else (grid[0], grid[1])
+
     def layouts(self) -> list[TokenLayout]:
         """The different layouts of the model and its attention sites, at rest."""
         sources = [self.layout] if self.layout is not None else []

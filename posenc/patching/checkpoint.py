@@ -86,7 +86,8 @@ def encoding_config(model: nn.Module) -> dict[str, Any]:
             option is no JSON value.
     """
     backbone = patched_backbone(model)
-    there = site_modules(backbone)  # blocks may have been pruned since
+    # Blocks may have been pruned since.
+    there = {module._posenc.name for module in site_modules(backbone).values()}
     asked = dict(backbone._posenc_record.config)
     asked["sites"] = [name for name in asked["sites"] if name in there]
     asked["windows"] = {name: grid for name, grid in asked["windows"].items() if name in there}
@@ -107,7 +108,8 @@ def save_encodings(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Writes the encodings and how they were patched in, to one safetensors file.
 
     Raises:
-        ValueError: the model is not patched or frozen, or an encoding has no registered name.
+        ValueError: the model is not patched, or frozen; its blocks were wrapped or moved since
+            the patch; or an encoding has no registered name.
     """
     from safetensors.torch import save_file
 
@@ -115,6 +117,7 @@ def save_encodings(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             "the model is frozen, its tables are gone: save the encodings before posenc.freeze"
         )
+    _check_in_place(patched_backbone(model))
     metadata = {_METADATA_KEY: json.dumps(encoding_config(model))}
     state = encoding_state_dict(patched_backbone(model))
     save_file({key: value.contiguous() for key, value in state.items()}, path, metadata=metadata)
@@ -135,6 +138,16 @@ def load_encodings(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         _patch_as(model, config, state)
     patched_backbone(model).load_state_dict(state, strict=False)
     return model
+
+
+def _check_in_place(backbone: nn.Module) -> None:
+    """Raises when keys would name modules that a fresh model does not have."""
+    for name, module in site_modules(backbone).items():
+        if name and name != module._posenc.name:
+            raise ValueError(
+                f"{module._posenc.name} has been wrapped or moved since the patch and is {name} "
+                "now, which a fresh model would not have: save before that, or undo it"
+            )
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -87,10 +87,12 @@ class Step:
     Args:
         module: name in the backbone.
         method: that returns the tokens, positions added.
+        before: whether instead the module's forward receives the tokens.
     """
 
     module: str = ""
     method: str = "_pos_embed"
+    before: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ GLOBAL_FAMILIES = (
     Family("timm.models.vision_transformer_relpos:VisionTransformerRelPos", step=None, table=None),
     Family(
         "timm.models.vision_transformer_sam:VisionTransformerSAM",
-        step=None,
+        step=Step("norm_pre", "forward", before=True),
         table=Table(methods=_FEATURES),
         site_layout=_sam,
     ),

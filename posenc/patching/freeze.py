@@ -91,6 +91,8 @@ def freeze(model: nn.Module) -> nn.Module:
             owner.posenc[name] = frozen[id(encoding)]
             if name in site.shared:
                 site.shared[name] = frozen[id(encoding)]
+    if not frozen and any(isinstance(m, FrozenBias) for m in backbone.modules()):
+        raise ValueError("the model is frozen already")
     if not frozen:
         raise ValueError(
             "nothing to freeze: no encoding of the model is static (contextual ones depend on "
@@ -100,7 +102,7 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def _freeze(module: nn.Module, site: Site, encoding: AttentionEncoding) -> FrozenBias:
-    layout = site.layout.at_rest()
+    layout = site.layout.now()
     parameter = next(module.parameters())
     like = torch.zeros(
         1,

@@ -28,6 +28,10 @@ class LayoutSource(ABC):
         """The layout of the tokens of this call, of which there are `tokens`."""
         return self.at_rest()
 
+    def now(self) -> TokenLayout:
+        """The layout of the last call, or else the one at rest."""
+        return self.at_rest()
+
 
 class GivenLayout(LayoutSource):
     """The layout that the user passed."""
@@ -99,7 +103,7 @@ class MapLayout(LayoutSource):
 
     def __init__(self, rest: LayoutSource) -> None:
         self.rest = rest
-        self._thread = _ThreadState()
+        self._last = _LastLayout()
 
     def at_rest(self) -> TokenLayout:
         """As the model states it."""
@@ -107,11 +111,15 @@ class MapLayout(LayoutSource):
 
     def see(self, height: int, width: int) -> None:
         """The module has received a map of these sides."""
-        self._thread.layout = TokenLayout(height, width)
+        self._last.set(TokenLayout(height, width))
 
     def current(self, tokens: int) -> TokenLayout:
         """The layout of the map."""
-        return self._thread.layout or self.at_rest()
+        return self.now()
+
+    def now(self) -> TokenLayout:
+        """The layout of the last map."""
+        return self._last.get() or self.at_rest()
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy see: no maps."""
@@ -120,7 +128,7 @@ class MapLayout(LayoutSource):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A fresh source of the same layout at rest."""
         self.rest = state["rest"]
-        self._thread = _ThreadState()
+        self._last = _LastLayout()
 
 
 class SeenLayout(LayoutSource):
@@ -148,8 +156,8 @@ class SeenLayout(LayoutSource):
 
     def current(self, tokens: int) -> TokenLayout:
         """The layout that was seen; in a replay, the one of the replayed block."""
-        layout = self._thread.layout
-        if not torch.compiler.is_compiling() and self._thread.task != _backward_task():
+        layout = self._last.get()
+        if not torch.compiler.is_compiling() and self._last.task() != _backward_task():
             return self._only_one_with(tokens)
         if layout is None:
             raise RuntimeError(
@@ -158,38 +166,46 @@ class SeenLayout(LayoutSource):
             )
         return layout
 
+    def now(self) -> TokenLayout:
+        """What this thread saw last."""
+        return self._last.get() or self.rest
+
     def bind(self, tokens: Tensor) -> None:
         """A block is about to run on these tokens: in forward, or again in a replay."""
         if is_transformed(tokens) or tokens.is_inference():
             return
         storage = tokens.untyped_storage()
         if _backward_task() != NO_BACKWARD:
-            self._find_replayed(storage, tokens.shape[1:-1].numel())
-        if self._thread.layout is not None:
-            self._remember(storage, self._thread.layout)
+            self._find_replayed(_key(tokens), tokens.shape[1:-1].numel())
+        layout = self._last.get()
+        if layout is not None:
+            self._note_seen(layout)
+            self._remember(_key(tokens), storage, layout)
 
-    def _find_replayed(self, storage: Any, tokens: int) -> None:
-        bound = self._bound.get(storage._cdata)
-        whole_model = self._thread.by_embedding and self._thread.task == _backward_task()
+    def _find_replayed(self, key: tuple[Any, ...], tokens: int) -> None:
+        bound = self._bound.get(key)
+        whole_model = self._by_embedding.value and self._last.task() == _backward_task()
         if bound is not None and not bound[0].expired():
             self._set(bound[1], by_embedding=False)
         elif not whole_model:  # its input was moved, such as by offloading
             self._set(self._only_one_with(tokens), by_embedding=False)
 
-    def _remember(self, storage: Any, layout: TokenLayout) -> None:
+    def _remember(self, key: tuple[Any, ...], storage: Any, layout: TokenLayout) -> None:
         if len(self._bound) > 4096:
             # A copy: other threads may add meanwhile.
-            for key, (reference, _) in list(self._bound.items()):
+            for old, (reference, _) in list(self._bound.items()):
                 if reference.expired():
-                    self._bound.pop(key, None)
-        self._bound[storage._cdata] = (StorageWeakRef(storage), layout)
+                    self._bound.pop(old, None)
+        self._bound[key] = (StorageWeakRef(storage), layout)
 
     def _set(self, layout: TokenLayout, by_embedding: bool) -> None:
-        self._thread.layout = layout
+        self._last.set(layout)
         if not torch.compiler.is_compiling():
-            self._thread.by_embedding = by_embedding
-            self._thread.task = _backward_task()
-            self._seen.setdefault(layout.num_tokens, set()).add(layout)
+            self._by_embedding.value = by_embedding
+            self._note_seen(layout)
+
+    def _note_seen(self, layout: TokenLayout) -> None:
+        self._seen.setdefault(layout.num_tokens, set()).add(layout)
 
     def _only_one_with(self, tokens: int) -> TokenLayout:
         candidates = self._seen.get(tokens, set())
@@ -203,9 +219,10 @@ class SeenLayout(LayoutSource):
         return next(iter(candidates))
 
     def _forget(self) -> None:
-        self._thread = _ThreadState()
+        self._last = _LastLayout()
+        self._by_embedding = _ThreadFlag()
         self._seen: dict[int, set[TokenLayout]] = {}
-        self._bound: dict[int, tuple[StorageWeakRef, TokenLayout]] = {}
+        self._bound: dict[tuple[Any, ...], tuple[StorageWeakRef, TokenLayout]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy see: no images."""
@@ -217,12 +234,43 @@ class SeenLayout(LayoutSource):
         self._forget()
 
 
-class _ThreadState(threading.local):
-    """What one thread saw last, in which backward pass, and who saw it."""
+class _LastLayout:
+    """The layout that this thread, or compiled code, saw last, and in which backward pass."""
 
+    def __init__(self) -> None:
+        self._thread = _ThreadState()
+        self._compiled: TokenLayout | None = None
+
+    def set(self, layout: TokenLayout) -> None:
+        if torch.compiler.is_compiling():
+            # Compiled code can write plain attributes, but not those of a thread.
+            self._compiled = layout
+            return
+        self._compiled = None
+        self._thread.layout = layout
+        self._thread.task = _backward_task()
+
+    def get(self) -> TokenLayout | None:
+        return self._thread.layout if self._compiled is None else self._compiled
+
+    def task(self) -> int:
+        """Compiled embeddings run in forward."""
+        return self._thread.task if self._compiled is None else NO_BACKWARD
+
+
+class _ThreadState(threading.local):
     layout: TokenLayout | None = None
     task = NO_BACKWARD
-    by_embedding = False
+
+
+class _ThreadFlag(threading.local):
+    value = False
+
+
+def _key(tokens: Tensor) -> tuple[Any, ...]:
+    """Where a tensor lies in memory; chunks of one tensor share its storage."""
+    storage: Any = tokens.untyped_storage()
+    return storage._cdata, tokens.storage_offset(), tuple(tokens.shape)
 
 
 def _backward_task() -> int:

@@ -15,7 +15,7 @@ from posenc.patching.anatomy import check_model
 from posenc.patching.families import OTHER
 from posenc.patching.layouts import EmbeddingLayout, LayoutSource
 from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
-from posenc.patching.sites import Role, site_class
+from posenc.patching.sites import Site, site_class
 from posenc.registry import resolved_options
 
 
@@ -24,16 +24,12 @@ class PatchRecord:
     """What a patch did; kept on the backbone as its attribute `_posenc_record`.
 
     Args:
-        sites: name of each site -> its roles.
-        fused_attn: name of each site whose flag was switched on -> the flag before.
         layout: of the model's tokens; None where stages or windows have their own.
         hidden: name of the absolute table that is hidden, or None.
         table_required_grad: the table's flag before.
         config: what was asked for, JSON-able where the encodings are registered.
     """
 
-    sites: dict[str, tuple[Role, ...]]
-    fused_attn: dict[str, bool]
     layout: LayoutSource | None
     hidden: str | None
     table_required_grad: bool
@@ -113,24 +109,25 @@ def unpatch_model(model: nn.Module) -> nn.Module:
     record: PatchRecord = backbone._posenc_record
     modules = site_modules(backbone)
     for name, module in modules.items():
-        roles = record.sites[name]
-        if not roles:
-            continue
+        roles = module._posenc.roles
         original = getattr(type(module), "posenc_original_class", None)
-        if original is None or type(module) is not site_class(original, roles):
+        if roles and (original is None or type(module) is not site_class(original, roles)):
             raise ValueError(
                 f"{name or 'the model'} is a {type(module).__name__}, not the class that "
                 "patch_model gave it: undo what wrapped it (FSDP, parametrize) first"
             )
-    for name, module in modules.items():
-        if record.sites[name]:
+    for module in modules.values():
+        site: Site = vars(module).pop("_posenc")
+        if site.roles:
             module.__class__ = type(module).posenc_original_class
-        vars(module).pop("_posenc")
         module._modules.pop("posenc", None)
-        if name in record.fused_attn:
-            module.fused_attn = record.fused_attn[name]
+        if site.fused_attn is not None:
+            module.fused_attn = site.fused_attn
     if record.hidden:
-        backbone.get_parameter(record.hidden).requires_grad_(record.table_required_grad)
+        # A model that was frozen since stays frozen.
+        trained = any(parameter.requires_grad for parameter in backbone.parameters())
+        wanted = record.table_required_grad and trained
+        backbone.get_parameter(record.hidden).requires_grad_(wanted)
     del backbone._posenc_record
     hooks = backbone._load_state_dict_pre_hooks
     for key in [key for key, hook in hooks.items() if hook.hook is _check_state_dict]:
@@ -180,10 +177,8 @@ def is_of_encoding(name: str) -> bool:
 
 
 def site_modules(backbone: Any) -> dict[str, Any]:
-    """Name -> module of the sites that are still there: blocks may have been pruned or replaced."""
-    modules = dict(backbone.named_modules())
-    found = {name: modules.get(name) for name in backbone._posenc_record.sites}
-    return {name: module for name, module in found.items() if hasattr(module, "_posenc")}
+    """Name -> module of the sites that are there now: blocks may have been pruned or wrapped."""
+    return {name: m for name, m in backbone.named_modules() if "_posenc" in vars(m)}
 
 
 def apply_plan(plan: Plan) -> None:
@@ -192,8 +187,6 @@ def apply_plan(plan: Plan) -> None:
     table = plan.anatomy.table
     hidden = plan.absolute == "remove"
     record = PatchRecord(
-        sites={name: tuple(sorted(planned.roles)) for name, planned in plan.sites.items()},
-        fused_attn={name: _fused(p) for name, p in plan.sites.items() if _fused(p) is not None},
         layout=plan.anatomy.layout,
         hidden=_table_name(plan) if hidden else None,
         table_required_grad=bool(table is not None and table.requires_grad),
@@ -201,6 +194,8 @@ def apply_plan(plan: Plan) -> None:
     )
     for planned in plan.sites.values():
         module: Any = planned.module
+        planned.site.roles = tuple(sorted(planned.roles))
+        planned.site.fused_attn = _fused(planned)
         module.__class__ = planned.new_class()
         module._posenc = planned.site
         if planned.own:

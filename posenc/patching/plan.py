@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from posenc.patching.anatomy import (
     warn_if_pointless,
 )
 from posenc.patching.families import OTHER, UnsupportedModelError
-from posenc.patching.layouts import SeenLayout
+from posenc.patching.layouts import LayoutSource, SeenLayout
 from posenc.patching.sites import Role, Site, acts_on, site_class
 from posenc.patching.spec import Spec, parse_specs
 
@@ -132,6 +133,10 @@ def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
         _select(plan.anatomy, blocks)  # says why there is none
     first = _build(plan, spec, plan.anatomy.backbone, sites[0] if sites else None)
     kind = acts_on(first)
+    if kind != "attention" and sites and sites[0].layout is not plan.anatomy.layout:
+        # What acts on tokens sees all of them, not the first module's window.
+        whole = dataclasses.replace(sites[0], layout=_whole_layout(plan, spec))
+        first = _build(plan, spec, plan.anatomy.backbone, whole)
     if kind == "attention":
         if plan.anatomy.family is not OTHER:
             check_fused_flag()
@@ -144,6 +149,12 @@ def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
         raise ValueError(
             f'{spec.name}: placement must be "position" or "block", got {first.placement!r}'
         )
+
+
+def _whole_layout(plan: Plan, spec: Spec) -> LayoutSource:
+    _check_one_grid(plan, spec)
+    layout: Any = plan.anatomy.layout
+    return cast(LayoutSource, layout)
 
 
 def _acts_in_attention(spec: Spec) -> bool:
@@ -185,6 +196,8 @@ def _place_at_step(plan: Plan, spec: Spec, encoding: Encoding) -> None:
     step = plan.anatomy.family.step
     if step is None:
         planned = _at(plan, plan.anatomy.blocks[0], ("first",))
+    elif step.before:
+        planned = _at(plan, step.module, ("first",))
     else:
         planned = _at(plan, step.module, ("position", step.method))
     planned.site.positions.append(spec.name)
@@ -405,18 +418,19 @@ def _hide_table(plan: Plan) -> None:
     _at(plan, where.module, ("hide", where.name, *where.methods))
     for encoding in plan.encodings:
         if isinstance(encoding, LearnedAbsolute):
-            _inherit(encoding, table)
+            _inherit(encoding, table, plan.anatomy.table_grid)
 
 
-def _inherit(encoding: LearnedAbsolute, table: nn.Parameter) -> None:
+def _inherit(encoding: LearnedAbsolute, table: nn.Parameter, grid: tuple[int, int] | None) -> None:
     """Takes over the values of the hidden table; a table without prefix rows leaves them 0."""
     rows = table.detach().flatten(1, -2)  # [1, height, width, C] in some models
     known = (encoding.layout.num_tokens, encoding.layout.num_grid)
-    same_grid = table.dim() == 3 or tuple(table.shape[1:3]) == encoding.layout.grid
+    same_grid = grid in (None, encoding.layout.grid)
     if rows.shape[0] != 1 or rows.shape[1] not in known or not same_grid:
         raise ValueError(
-            f"the model's table has {rows.shape[1]} rows ({list(table.shape)}), the layout "
-            f"{encoding.layout} has {encoding.layout.num_tokens} tokens: they cannot be taken over"
+            f"the model's table has {rows.shape[1]} rows ({list(table.shape)}, grid {grid}), the "
+            f"layout {encoding.layout} has {encoding.layout.num_tokens} tokens: they cannot be "
+            "taken over"
         )
     with torch.no_grad():
         encoding.table.zero_()

@@ -166,9 +166,9 @@ def summary(model: nn.Module) -> Summary:
     }
     own = own_positions(backbone, record.hidden)
     return Summary(
-        layout=None if record.layout is None else record.layout.at_rest(),
+        layout=None if record.layout is None else record.layout.now(),
         follows_images=isinstance(record.layout, SeenLayout),
-        layouts={n: m._posenc.layout.at_rest() for n, m in sites.items() if m._posenc.attention},
+        layouts={n: m._posenc.layout.now() for n, m in sites.items() if m._posenc.attention},
         sites={
             name or module._posenc.name: names
             for name, module in sites.items()

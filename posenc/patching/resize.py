@@ -45,6 +45,9 @@ def set_layout(model: nn.Module, layout: TokenLayout | tuple[int, int] | int) ->
             )
         source.layout = layout
     elif isinstance(source, SeenLayout):
+        if hasattr(backbone, "set_input_size") and not getattr(backbone, "dynamic_img_size", False):
+            # It lets other sizes through, but its own position table has one.
+            _set_input_size(backbone, _image(backbone, layout, one_grid=True))
         source.see(*_grid(backbone, layout))
     else:
         _set_input_size(backbone, _image(backbone, layout, isinstance(source, EmbeddingLayout)))

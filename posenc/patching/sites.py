@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -66,6 +67,8 @@ class Site:
         positions: names of the encodings that act at the model's own position step.
         tokens: names of the encodings that act on the result of its forward.
         shared: encodings that are registered elsewhere (`share=True`).
+        roles: what the module does; without any its class is its own.
+        fused_attn: the module's flag before it was switched on, None where it has none.
     """
 
     name: str
@@ -80,6 +83,8 @@ class Site:
     positions: list[str] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     shared: dict[str, Encoding] = field(default_factory=dict)
+    roles: tuple[Role, ...] = ()
+    fused_attn: bool | None = None
 
     def encodings(self, module: Any, names: list[str]) -> list[Any]:
         """The encodings of these names, in order."""
@@ -111,7 +116,7 @@ def site_class(original: Any, roles: tuple[Role, ...]) -> type[nn.Module]:
     if "first" in arguments:
         wrap("forward", _encode_first)
     if "bind" in arguments:
-        wrap("forward", _bind_first)
+        members["__call__"] = _not_compiled(_bind_and_call)
     if "see" in arguments:
         wrap("forward", _then_see)
     if "position" in arguments:
@@ -246,16 +251,23 @@ def _encode(self: Any, x: Tensor, names: str) -> Tensor:
     return tokens.reshape(x.shape)
 
 
-def _bind_first(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Binds the layout to the first argument, then `method`."""
+def _bind_and_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """`__call__` of a block: binds the layout to the tokens, its first argument.
 
-    @functools.wraps(method)
-    def bound(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    Not in forward: that may be compiled, and compiled code does not run again as Python.
+    """
+    if not torch.compiler.is_compiling():
         source: SeenLayout = self._posenc.layout
-        source.bind(x)
-        return method(self, x, *args, **kwargs)
+        source.bind(args[0] if args else next(iter(kwargs.values())))
+    return nn.Module.__call__(self, *args, **kwargs)
 
-    return bound
+
+def _not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose own frame torch.compile runs as it is; what it calls may be compiled."""
+    from torch._dynamo.eval_frame import skip_code  # slow to import
+
+    skip_code(function.__code__)
+    return function
 
 
 def _see_map_first(method: Callable[..., Any], pattern: str) -> Callable[..., Any]:

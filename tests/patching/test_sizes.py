@@ -438,6 +438,106 @@ def test_freeze_of_windows_and_of_nothing():
         expected = model(x)
         torch.testing.assert_close(posenc.freeze(model)(x), expected, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="nothing to freeze"):
-        posenc.freeze(model)
-    with pytest.raises(ValueError, match="nothing to freeze"):
         posenc.freeze(patch_model(tiny_global.build("vit"), "irpe"))
+
+
+# Compiled in parts: layouts cross from compiled code to eager code and back
+
+
+def compiled_in_parts(how, model):
+    if how == "blocks":
+        for block in model.blocks:
+            block.compile(backend="aot_eager")
+    elif how == "embedding":
+        model.patch_embed.compile(backend="eager")
+    else:
+        model.blocks[0].register_forward_hook(torch._dynamo.disable(lambda *_: None))
+        return torch.compile(model, backend="aot_eager")
+    return model
+
+
+@pytest.mark.parametrize("how", ["blocks", "embedding", "graph break"])
+@pytest.mark.parametrize("encoding", ["irpe", "swin"])
+@pytest.mark.filterwarnings("ignore")
+def test_crops_of_equal_count_compiled_in_parts(how, encoding):
+    torch._dynamo.reset()
+    model = randomise_encodings(patch_model(build(), encoding)).train()
+    expected = gradients(model, CROPS)
+    model.set_grad_checkpointing()
+    run = compiled_in_parts(how, model)
+    for _ in range(2):
+        assert_same(gradients(model, CROPS, run), expected)
+
+
+def test_chunks_of_one_tensor_are_told_apart():
+    model = randomise_encodings(patch_model(build(), "swin")).train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        packed = torch.randn(4, 17, 16, dtype=torch.float64)
+    layouts = [TokenLayout(3, 4, prefix=5), TokenLayout(4, 3, prefix=5)]
+
+    def step(replay):
+        model.zero_grad()
+        loss = 0.0
+        for chunk, layout in zip(packed.chunk(2), layouts, strict=True):
+            posenc.set_layout(model, layout)
+            x = chunk
+            for block in model.blocks:
+                x = checkpoint(block, x, use_reentrant=False) if replay else block(x)
+            loss = loss + x.square().sum()
+        loss.backward()
+        return {n: p.grad.clone() for n, p in model.blocks.named_parameters()}
+
+    assert_same(step(True), step(False))
+
+
+# What a review found
+
+
+@pytest.mark.parametrize("encoding", ["learned", "sinusoidal"])
+def test_encodings_of_tokens_see_the_grid_and_not_the_window_of_the_first_block(encoding):
+    options = {"strength": 0.0} if encoding == "sinusoidal" else {}
+    model = patch_model(tiny_global.build("sam"), encoding, **options)
+    (module,) = patched_encodings(model).values()
+    assert module.layout == TokenLayout(3, 5)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_sam_takes_its_table_over(pre_norm):
+    from timm.models.vision_transformer_sam import VisionTransformerSAM
+
+    with torch.random.fork_rng(devices=[]):
+        sam = VisionTransformerSAM(**COMMON, window_size=2, neck_chans=8, pre_norm=pre_norm)
+    sam = oracles.randomise(sam.double(), 0, 0.2).eval()
+    x = images((3, 5))
+    with torch.no_grad():
+        expected = sam(x)
+        patch_model(sam, "learned", absolute="remove")
+        torch.testing.assert_close(sam(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "layout"), [("vit", (5, 3, 5)), ("qwen", (2, 8, 0))])
+def test_rows_of_another_grid_are_not_taken_over(name, layout):
+    with pytest.raises(ValueError, match="cannot be taken over"):
+        patch_model(build(name), "learned", absolute="remove", layout=TokenLayout(*layout))
+
+
+def test_set_layout_resizes_a_hybrid_model_too():
+    model, plain = tiny_global.build("hybrid"), tiny_global.build("hybrid")
+    patch_model(model, "swin")
+    posenc.set_layout(model, (20, 12))
+    plain.set_input_size(img_size=(20, 12))
+    with torch.no_grad():
+        x = images((5, 3))
+        torch.testing.assert_close(model(x), plain(x), rtol=1e-12, atol=1e-12)
+
+
+def test_freeze_takes_the_layout_that_the_model_has_now():
+    model = randomise_encodings(patch_model(build(), "swin"))
+    with torch.no_grad():
+        expected = model(images((5, 3)))
+        assert posenc.summary(model).layout == TokenLayout(5, 3, prefix=5)
+        posenc.freeze(model)
+        torch.testing.assert_close(model(images((5, 3))), expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="frozen already"):
+        posenc.freeze(model)
