@@ -211,7 +211,8 @@ def _layout_source(
         return None
     embedding = getattr(backbone, family.embedding)
     if _takes_any_size(backbone, embedding, family):
-        return SeenLayout(_layout_at_rest(model, backbone, embedding, given))
+        rest = _layout_at_rest(model, backbone, embedding, given)
+        return SeenLayout(rest, backbone, family.embedding)
     if getattr(embedding, "grid_size", None) is None:
         if given is None:
             raise UnsupportedModelError(

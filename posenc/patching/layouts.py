@@ -140,10 +140,14 @@ class SeenLayout(LayoutSource):
 
     Args:
         rest: the layout that sizes new parameters.
+        backbone: whose blocks see the tokens.
+        embedding: name of the patch embedding in it.
     """
 
-    def __init__(self, rest: TokenLayout) -> None:
+    def __init__(self, rest: TokenLayout, backbone: nn.Module, embedding: str) -> None:
         self.rest = rest
+        self.backbone = backbone
+        self.embedding = embedding
         self._forget()
 
     def at_rest(self) -> TokenLayout:
@@ -172,6 +176,7 @@ class SeenLayout(LayoutSource):
 
     def bind(self, tokens: Tensor) -> None:
         """A block is about to run on these tokens: in forward, or again in a replay."""
+        self._check_embedding()
         if is_transformed(tokens) or tokens.is_inference():
             return
         storage = tokens.untyped_storage()
@@ -181,6 +186,16 @@ class SeenLayout(LayoutSource):
         if layout is not None:
             self._note_seen(layout)
             self._remember(_key(tokens), storage, layout)
+
+    def _check_embedding(self) -> None:
+        embedding = getattr(self.backbone, self.embedding)
+        if "_posenc" in vars(embedding):
+            return
+        if not any("_posenc" in vars(module) for module in embedding.modules()):  # wrapped
+            raise RuntimeError(
+                f"posenc: {self.embedding} has been replaced since the patch, and the new one does "
+                "not tell what it saw: replace it first, then patch"
+            )
 
     def _find_replayed(self, key: tuple[Any, ...], tokens: int) -> None:
         bound = self._bound.get(key)
@@ -226,11 +241,11 @@ class SeenLayout(LayoutSource):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy see: no images."""
-        return {"rest": self.rest}
+        return {"rest": self.rest, "backbone": self.backbone, "embedding": self.embedding}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A fresh source of the same layout at rest."""
-        self.rest = state["rest"]
+        self.__dict__.update(state)
         self._forget()
 
 

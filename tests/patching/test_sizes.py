@@ -541,3 +541,11 @@ def test_freeze_takes_the_layout_that_the_model_has_now():
         torch.testing.assert_close(model(images((5, 3))), expected, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="frozen already"):
         posenc.freeze(model)
+
+
+def test_a_replaced_embedding_is_an_error():
+    model = patch_model(build(), "swin")
+    model(images((3, 4)))
+    model.patch_embed = build().patch_embed
+    with pytest.raises(RuntimeError, match="patch_embed has been replaced since the patch"):
+        model(images((4, 3)))
