@@ -50,6 +50,18 @@ def test_quoted_numbers_equal_the_result_files():
         assert quoted == [*cells, f"{whole['median']:.2f}" if whole else "-"]
 
 
+def test_the_quoted_overhead_equals_the_result_files():
+    results = README.parent / "benchmarks" / "results"
+    tiny, small = (
+        json.loads((results / f"overhead_vit_{name}_cpu.json").read_text())["ratios_to_unpatched"]
+        for name in ("tiny", "small")
+    )
+    quoted = (
+        f"{tiny['nothing']['median']:.2f} of ViT-Ti and {small['nothing']['median']:.2f} of ViT-S"
+    )
+    assert quoted in README.read_text()
+
+
 def ratio(report, case, shape):
     rows = report["ratios_to_plain_sdpa"]
     return next(f"{r['median']:.2f}" for r in rows if (r["case"], r["shape"]) == (case, shape))
