@@ -15,10 +15,10 @@ from posenc.layout import TokenLayout
 from posenc.patching.anatomy import Anatomy, examine
 from posenc.patching.families import OTHER
 from posenc.patching.freeze import FrozenBias
+from posenc.patching.names import is_of_encoding
 from posenc.patching.patch import (
     apply_plan,
     find_patched,
-    is_of_encoding,
     named_backbone,
     patched_backbone,
     site_modules,

@@ -6,13 +6,15 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from posenc.patching.names import is_of_encoding
+
 
 def no_weight_decay(method: Callable[..., Any] | None) -> Callable[..., Any]:
     """The model's set, plus every parameter of an encoding: position tables do not decay."""
 
     def extended(self: Any) -> set[str]:
         own = set() if method is None else set(method(self))
-        return own | {n for n, _ in self.named_parameters() if ".posenc." in f".{n}"}
+        return own | {n for n, _ in self.named_parameters() if is_of_encoding(n)}
 
     return functools.wraps(method)(extended) if method is not None else extended
 

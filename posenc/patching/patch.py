@@ -14,6 +14,7 @@ from posenc.layout import TokenLayout
 from posenc.patching.anatomy import check_model
 from posenc.patching.families import OTHER
 from posenc.patching.layouts import EmbeddingLayout, LayoutSource
+from posenc.patching.names import is_of_encoding
 from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
 from posenc.patching.sites import Site, site_class
 from posenc.registry import resolved_options
@@ -169,11 +170,6 @@ def named_backbone(model: nn.Module) -> tuple[str, Any]:
         names = ", ".join(name for name, _ in found)
         raise ValueError(f"{len(found)} patched models are in it ({names}): name one of them")
     return found[0]
-
-
-def is_of_encoding(name: str) -> bool:
-    """Whether a name in a backbone is that of a parameter or buffer of an encoding."""
-    return ".posenc." in f".{name}"
 
 
 def site_modules(backbone: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -128,14 +128,14 @@ def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
     """Builds one encoding for each of its sites, or one for all (`share`)."""
     sites = plan.anatomy.attention
     if isinstance(spec.build, type) and not _acts_in_attention(spec):
-        _check_one_grid(plan, spec)
+        _one_grid(plan, spec)
     if not sites and _acts_in_attention(spec):
         _select(plan.anatomy, blocks)  # says why there is none
     first = _build(plan, spec, plan.anatomy.backbone, sites[0] if sites else None)
     kind = acts_on(first)
     if kind != "attention" and sites and sites[0].layout is not plan.anatomy.layout:
         # What acts on tokens sees all of them, not the first module's window.
-        whole = dataclasses.replace(sites[0], layout=_whole_layout(plan, spec))
+        whole = dataclasses.replace(sites[0], layout=_one_grid(plan, spec))
         first = _build(plan, spec, plan.anatomy.backbone, whole)
     if kind == "attention":
         if plan.anatomy.family is not OTHER:
@@ -149,12 +149,6 @@ def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
         raise ValueError(
             f'{spec.name}: placement must be "position" or "block", got {first.placement!r}'
         )
-
-
-def _whole_layout(plan: Plan, spec: Spec) -> LayoutSource:
-    _check_one_grid(plan, spec)
-    layout: Any = plan.anatomy.layout
-    return cast(LayoutSource, layout)
 
 
 def _acts_in_attention(spec: Spec) -> bool:
@@ -192,7 +186,7 @@ def _describe_attention(site: Site, found: AttentionSite) -> None:
 
 def _place_at_step(plan: Plan, spec: Spec, encoding: Encoding) -> None:
     """Where the model adds its own positions, or would."""
-    _check_one_grid(plan, spec)
+    _one_grid(plan, spec)
     step = plan.anatomy.family.step
     if step is None:
         planned = _at(plan, plan.anatomy.blocks[0], ("first",))
@@ -204,7 +198,8 @@ def _place_at_step(plan: Plan, spec: Spec, encoding: Encoding) -> None:
     planned.own[spec.name] = encoding
 
 
-def _check_one_grid(plan: Plan, spec: Spec) -> None:
+def _one_grid(plan: Plan, spec: Spec) -> LayoutSource:
+    """The layout of all tokens; raises where there is none, or where they are not known."""
     if plan.anatomy.layout is None:
         raise UnsupportedModelError(
             f"{spec.name} acts on the tokens of one grid, and "
@@ -217,6 +212,7 @@ def _check_one_grid(plan: Plan, spec: Spec) -> None:
             "them is not known: posenc knows its attention modules only. Encodings that act "
             "inside attention work there"
         )
+    return plan.anatomy.layout
 
 
 def _follow_images(plan: Plan) -> None:
@@ -230,7 +226,7 @@ def _follow_images(plan: Plan) -> None:
 
 
 def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
-    _check_one_grid(plan, spec)
+    _one_grid(plan, spec)
     names = plan.anatomy.blocks
     for index in check_after(first.after):  # type: ignore[arg-type]
         if not -len(names) <= index < len(names):
@@ -295,8 +291,8 @@ def _at(plan: Plan, name: str, role: Role | None) -> PlannedSite:
 
 
 def _methods_of(role: Role) -> tuple[str, ...]:
-    """Methods that a role replaces, apart from those that only optimizers ask for."""
-    if role[0] == "root":
+    """Methods that a role replaces and that may stand on an instance already."""
+    if role[0] in ("root", "bind"):  # what optimizers ask for, and `__call__`
         return ()
     if role[0] in ("hide", "position"):
         return role[2:] if role[0] == "hide" else role[1:]
@@ -311,9 +307,7 @@ def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) 
             f"{type(near).__name__} has {parameter.dtype} parameters: patch the floating point "
             "model, then quantise it"
         )
-    if site is None:
-        _check_one_grid(plan, spec)
-    source: Any = plan.anatomy.layout if site is None else site.layout
+    source = _one_grid(plan, spec) if site is None else site.layout
     return spec.create(
         source.at_rest(),
         {
@@ -397,8 +391,8 @@ def _check_computable(plan: Plan, planned: PlannedSite) -> None:
 
 
 def explain_site(module: nn.Module, site: Site, encodings: list[Encoding]) -> Explanation:
-    """What `attend` would do at this site for one image, in eval."""
-    layout = site.layout.at_rest()
+    """What `attend` would do at this site for one image, in eval, at the layout of now."""
+    layout = site.layout.now()
     parameter = next(module.parameters())
     shape = (1, site.num_heads, layout.num_tokens)
     q = torch.zeros(*shape, site.head_dim, device=parameter.device, dtype=parameter.dtype)

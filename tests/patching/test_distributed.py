@@ -76,6 +76,10 @@ def test_one_process_changes_every_encoding(case, alone):
     """Else the comparisons below would say nothing."""
     before, after = alone[case]["outputs"][0], alone[case]["outputs"][-1]
     assert (after - before).abs().max() > 1e-4
+    for step in alone[case]["gradients"]:
+        ours = {name: gradient for name, gradient in step.items() if ".posenc." in f".{name}"}
+        assert ours
+        assert all(gradient.any() for gradient in ours.values())
 
 
 @pytest.mark.parametrize("case", two_processes.CASES)

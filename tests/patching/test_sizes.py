@@ -539,6 +539,7 @@ def test_freeze_takes_the_layout_that_the_model_has_now():
         assert posenc.summary(model).layout == TokenLayout(5, 3, prefix=5)
         posenc.freeze(model)
         torch.testing.assert_close(model(images((5, 3))), expected, rtol=1e-12, atol=1e-12)
+    assert posenc.summary(model).backend == "auto (sdpa)"
     with pytest.raises(ValueError, match="frozen already"):
         posenc.freeze(model)
 
