@@ -72,7 +72,7 @@ def _encoder_based(cls, **options):
     return cls(**settings)
 
 
-ENCODER_SITES = ("blocks.0.attn", "blocks.1.attn")
+IN_ENCODER = _sites((3, 5, 0), ("encoder.blocks.0.attn", "encoder.blocks.1.attn"))
 
 CASES = {
     "vit": Case(partial(VisionTransformer, **COMMON), IMAGE, _sites((3, 5, 1))),
@@ -178,16 +178,14 @@ CASES = {
     "qwen": Case(
         partial(_encoder_based, Qwen3VitClassifier, pos_embed_grid_size=4),
         IMAGE,
-        _sites((3, 5, 0), tuple(f"encoder.{name}" for name in ENCODER_SITES)),
+        IN_ENCODER,
     ),
     "deepseek": Case(
         partial(_encoder_based, DeepseekVitClassifier),
         IMAGE,
-        _sites((3, 5, 0), tuple(f"encoder.{name}" for name in ENCODER_SITES)),
+        IN_ENCODER,
     ),
-    "gemma": Case(
-        _gemma, IMAGE, _sites((3, 5, 0), tuple(f"encoder.{name}" for name in ENCODER_SITES))
-    ),
+    "gemma": Case(_gemma, IMAGE, IN_ENCODER),
 }
 
 

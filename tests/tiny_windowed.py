@@ -95,6 +95,9 @@ def _maxxvit(block_type, image, *, conv="mbconv", **transformer):
     return MaxxVit(config, img_size=image, num_classes=CLASSES)
 
 
+_maxvit_stage = partial(_maxxvit, ("C", "M"), (32, 48), window_size=(2, 3), grid_size=(4, 2))
+
+
 def _nest():
     return Nest(
         img_size=16,
@@ -221,6 +224,14 @@ _GSA = "keys are fewer than queries (sr_ratio > 1)"
 _POOLED = "its first block of a stage pools the queries"
 _UNROLLED = "mask units lie in unrolled order, which is not row-major"
 
+# Two MaxViT blocks in the second stage, windows of 2x3 and dilated grids of 4x2.
+_MAXVIT_STAGE = {
+    "stages.1.blocks.0.attn_block.attn": Expected((2, 3, 0), 4, 8),
+    "stages.1.blocks.0.attn_grid.attn": Expected((4, 2, 0), 4, 8),
+    "stages.1.blocks.1.attn_block.attn": Expected((2, 3, 0), 4, 8),
+    "stages.1.blocks.1.attn_grid.attn": Expected((4, 2, 0), 4, 8),
+}
+
 CASES = {
     # 6x10 patches, then 3x5: padded, and shifted in every second block.
     "swin": Case(
@@ -287,60 +298,33 @@ CASES = {
     # TensorFlow's variant: heads after q, k, v in the channels.
     "maxvit_tf": Case(
         partial(
-            _maxxvit,
-            ("C", "M"),
-            (32, 48),
-            window_size=(2, 3),
-            grid_size=(4, 2),
+            _maxvit_stage,
             rel_pos_type="bias_tf",
             head_first=False,
         ),
         (32, 48),
-        {
-            "stages.1.blocks.0.attn_block.attn": Expected((2, 3, 0), 4, 8),
-            "stages.1.blocks.0.attn_grid.attn": Expected((4, 2, 0), 4, 8),
-            "stages.1.blocks.1.attn_block.attn": Expected((2, 3, 0), 4, 8),
-            "stages.1.blocks.1.attn_grid.attn": Expected((4, 2, 0), 4, 8),
-        },
+        _MAXVIT_STAGE,
     ),
     # Channels first, heads first.
     "maxvit_nchw": Case(
         partial(
-            _maxxvit,
-            ("C", "M"),
-            (32, 48),
-            window_size=(2, 3),
-            grid_size=(4, 2),
+            _maxvit_stage,
             use_nchw_attn=True,
             rel_pos_type="mlp",
             rel_pos_dim=4,
         ),
         (32, 48),
-        {
-            "stages.1.blocks.0.attn_block.attn": Expected((2, 3, 0), 4, 8),
-            "stages.1.blocks.0.attn_grid.attn": Expected((4, 2, 0), 4, 8),
-            "stages.1.blocks.1.attn_block.attn": Expected((2, 3, 0), 4, 8),
-            "stages.1.blocks.1.attn_grid.attn": Expected((4, 2, 0), 4, 8),
-        },
+        _MAXVIT_STAGE,
     ),
     # The same, heads after q, k, v.
     "maxvit_nchw_tf": Case(
         partial(
-            _maxxvit,
-            ("C", "M"),
-            (32, 48),
-            window_size=(2, 3),
-            grid_size=(4, 2),
+            _maxvit_stage,
             use_nchw_attn=True,
             head_first=False,
         ),
         (32, 48),
-        {
-            "stages.1.blocks.0.attn_block.attn": Expected((2, 3, 0), 4, 8),
-            "stages.1.blocks.0.attn_grid.attn": Expected((4, 2, 0), 4, 8),
-            "stages.1.blocks.1.attn_block.attn": Expected((2, 3, 0), 4, 8),
-            "stages.1.blocks.1.attn_grid.attn": Expected((4, 2, 0), 4, 8),
-        },
+        _MAXVIT_STAGE,
     ),
     # ConvNeXt blocks, window from the image size; no window attention, only the grid's.
     "maxxvit": Case(
