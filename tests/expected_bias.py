@@ -24,10 +24,17 @@ def irpe_bias(encoding, q, layout, scale):
     return torch.gather(lookup, -1, irpe_map(layout).expand(*q.shape[:3], -1))
 
 
+def swin_bias(encoding, q, layout, scale):
+    table = encoding.table
+    if encoding.layout.grid != layout[:2]:
+        table = oracles.resample_offsets(table, encoding.layout.grid, layout[:2])
+    return oracles.swin_bias(table, *layout)
+
+
 # From an encoding with its default options, q `[B, heads, N, D]`, (height, width, prefix), scale.
 BIAS = {
     "irpe": irpe_bias,
-    "swin": lambda e, q, layout, scale: oracles.swin_bias(e.table, *layout),
+    "swin": swin_bias,
     "quadratic": lambda e, q, layout, scale: oracles.quadratic_bias(
         e.centers, e.alpha, e.strength, *layout
     ),

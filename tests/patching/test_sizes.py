@@ -1,4 +1,4 @@
-"""Images of other sizes: the encodings follow, also when activation checkpointing replays."""
+"""Images of other sizes: the encodings follow."""
 
 from __future__ import annotations
 
@@ -10,85 +10,16 @@ import oracles
 import pytest
 import tiny_global
 import torch
+from dynamic_vit import COMMON, DYNAMIC, GRIDS, PREFIX, build, images, randomise_encodings
 from eager_attention import biased_attention
-from timm.models.deepseek_vit import DeepseekVitClassifier
-from timm.models.eva import Eva
+from expected_bias import BIAS
 from timm.models.vision_transformer import VisionTransformer
-from torch.utils.checkpoint import checkpoint
 
 import posenc
 from posenc import patch_model, patched_encodings
 from posenc.layout import TokenLayout
 
-COMMON = tiny_global.COMMON
 OPTIONS = {"irpe": {}, "swin": {}, "human_part": {}, "quadratic": {"strength": 0.0}}
-GRIDS = [(3, 5), (5, 3), (4, 4), (1, 6), (2, 7)]
-
-DYNAMIC = {
-    "vit": lambda: VisionTransformer(**COMMON, dynamic_img_size=True, reg_tokens=4),
-    "vit_padded": lambda: VisionTransformer(
-        **COMMON, dynamic_img_size=True, dynamic_img_pad=True, class_token=False, global_pool="avg"
-    ),
-    "eva": lambda: Eva(**COMMON, dynamic_img_size=True, use_rot_pos_emb=True),
-    "eva_rope_attention": lambda: Eva(
-        **COMMON, dynamic_img_size=True, use_rot_pos_emb=True, attn_type="rope"
-    ),
-    "deepseek": lambda: DeepseekVitClassifier(**COMMON),
-    "qwen": tiny_global.CASES["qwen"].make,
-    "naflex": tiny_global.CASES["naflex"].make,
-    "gemma": tiny_global.CASES["gemma"].make,
-    "sam": tiny_global.CASES["sam"].make,
-}
-PREFIX = {"vit": 5, "eva": 1, "eva_rope_attention": 1, "naflex": 4}
-
-
-def build(name="vit"):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = DYNAMIC[name]()
-    return oracles.randomise(model.double(), 0, scale=0.2).eval()
-
-
-def images(grid, batch=2, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    shape = (batch, 3, 4 * grid[0], 4 * grid[1])
-    return torch.rand(shape, generator=generator, dtype=torch.float64)
-
-
-def randomise_encodings(model):
-    for seed, encoding in enumerate(patched_encodings(model).values()):
-        oracles.randomise(encoding, seed, 0.5)
-    return model
-
-
-def swin_bias(encoding, layout):
-    table = encoding.table
-    if encoding.layout.grid != layout[:2]:
-        table = oracles.resample_offsets(table, encoding.layout.grid, layout[:2])
-    return oracles.swin_bias(table, *layout)
-
-
-def irpe_bias(encoding, q, layout, scale):
-    tokens = range(oracles.num_tokens(*layout))
-    index = torch.tensor(
-        [
-            [oracles.irpe_bucket(i, j, *layout[1:], "product", 1.9, "shared") for j in tokens]
-            for i in tokens
-        ]
-    )
-    return torch.gather(scale * q @ encoding.table_k, -1, index.expand(*q.shape[:3], -1))
-
-
-BIAS = {
-    "irpe": irpe_bias,
-    "swin": lambda e, q, layout, scale: swin_bias(e, layout),
-    "quadratic": lambda e, q, layout, scale: oracles.quadratic_bias(
-        e.centers, e.alpha, e.strength, *layout
-    ),
-    "human_part": lambda e, q, layout, scale: oracles.human_part_bias(
-        dict(e.named_parameters()), *layout
-    ),
-}
 
 
 def expected_output(name, model, encoding, grid, x):
@@ -138,93 +69,7 @@ def test_token_encodings_follow(names):
     assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
 
 
-# Activation checkpointing: a replay must use the layout of its own images
-
-
-def gradients(model, crops, run=None):
-    model.zero_grad()
-    sum((model if run is None else run)(x).square().sum() for x in crops).backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same(actual, expected):
-    assert actual.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(actual[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
-
-
-CROPS = [images((3, 4), seed=1), images((4, 3), seed=2), images((2, 6), seed=3)]
-
-
-@pytest.mark.parametrize("name", ["vit", "eva", "naflex", "sam"])
-@pytest.mark.parametrize("encoding", ["irpe", "swin", "swin+peg", "human_part+learned"])
-def test_crops_of_equal_count_replay_with_their_own_layout(name, encoding):
-    model = randomise_encodings(patch_model(build(name), encoding)).train()
-    expected = gradients(model, CROPS)
-    model.set_grad_checkpointing()
-    for _ in range(2):
-        assert_same(gradients(model, CROPS), expected)
-    wrong = gradients(model, CROPS[:1])
-    assert any(not torch.allclose(wrong[n], g) for n, g in expected.items())
-
-
-def test_crops_with_reentrant_checkpointing(monkeypatch):
-    model = randomise_encodings(patch_model(build(), "swin")).train()
-    crops = [x.requires_grad_() for x in map(torch.clone, CROPS)]
-    expected = gradients(model, crops)
-    monkeypatch.setattr("timm.models._manipulate.use_reentrant_ckpt", lambda: True)
-    model.set_grad_checkpointing()
-    assert_same(gradients(model, crops), expected)
-
-
-def test_the_whole_model_checkpointed():
-    model = randomise_encodings(patch_model(build(), "swin")).train()
-    expected = gradients(model, CROPS)
-
-    def run(x):
-        return checkpoint(model, x, use_reentrant=False)
-
-    assert_same(gradients(model, CROPS, run), expected)
-    model.set_grad_checkpointing()  # blocks inside
-    assert_same(gradients(model, CROPS, run), expected)
-
-
-def test_inputs_that_moved_are_an_error_only_where_it_matters():
-    """Offloading gives a replay other storages: the count then decides, if it can."""
-    model = randomise_encodings(patch_model(build(), "swin")).train()
-    expected = gradients(model, CROPS[:1])
-    model.set_grad_checkpointing()
-
-    def run(x):
-        with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor):
-            return model(x)
-
-    fresh = copy.deepcopy(model)
-    assert_same(gradients(fresh, CROPS[:1], lambda x: _offloaded(fresh, x)), expected)
-    with pytest.raises(RuntimeError, match=r"does not tell its layout \(seen .* 3x4.*4x3"):
-        gradients(model, CROPS[:2], run)
-
-
-def _offloaded(model, x):
-    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor):
-        return model(x)
-
-
-def test_attention_alone_checkpointed_is_an_error_where_it_matters():
-    model = randomise_encodings(patch_model(build(), "swin")).train()
-    plain = model.blocks[0].attn.forward
-    expected = gradients(model, CROPS[:1])
-
-    def replayed(x, **kwargs):
-        return checkpoint(plain, x, use_reentrant=False)
-
-    model.blocks[0].attn.forward = replayed
-    assert_same(gradients(model, CROPS[:1]), expected)
-    with pytest.raises(RuntimeError, match="does not tell its layout"):
-        gradients(model, CROPS[:2])
-
-
-# Threads, copies, compile
+# Threads and copies
 
 
 def test_threads_have_layouts_of_their_own():
@@ -269,15 +114,6 @@ def test_compiled(encoding):
         for grid in GRIDS[:3]:
             expected = model(images(grid))
             torch.testing.assert_close(compiled(images(grid)), expected, rtol=1e-9, atol=1e-9)
-
-
-def test_compiled_with_checkpointing():
-    torch._dynamo.reset()
-    model = randomise_encodings(patch_model(build(), "swin")).train()
-    expected = gradients(model, CROPS)
-    model.set_grad_checkpointing()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert_same(gradients(model, CROPS, compiled), expected)
 
 
 # What the user is told
@@ -361,7 +197,9 @@ def test_set_layout_of_a_model_with_one_size(size):
     x = images((5, 3))
     with (
         torch.no_grad(),
-        biased_attention(plain, lambda site, q, k: swin_bias(found[f"{site}.swin"], (5, 3, 1))),
+        biased_attention(
+            plain, lambda site, q, k: BIAS["swin"](found[f"{site}.swin"], q, (5, 3, 1), None)
+        ),
     ):
         expected = plain(x)
     torch.testing.assert_close(model(x), expected, rtol=1e-8, atol=1e-8)
@@ -398,100 +236,7 @@ def test_set_layout_of_windows():
     assert model(torch.zeros(1, 3, 20, 12, dtype=torch.float64)).isfinite().all()
 
 
-# freeze
-
-
-@pytest.mark.parametrize("share", [False, True])
-@pytest.mark.parametrize("names", ["swin", "quadratic", "human_part", "irpe_bias", "swin+irpe"])
-def test_freeze_keeps_the_outputs(names, share):
-    options = {"strength": 0.0} if names == "quadratic" else {}
-    if names == "irpe_bias":
-        names, options = "irpe", {"mode": "bias"}
-    model = randomise_encodings(
-        patch_model(tiny_global.build("vit"), names, share=share, **options)
-    )
-    x = images((3, 5))
-    with torch.no_grad():
-        expected = model(x)
-        assert posenc.freeze(model) is model
-        torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
-        twin = pickle.loads(pickle.dumps(model))
-        assert torch.equal(twin(x), model(x))
-    left = {name.rpartition(".")[2] for name, _ in posenc.encoding_parameters(model)}
-    assert left == ({"table_k"} if names == "swin+irpe" else set())
-    assert any("posenc" in key for key, _ in model.named_buffers())
-    with pytest.raises(ValueError, match="frozen, its tables are gone"):
-        posenc.save_encodings(model, "unused")
-    posenc.set_layout(model, (20, 12))
-    with pytest.raises(RuntimeError, match=r"was frozen for the layout 3x5 \+ 1 prefix, got 5x3"):
-        model(images((5, 3)))
-    posenc.unpatch_model(model)
-    assert not posenc.is_patched(model)
-
-
-def test_freeze_of_windows_and_of_nothing():
-    import tiny_windowed
-
-    model = randomise_encodings(patch_model(tiny_windowed.build("swin"), "swin"))
-    x = tiny_windowed.images("swin")
-    with torch.no_grad():
-        expected = model(x)
-        torch.testing.assert_close(posenc.freeze(model)(x), expected, rtol=1e-12, atol=1e-12)
-    with pytest.raises(ValueError, match="nothing to freeze"):
-        posenc.freeze(patch_model(tiny_global.build("vit"), "irpe"))
-
-
-# Compiled in parts: layouts cross from compiled code to eager code and back
-
-
-def compiled_in_parts(how, model):
-    if how == "blocks":
-        for block in model.blocks:
-            block.compile(backend="aot_eager")
-    elif how == "embedding":
-        model.patch_embed.compile(backend="eager")
-    else:
-        model.blocks[0].register_forward_hook(torch._dynamo.disable(lambda *_: None))
-        return torch.compile(model, backend="aot_eager")
-    return model
-
-
-@pytest.mark.parametrize("how", ["blocks", "embedding", "graph break"])
-@pytest.mark.parametrize("encoding", ["irpe", "swin"])
-@pytest.mark.filterwarnings("ignore")
-def test_crops_of_equal_count_compiled_in_parts(how, encoding):
-    torch._dynamo.reset()
-    model = randomise_encodings(patch_model(build(), encoding)).train()
-    expected = gradients(model, CROPS)
-    model.set_grad_checkpointing()
-    run = compiled_in_parts(how, model)
-    for _ in range(2):
-        assert_same(gradients(model, CROPS, run), expected)
-
-
-def test_chunks_of_one_tensor_are_told_apart():
-    model = randomise_encodings(patch_model(build(), "swin")).train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        packed = torch.randn(4, 17, 16, dtype=torch.float64)
-    layouts = [TokenLayout(3, 4, prefix=5), TokenLayout(4, 3, prefix=5)]
-
-    def step(replay):
-        model.zero_grad()
-        loss = 0.0
-        for chunk, layout in zip(packed.chunk(2), layouts, strict=True):
-            posenc.set_layout(model, layout)
-            x = chunk
-            for block in model.blocks:
-                x = checkpoint(block, x, use_reentrant=False) if replay else block(x)
-            loss = loss + x.square().sum()
-        loss.backward()
-        return {n: p.grad.clone() for n, p in model.blocks.named_parameters()}
-
-    assert_same(step(True), step(False))
-
-
-# What a review found
+# The grid of the model, and of its table
 
 
 @pytest.mark.parametrize("encoding", ["learned", "sinusoidal"])
@@ -530,18 +275,6 @@ def test_set_layout_resizes_a_hybrid_model_too():
     with torch.no_grad():
         x = images((5, 3))
         torch.testing.assert_close(model(x), plain(x), rtol=1e-12, atol=1e-12)
-
-
-def test_freeze_takes_the_layout_that_the_model_has_now():
-    model = randomise_encodings(patch_model(build(), "swin"))
-    with torch.no_grad():
-        expected = model(images((5, 3)))
-        assert posenc.summary(model).layout == TokenLayout(5, 3, prefix=5)
-        posenc.freeze(model)
-        torch.testing.assert_close(model(images((5, 3))), expected, rtol=1e-12, atol=1e-12)
-    assert posenc.summary(model).backend == "auto (sdpa)"
-    with pytest.raises(ValueError, match="frozen already"):
-        posenc.freeze(model)
 
 
 def test_a_replaced_embedding_is_an_error():
