@@ -137,6 +137,10 @@ def main(kind, rank, folder):
         torch.save(results, os.path.join(folder, "result.pt"))
     dist.barrier()
     dist.destroy_process_group()
+    # Everything is saved. In a usual exit gloo's threads were once seen to abort the process
+    # ("terminate called without an active exception").
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -248,7 +248,8 @@ def _encode(self: Any, x: Tensor, names: str) -> Tensor:
     layout = _checked_layout(site, tokens.shape[1])
     for encoding in site.encodings(self, getattr(site, names)):
         tokens = encoding(tokens, layout)
-    return tokens.reshape(x.shape)
+    # Not a view where none is needed: FSDP warns of blocks that return one.
+    return tokens if x.dim() == 3 else tokens.reshape(x.shape)
 
 
 def _bind_and_call(self: Any, *args: Any, **kwargs: Any) -> Any:

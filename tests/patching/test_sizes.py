@@ -283,3 +283,11 @@ def test_a_replaced_embedding_is_an_error():
     model.patch_embed = build().patch_embed
     with pytest.raises(RuntimeError, match="patch_embed has been replaced since the patch"):
         model(images((4, 3)))
+
+
+def test_a_block_with_a_token_encoding_returns_no_view():
+    """FSDP warns of modules that do: an in-place operation on it would lose the gradient hook."""
+    model = randomise_encodings(patch_model(build(), "peg"))
+    model(images((3, 4)))
+    out = model.blocks[0](torch.zeros(1, 17, 16, dtype=torch.float64))
+    assert not out._is_view()
