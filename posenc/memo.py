@@ -101,6 +101,10 @@ class Memo:
         """The remembered tensor, or None."""
         return self._values.get(key)
 
+    def may_hold(self, size: int) -> bool:
+        """Whether it holds something already, or has room for so many bytes."""
+        return bool(self._values) or Memo.held_bytes + size <= Memo.LIMIT_BYTES
+
     def keep(self, key: Hashable, value: torch.Tensor) -> None:
         """Remembers `value` if the budget allows."""
         with _lock:

@@ -8,7 +8,9 @@ constant per query row over all keys, which softmax does not see.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +35,7 @@ class PairIndex:
         prefix_buckets: buckets of (prefix query, grid key), (grid query, prefix key) and
             (prefix query, prefix key); None if and only if the layout has no prefix tokens.
         transposed: pair (i, j) uses the bucket of pair (j, i).
+        axis: "rows" or "cols" when the bucket of a grid pair depends on that offset only.
 
     >>> index = PairIndex(TokenLayout(1, 2), torch.tensor([[0, 1, 2]]), num_buckets=3)
     >>> index.dense()
@@ -45,6 +48,7 @@ class PairIndex:
     num_buckets: int
     prefix_buckets: tuple[int, int, int] | None = None
     transposed: bool = False
+    axis: str | None = None
 
     def __post_init__(self) -> None:
         expected = (2 * self.layout.height - 1, 2 * self.layout.width - 1)
@@ -58,6 +62,8 @@ class PairIndex:
                 f"PairIndex.prefix_buckets must be given if and only if the layout has prefix "
                 f"tokens, got {self.prefix_buckets} for {self.layout}"
             )
+        if self.axis not in (None, "rows", "cols"):
+            raise ValueError(f'PairIndex.axis must be None, "rows" or "cols", got {self.axis!r}')
 
     @property
     def T(self) -> PairIndex:  # noqa: N802, as torch and numpy spell it
@@ -71,12 +77,48 @@ class PairIndex:
             return torch.empty(2 * (self.layout.num_tokens,), dtype=torch.int64, device=where)
         return _dense_map(self, where)
 
+    def positions(self, rows: str, device: torch.device) -> Tensor:
+        """Where each pair reads in a flattened lookup table: `[N, N]` int64.
+
+        `rows="query"` or `"key"`: one row of `T` entries per query, or per key; `"one"`: a
+        single row, so that the position is the bucket.
+        """
+        return self.dense(device) if rows == "one" else _position_map(self, rows, device)
+
+    def lines(self, device: torch.device) -> Lines:
+        """The rows (or columns) of the grid, as `axis` says, and one line of prefix tokens."""
+        return Lines(*_lines(self.layout, self.axis, device))
+
+
+class Lines(NamedTuple):
+    """Tokens that an axis does not tell apart, the prefix tokens first."""
+
+    one_hot: Tensor  # [N, L] boolean, the line of each token
+    first_token: Tensor  # [L], a token of each line
+
+
+def _lines(layout: TokenLayout, axis: str | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    if axis is None:
+        raise ValueError(f"the pairs of {layout} do not depend on rows or columns alone")
+    width = layout.width
+    tokens = torch.arange(layout.num_grid, device=device)
+    of_token = tokens // width if axis == "rows" else tokens % width
+    first = tokens[::width] if axis == "rows" else tokens[:width]
+    if layout.prefix:
+        of_token = torch.cat([of_token.new_zeros(layout.prefix), of_token + 1])
+        first = torch.cat([first.new_zeros(1), first + layout.prefix])
+    return of_token[:, None] == torch.arange(len(first), device=device), first
+
+
+@memoised
+def _position_map(index: PairIndex, rows: str, device: torch.device) -> Tensor:
+    start = torch.arange(index.layout.num_tokens, device=device) * index.num_buckets
+    return index.dense(device) + (start[:, None] if rows == "query" else start)
+
 
 @memoised
 def _transpose(index: PairIndex) -> PairIndex:
-    return PairIndex(
-        index.layout, index.buckets, index.num_buckets, index.prefix_buckets, not index.transposed
-    )
+    return dataclasses.replace(index, transposed=not index.transposed)
 
 
 @memoised
@@ -169,17 +211,14 @@ class LookupBias:
         """Whether a gradient must reach the bias."""
         return self.lookup.requires_grad
 
+    def positions(self) -> Tensor:
+        """Where each pair reads in `lookup.flatten(-2)`: `[N, N]` int64."""
+        rows = "one" if self.lookup.shape[-2] == 1 else self.side
+        return self.index.positions(rows, self.lookup.device)
+
     def dense(self) -> Tensor:
         """`[1 or B, 1 or heads, N, N]`."""
-        batch, heads, rows, _ = self.lookup.shape
-        if rows == 1 and self.index.layout.num_tokens > 1:
-            pairs = self.index.dense(self.lookup.device)
-            return self.lookup[:, :, 0].index_select(-1, pairs.flatten()).unflatten(-1, pairs.shape)
-        index = self.index if self.side == "query" else self.index.T
-        pairs = index.dense(self.lookup.device)
-        bias = torch.gather(self.lookup, -1, pairs.expand(batch, heads, *pairs.shape))
-        # For the key side, row j of `bias` belongs to key j.
-        return bias if self.side == "query" else bias.transpose(-2, -1)
+        return read_pairs(self.lookup.flatten(-2), self.positions())
 
     def check(self, batch: int, heads: int, tokens: int, value_dim: int) -> None:
         """Raises unless the shapes fit queries `[batch, heads, tokens, .]`."""
@@ -196,21 +235,25 @@ class LowRankBias:
         left: `[1 or B, 1 or heads, N, r]`, rows belong to queries.
         right: `[1 or B, 1 or heads, N, r]`, rows belong to keys.
         wide: the products of the factors span more than 16-bit floats resolve.
+        exact: the same bias, up to a constant per query, read from a table: without the rounding
+            of wide factors. Backends that need no factors use it instead.
     """
 
     left: Tensor
     right: Tensor
     wide: bool = False
+    exact: LookupBias | None = None
     memo: Memo | None = field(default=None, repr=False)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name."""
-        return {"left": self.left, "right": self.right}
+        exact = {} if self.exact is None else {"exact": self.exact.lookup}
+        return {"left": self.left, "right": self.right, **exact}
 
     @property
     def requires_grad(self) -> bool:
         """Whether a gradient must reach the bias."""
-        return self.left.requires_grad or self.right.requires_grad
+        return any(tensor.requires_grad for tensor in self.tensors().values())
 
     def dense(self) -> Tensor:
         """`[1 or B, 1 or heads, N, N]`."""
@@ -221,6 +264,8 @@ class LowRankBias:
         rank = self.left.shape[-1]
         _check_shape("LowRankBias.left", self.left, (batch, heads, tokens, rank), broadcast=2)
         _check_shape("LowRankBias.right", self.right, (batch, heads, tokens, rank), broadcast=2)
+        if self.exact is not None:
+            self.exact.check(batch, heads, tokens, value_dim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,6 +298,18 @@ class ValueLookup:
         _check_tokens("ValueLookup", self.index, tokens)
         expected = (heads, self.index.num_buckets, value_dim)
         _check_shape("ValueLookup.table", self.table, expected, broadcast=1)
+
+
+def read_pairs(flat: Tensor, positions: Tensor) -> Tensor:
+    """`out[..., i, j] = flat[..., positions[i, j]]`: `[B, heads, entries]` -> `[..., N, N]`."""
+    where = positions.reshape(-1).expand(*flat.shape[:-1], -1)
+    return torch.gather(flat, -1, where).unflatten(-1, positions.shape)
+
+
+def add_pairs(flat: Tensor, positions: Tensor, values: Tensor) -> Tensor:
+    """The reverse, in place: `flat[..., positions[i, j]] += values[..., i, j]`."""
+    where = positions.reshape(-1).expand(*flat.shape[:-1], -1)
+    return flat.scatter_add_(-1, where, values.flatten(-2))
 
 
 BiasTerm = DenseBias | LookupBias | LowRankBias

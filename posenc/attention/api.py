@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from posenc.attention import lowrank, reference, sdpa
+from posenc.attention import lowrank, reference, sdpa, tiled
 from posenc.attention.call import AttentionCall, as_terms, check_call
 from posenc.attention.picker import pick
 from posenc.functional.precision import autocast_dtype, without_autocast
@@ -29,7 +29,12 @@ class Backend(Protocol):
 
 
 # A new backend is one file, one line here and a rule in picker.py.
-BACKENDS: dict[str, Backend] = {"reference": reference, "sdpa": sdpa, "lowrank": lowrank}
+BACKENDS: dict[str, Backend] = {
+    "reference": reference,
+    "sdpa": sdpa,
+    "lowrank": lowrank,
+    "tiled": tiled,
+}
 
 
 @dataclass(frozen=True)

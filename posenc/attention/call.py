@@ -35,7 +35,12 @@ class AttentionCall:
 
     @property
     def biases(self) -> list[BiasTerm]:
-        """The terms that are added to the scores."""
+        """The terms that are added to the scores, in their most exact form."""
+        return [_most_exact(term) for term in self.thin_biases]
+
+    @property
+    def thin_biases(self) -> list[BiasTerm]:
+        """The same terms, with factors where they have any."""
         return [term for term in self.terms if not isinstance(term, ValueLookup)]
 
     @property
@@ -47,6 +52,12 @@ class AttentionCall:
     def dtype(self) -> torch.dtype:
         """At least float32: scores, factors, lookups and bias sums are computed in it."""
         return at_least_float32(self.query.dtype)
+
+
+def _most_exact(term: BiasTerm) -> BiasTerm:
+    if isinstance(term, LowRankBias) and term.exact is not None:
+        return term.exact
+    return term
 
 
 def check_call(call: AttentionCall) -> None:

@@ -1,7 +1,10 @@
-"""Low-rank biases as extra columns of query and key: fused attention, O(N) memory.
+"""Thin biases as extra columns of query and key: fused attention, O(N) memory.
 
 `softmax(scale q k^T + left right^T) = softmax(scale [q, left / scale] [k, right]^T)`: exact in
-exact arithmetic, for any attention kernel (FlashBias, arXiv 2505.12044).
+exact arithmetic, for any attention kernel (FlashBias, arXiv 2505.12044). Besides `LowRankBias`,
+tables along one axis of the grid are thin: their bias has one value per line (row or column) of
+keys, times the one-hot line of the key. The same one-hots appended to the value make fused
+attention return the attention summed per line, which is all that a value table needs.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
-from posenc.terms import LowRankBias
+from posenc.terms import BiasTerm, LookupBias, LowRankBias, Term, ValueLookup, read_pairs
 
 BLOCK = 8  # kernels want head dims that are multiples of it
 MIN_SCALE = 1e-6
@@ -19,49 +22,149 @@ MAX_WIDTH = 256  # of the fused kernels on CUDA
 
 
 def rejects(call: AttentionCall) -> str | None:
-    """Computes low-rank biases only, and in 16 bit not those that 16-bit factors cannot hold."""
-    if call.value_terms:
-        return "ValueLookup needs the attention matrix, which fused attention does not return"
-    others = {type(term).__name__ for term in call.biases if not isinstance(term, LowRankBias)}
-    if others or not call.biases:
-        return f"no low-rank factors in {' and '.join(sorted(others)) or 'a call without a bias'}"
-    if _width(call) > MAX_WIDTH:
-        return f"head_dim and ranks make {_width(call)} columns, more than {MAX_WIDTH}"
-    if call.query.dtype != call.dtype and is_wide(call):
-        return f"the factors of a wide bias span more than {call.query.dtype} resolves"
-    if abs(call.scale) < MIN_SCALE:
+    """Computes thin terms only, and in 16 bit does not train those that 16 bits cannot hold."""
+    full = [type(term).__name__ for term in call.terms if not _is_thin(term)]
+    if full or not call.terms:
+        return (
+            f"no low-rank factors in {' and '.join(sorted(set(full))) or 'a call without a bias'}"
+        )
+    if width(call) > MAX_WIDTH:
+        return f"head_dim and ranks make {width(call)} columns, more than {MAX_WIDTH}"
+    if _is_16_bit(call) and is_wide(call) and trains(call):
+        return f"the gradients of wide factors are lost in {call.query.dtype}"
+    if call.thin_biases and abs(call.scale) < MIN_SCALE:
         return f"the factors are divided by scale={call.scale}, which is too small"
     return None
 
 
 def compute(call: AttentionCall) -> Tensor:
     """`[B, heads, N, Dv]`."""
-    left = torch.cat([_rows(term.left, call) / call.scale for term in _terms(call)], dim=-1)
-    right = torch.cat([_rows(term.right, call) for term in _terms(call)], dim=-1)
-    width = _width(call)
+    columns = [_columns(term, call) for term in call.thin_biases]
+    total = width(call)
+    value_lines = _value_lines(call)
+    value_dim = call.value.shape[-1]
     out = F.scaled_dot_product_attention(
-        _widen(call.query, width, left),
-        _widen(call.key, width, right),
-        _widen(call.value, width),  # on the CPU a narrower value takes the unfused path
+        _widen(call.query, total, [left for left, _ in columns]),
+        _widen(call.key, total, [right for _, right in columns]),
+        # On the CPU a value narrower than the query takes the unfused path.
+        _widen(call.value, total, [_one_hot(term, call) for term in value_lines.values()]),
         attn_mask=_mask(call),
         dropout_p=call.dropout_p,
         scale=call.scale,  # not that of the new width
     )
-    return out[..., : call.value.shape[-1]]
+    result, start = out[..., :value_dim], value_dim
+    for axis, first in value_lines.items():
+        lines = out[..., start : (start := start + _num_lines(first))].to(call.dtype)
+        for term in call.value_terms:
+            if term.index.axis == axis:
+                result = result + _read_values(term, lines)
+    return result.to(call.query.dtype)
 
 
 def rank(call: AttentionCall) -> int:
     """Columns that the biases need together."""
-    return sum(term.left.shape[-1] for term in _terms(call))
+    return sum(_num_columns(term, _is_16_bit(call)) for term in call.thin_biases)
+
+
+def width(call: AttentionCall) -> int:
+    """Of the widened query, key and value."""
+    lines = sum(_num_lines(term) for term in _value_lines(call).values())
+    columns = max(call.query.shape[-1] + rank(call), call.value.shape[-1] + lines)
+    return -(-columns // BLOCK) * BLOCK
 
 
 def is_wide(call: AttentionCall) -> bool:
     """Whether the factors of any bias span many orders of magnitude."""
-    return any(term.wide for term in _terms(call))
+    return any(isinstance(term, LowRankBias) and term.wide for term in call.terms)
 
 
-def _terms(call: AttentionCall) -> list[LowRankBias]:
-    return [term for term in call.biases if isinstance(term, LowRankBias)]
+def trains(call: AttentionCall) -> bool:
+    """Whether a bias needs a gradient."""
+    return torch.is_grad_enabled() and any(term.requires_grad for term in call.thin_biases)
+
+
+def _is_16_bit(call: AttentionCall) -> bool:
+    return call.query.dtype != call.dtype
+
+
+def _is_thin(term: Term) -> bool:
+    if isinstance(term, (LookupBias, ValueLookup)):
+        return term.index.axis is not None
+    return isinstance(term, LowRankBias)
+
+
+def _num_columns(term: BiasTerm, is_16_bit: bool) -> int:
+    if isinstance(term, LowRankBias):
+        return term.left.shape[-1] * (3 if is_16_bit else 1)
+    return _num_lines(term) if isinstance(term, LookupBias) else 0
+
+
+def _num_lines(term: LookupBias | ValueLookup) -> int:
+    layout = term.index.layout
+    along = layout.height if term.index.axis == "rows" else layout.width
+    return along + (layout.prefix > 0)
+
+
+def _columns(term: BiasTerm, call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """Of query and key, in their dtype: `[1 or B, 1 or heads, N, columns]` each."""
+    dtype = call.query.dtype
+    if isinstance(term, LookupBias):
+        left, right = _line_factors(term)
+        return (left.to(call.dtype) / call.scale).to(dtype), right.to(dtype)
+    assert isinstance(term, LowRankBias)  # `rejects` let nothing else through
+    left, right = term.left.to(call.dtype) / call.scale, term.right.to(call.dtype)
+    return _split(left, right, dtype) if _is_16_bit(call) else (left, right)
+
+
+def _line_factors(term: LookupBias) -> tuple[Tensor, Tensor]:
+    """The bias of each line of keys and the keys' lines, or the other way round."""
+    lines = term.index.lines(term.lookup.device)
+    one_hot, first = lines.one_hot.to(term.lookup.dtype)[None, None], lines.first_token
+    flat, positions = term.lookup.flatten(-2), term.positions()
+    if term.lookup.shape[-2] == 1 or term.side == "query":
+        return read_pairs(flat, positions[:, first]), one_hot
+    return one_hot, read_pairs(flat, positions[first]).transpose(-2, -1)
+
+
+def _value_lines(call: AttentionCall) -> dict[str, ValueLookup]:
+    """A value term of each axis: terms of one axis share the one-hots."""
+    return {str(term.index.axis): term for term in reversed(call.value_terms)}
+
+
+def _one_hot(term: ValueLookup, call: AttentionCall) -> Tensor:
+    lines = term.index.lines(call.value.device)
+    return lines.one_hot.to(call.value.dtype)[None, None]
+
+
+def _read_values(term: ValueLookup, lines: Tensor) -> Tensor:
+    """The value term, from the attention summed per line: `[B, heads, N, Dv]`."""
+    first = term.index.lines(lines.device).first_token
+    buckets = term.index.dense(lines.device)[:, first].expand(lines.shape)
+    sums = lines.new_zeros(*lines.shape[:-1], term.index.num_buckets)
+    return sums.scatter_add(-1, buckets, lines) @ term.table.to(lines.dtype)
+
+
+def _split(left: Tensor, right: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Each number as a rounded high part and the rest: products as good as in twice the bits.
+
+    The product of the two rests, 2**-16 of the whole and less, is left out.
+    """
+    if dtype == torch.float16:
+        left, right = _balance(left, right)
+    high_left, high_right = left.to(dtype), right.to(dtype)
+    low_left, low_right = (left - high_left).to(dtype), (right - high_right).to(dtype)
+    return (
+        torch.cat([high_left, high_left, low_left], dim=-1),
+        torch.cat([high_right, low_right, high_right], dim=-1),
+    )
+
+
+def _balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Moves a power of two between the factors of each column: float16 ends at 65504."""
+    tops = (x.detach().abs().amax((0, 1, 2)).clamp(min=1e-30) for x in (left, right))
+    top_left, top_right = tops
+    factor = torch.exp2(((top_right.log2() - top_left.log2()) / 2).round().clamp(-40, 40))
+    return left * factor, right / factor
 
 
 def _mask(call: AttentionCall) -> Tensor | None:
@@ -69,18 +172,9 @@ def _mask(call: AttentionCall) -> Tensor | None:
     return mask if mask is None or mask.dtype == torch.bool else mask.to(call.query.dtype)
 
 
-def _width(call: AttentionCall) -> int:
-    columns = max(call.query.shape[-1] + rank(call), call.value.shape[-1])
-    return -(-columns // BLOCK) * BLOCK
-
-
-def _rows(factor: Tensor, call: AttentionCall) -> Tensor:
-    batch, heads, tokens, _ = call.query.shape
-    return factor.to(call.dtype).expand(batch, heads, tokens, -1)
-
-
-def _widen(tensor: Tensor, width: int, columns: Tensor | None = None) -> Tensor:
-    """`[tensor, columns, 0]` of this width, in the dtype of `tensor`."""
-    if columns is not None:
-        tensor = torch.cat([tensor, columns.to(tensor.dtype)], dim=-1)
-    return F.pad(tensor, (0, width - tensor.shape[-1]))
+def _widen(tensor: Tensor, total: int, columns: list[Tensor]) -> Tensor:
+    """`[tensor, columns, 0]` of this width."""
+    batch, heads, tokens, own = tensor.shape
+    filled = own + sum(part.shape[-1] for part in columns)
+    parts = [part.expand(batch, heads, tokens, -1) for part in columns]
+    return F.pad(torch.cat([tensor, *parts], dim=-1), (0, total - filled))

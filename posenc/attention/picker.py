@@ -1,55 +1,108 @@
-"""Which backend "auto" uses, and why; the rules come from `benchmarks/bench_attention.py`."""
+"""Which backend "auto" uses, and why; the rules come from `benchmarks/bench_attention.py`.
+
+Asks for as little as possible: this runs in every block of every model.
+"""
 
 from __future__ import annotations
 
-import torch
+import math
 
-from posenc.attention import lowrank, sdpa
+from posenc.attention import lowrank, sdpa, tiled
 from posenc.attention.call import AttentionCall
 
-# Up to here plain mathematics was measured to train as fast as SDPA's unfused path, or faster.
+# Measured on CPUs. Below, a loop over tiles costs more than it saves:
+TILED_TOKENS = 160
+# from here on extra columns are cheaper than a bias per tile;
+LOWRANK_TOKENS = 400
+# up to here, where tiles are not possible, plain mathematics trains as fast as a mask.
 EAGER_TOKENS = 600
-# A cautious bound, not tuned: the encodings here need 4 to 8 columns.
+# A larger mask is mapped into memory anew at each call, which costs more than filling it.
+MASK_BYTES = 2**25
+# The thin encodings have 3 to 8 columns; a row and column table of 14x14 patches has 30.
 MAX_RANK = 16
+# An estimate: kernels on devices are built for head dims up to 128.
+DEVICE_WIDTH = 128
+
+Choice = tuple[str, str]
 
 
-def pick(call: AttentionCall) -> tuple[str, str]:
-    """(backend, why in words), among the backends that do not reject the call.
-
-    Asks for as little as possible: this runs in every block of every model.
-    """
-    if reason := sdpa.rejects(call):
-        return "reference", reason
-    if not call.biases:
+def pick(call: AttentionCall) -> Choice:
+    """(backend, why in words), among the backends that do not reject the call."""
+    if not call.terms:
         return "sdpa", "plain attention"
-    trains = torch.is_grad_enabled() and any(term.requires_grad for term in call.biases)
-    full_precision = call.query.dtype == call.dtype  # 16 bit was not measured
     if call.query.device.type != "cpu":
-        if _is_thin(call, trains, full_precision):
-            return "lowrank", "no mask in memory (an estimate, not measured on this device)"
-    elif call.query.shape[2] > EAGER_TOKENS:
-        if not _is_remembered(call) and _is_thin(call, trains, full_precision):
-            return "lowrank", f"fused attention in O(N) memory, faster above {EAGER_TOKENS} tokens"
-    elif trains and full_precision:
-        return (
-            "reference",
-            "a bias with a gradient takes SDPA's unfused path on the CPU, and plain mathematics "
-            f"is as fast or faster up to {EAGER_TOKENS} tokens",
-        )
+        return _on_device(call)
+    if call.value_terms:
+        return _with_values(call)
+    if call.query.dtype != call.dtype:
+        return "sdpa", "fused attention, the biases as its mask; others not measured in 16 bit"
+    if lowrank.trains(call):
+        return _training(call)
+    return _inference(call)
+
+
+def _with_values(call: AttentionCall) -> Choice:
+    if tiled.rejects(call) is None:
+        return "tiled", "value tables need the attention matrix: tile by tile it stays in the cache"
+    return "reference", "value tables need the attention matrix, which fused attention hides"
+
+
+def _training(call: AttentionCall) -> Choice:
+    tokens = call.query.shape[2]
+    # Not wide ones: their gradient is a small difference of large sums, 6e-4 off at 1025 tokens
+    # with alpha 1, and worse with more. It can be asked for by name.
+    if tokens >= LOWRANK_TOKENS and _is_cheap(call) and not lowrank.is_wide(call):
+        return "lowrank", f"fused attention in O(N) memory, faster from {LOWRANK_TOKENS} tokens"
+    if tokens >= TILED_TOKENS and tiled.rejects(call) is None:
+        return "tiled", "SDPA would leave its fused path for the gradient of a mask"
+    if tokens <= EAGER_TOKENS:
+        return "reference", f"as fast as SDPA with a learned mask up to {EAGER_TOKENS} tokens"
+    return "sdpa", "the biases as a mask with gradient"
+
+
+def _inference(call: AttentionCall) -> Choice:
+    tokens = call.query.shape[2]
+    if _is_remembered(call):
+        return "sdpa", "fused attention; the mask of static biases is built once"
+    if tokens >= LOWRANK_TOKENS and _is_cheap(call) and not lowrank.is_wide(call):
+        return "lowrank", f"fused attention in O(N) memory, faster from {LOWRANK_TOKENS} tokens"
+    # In this order: while something traces the call, its sizes may be symbols.
+    if tiled.rejects(call) is None and _prefers_tiles(call):
+        return "tiled", "biases are looked up where the cache holds them"
     return "sdpa", "fused attention, the biases as its mask"
 
 
-def _is_thin(call: AttentionCall, trains: bool, full_precision: bool) -> bool:
-    """Whether extra columns are cheap, and as exact as a mask."""
-    if not full_precision or lowrank.rejects(call) is not None:
-        return False
-    if trains and lowrank.is_wide(call):
-        # The gradient is a small difference of large sums: 6e-4 off at 1025 tokens, alpha 1,
-        # and worse with alpha. It can be asked for by name.
-        return False
-    return lowrank.rank(call) <= MAX_RANK
+def _prefers_tiles(call: AttentionCall) -> bool:
+    images = max(tensor.shape[0] for term in call.biases for tensor in term.tensors().values())
+    is_per_image = images > 1 and call.query.shape[2] >= TILED_TOKENS
+    return is_per_image or _mask_bytes(call) > MASK_BYTES
+
+
+def _on_device(call: AttentionCall) -> Choice:
+    is_thin = lowrank.rejects(call) is None and lowrank.width(call) <= DEVICE_WIDTH
+    # Wide factors are exact enough for float32 without gradients only.
+    is_full = call.query.dtype == call.dtype and not lowrank.trains(call)
+    if is_thin and (is_full or not lowrank.is_wide(call)):
+        return "lowrank", "no mask in memory (an estimate, not measured on this device)"
+    if reason := sdpa.rejects(call):
+        return "reference", reason
+    return "sdpa", "fused attention, the biases as its mask"
+
+
+def _is_cheap(call: AttentionCall) -> bool:
+    return lowrank.rejects(call) is None and lowrank.rank(call) <= MAX_RANK
 
 
 def _is_remembered(call: AttentionCall) -> bool:
-    """Static biases in eval: the dense mask is built once."""
-    return all(term.memo is not None for term in call.biases)
+    """Static biases in eval, as long as the memory for them lasts."""
+    memos = [term.memo for term in call.biases if term.memo is not None]
+    if len(memos) < len(call.biases):
+        return False
+    size = _mask_bytes(call)
+    return all(memo.may_hold(size) for memo in memos)
+
+
+def _mask_bytes(call: AttentionCall) -> int:
+    shapes = [tensor.shape[:2] for term in call.biases for tensor in term.tensors().values()]
+    images, heads = (max(sizes) for sizes in zip(*shapes, strict=True))
+    return images * heads * math.prod((call.query.shape[2],) * 2) * call.dtype.itemsize

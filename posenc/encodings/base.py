@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from posenc.functional.precision import autocast_dtype, without_autocast
 from posenc.layout import TokenLayout
 from posenc.memo import Memo, is_transformed
-from posenc.terms import Term, ValueLookup
+from posenc.terms import LookupBias, Term, ValueLookup
 
 
 class Encoding(nn.Module, ABC):
@@ -246,7 +245,7 @@ class _StaticTerms:
             # Outside inference mode: a later training step must be able to use its results.
             with torch.inference_mode(False), torch.no_grad():
                 snapshot = [tensor.detach().clone() for tensor in state]
-                terms = tuple(_with_memo(encoding.terms(q, k, layout, scale)))
+                terms = tuple(map(_with_memo, encoding.terms(q, k, layout, scale)))
             self._entry = (key, snapshot, terms)
         return terms
 
@@ -258,17 +257,18 @@ def _same_content(state: list[Tensor], snapshot: list[Tensor]) -> bool:
     )
 
 
-def _with_memo(terms: tuple[Term, ...]) -> Iterable[Term]:
-    for term in terms:
-        # Copies: a view would follow the parameter, the memo would not.
-        changes: dict[str, Any] = {
-            field.name: getattr(term, field.name).detach().clone()
-            for field in dataclasses.fields(term)
-            if isinstance(getattr(term, field.name), Tensor)
-        }
-        if not isinstance(term, ValueLookup):
-            changes["memo"] = Memo()
-        yield dataclasses.replace(term, **changes)
+def _with_memo(term: Term) -> Term:
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(term):
+        value = getattr(term, field.name)
+        if isinstance(value, Tensor):
+            # A copy: a view would follow the parameter, the memo would not.
+            changes[field.name] = value.detach().clone()
+        elif isinstance(value, LookupBias):
+            changes[field.name] = _with_memo(value)
+    if not isinstance(term, ValueLookup):
+        changes["memo"] = Memo()
+    return dataclasses.replace(term, **changes)
 
 
 def is_finite(tensor: Tensor) -> bool:

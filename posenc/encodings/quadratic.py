@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_choice, check_number
 from posenc.functional.coordinates import patch_coordinates
+from posenc.functional.pairs import fit_buckets, offset_grid, swin_index
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
-from posenc.terms import LowRankBias, Term
+from posenc.terms import LookupBias, LowRankBias, Term
 
 
 class Quadratic(AttentionEncoding):
@@ -89,15 +90,25 @@ class Quadratic(AttentionEncoding):
         return self.start_strength != 0
 
     def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
-        """One low-rank bias.
-
-        `-|k - (q + D)|^2 = 2 k . (q + D) - |k|^2 - |q + D|^2`: the last part depends on the query
-        only and is dropped for grid keys; prefix keys, whose bias is 0, get its opposite.
-        """
+        """One low-rank bias, and exactly the same as a table of offsets."""
         dtype = at_least_float32(self.centers.dtype, q.dtype)
-        grid = patch_coordinates(layout, q.device, dtype)  # [n, 2], centred
-        target = grid + self.centers.to(dtype)[:, None, :]  # [heads, n, 2]
+        centers = self.centers.to(dtype)[:, None, :]
         weight = (self.strength.to(dtype) * self.alpha.to(dtype))[:, None, None]
+        left, right = self._factors(layout, centers, weight)
+        return (
+            LowRankBias(left[None], right[None], wide=True, exact=_table(layout, centers, weight)),
+        )
+
+    def _factors(
+        self, layout: TokenLayout, centers: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`-|k - (q + D)|^2 = 2 k . (q + D) - |k|^2 - |q + D|^2`, each `[heads, N, 3 or 4]`.
+
+        The last part depends on the query only and is dropped for grid keys; prefix keys, whose
+        bias is 0, get its opposite.
+        """
+        grid = patch_coordinates(layout, weight.device, weight.dtype)  # [n, 2], centred
+        target = grid + centers  # [heads, n, 2]
         left = torch.cat([target.new_ones(*target.shape[:2], 1), target], dim=-1)
         keys = torch.cat([-grid.square().sum(-1, keepdim=True), 2 * grid], dim=-1)
         right = weight * keys
@@ -108,7 +119,16 @@ class Quadratic(AttentionEncoding):
             prefix_keys[..., 3] = 1.0
             right = torch.cat([right, right.new_zeros(*right.shape[:2], 1)], dim=-1)
             right = torch.cat([prefix_keys, right], dim=1)
-        return (LowRankBias(left[None], right[None], wide=True),)
+        return left, right
+
+
+def _table(layout: TokenLayout, centers: Tensor, weight: Tensor) -> LookupBias:
+    """The formula itself, once per offset: no large numbers cancel."""
+    index = swin_index(layout, "none")
+    # Offsets there are query minus key.
+    offsets = -torch.stack(offset_grid(layout), dim=-1).flatten(0, 1)
+    distance = (offsets.to(weight) - centers).square().sum(-1)  # [heads, T]
+    return LookupBias(fit_buckets(-weight[..., 0] * distance, index)[None, :, None], index)
 
 
 def _stencil(count: int) -> Tensor:

@@ -63,7 +63,7 @@ def irpe_index(layout: TokenLayout, method: str, ratio: float, prefix_pairs: str
     paper's rank quantiser is not used there); the negative half of the "euclidean" and
     "quantized" tables can never be selected.
     """
-    rows, columns = _offsets(layout)
+    rows, columns = offset_grid(layout)
     shift = int(2 * ratio)
     side = 2 * shift + 1
     squared = rows**2 + columns**2
@@ -76,7 +76,8 @@ def irpe_index(layout: TokenLayout, method: str, ratio: float, prefix_pairs: str
     else:
         along = {"quantized": squared, "rows": rows, "cols": columns}[method]
         buckets = piecewise_index(along, ratio) + shift
-    return _with_prefix(layout, buckets, num_irpe_buckets(method, ratio), prefix_pairs)
+    axis = method if method in ("rows", "cols") else None
+    return _with_prefix(layout, buckets, num_irpe_buckets(method, ratio), prefix_pairs, axis)
 
 
 @memoised
@@ -91,21 +92,23 @@ def swin_index(layout: TokenLayout, prefix_pairs: str) -> PairIndex:
     return _with_prefix(layout, buckets, count, prefix_pairs)
 
 
-def _offsets(layout: TokenLayout) -> tuple[Tensor, Tensor]:
-    """Row and column offset of every entry of `PairIndex.buckets`."""
+def offset_grid(layout: TokenLayout) -> tuple[Tensor, Tensor]:
+    """Row and column offset, query minus key, of every entry of `PairIndex.buckets`."""
     rows = torch.arange(1 - layout.height, layout.height, device="cpu")
     columns = torch.arange(1 - layout.width, layout.width, device="cpu")
     shape = (len(rows), len(columns))
     return rows[:, None].expand(shape), columns[None, :].expand(shape)
 
 
-def _with_prefix(layout: TokenLayout, buckets: Tensor, count: int, prefix_pairs: str) -> PairIndex:
+def _with_prefix(
+    layout: TokenLayout, buckets: Tensor, count: int, prefix_pairs: str, axis: str | None = None
+) -> PairIndex:
     """Prefix pairs use the buckets after the grid's; "none" a spare slot that stays zero."""
     if layout.prefix == 0:
-        return PairIndex(layout, buckets, count)
+        return PairIndex(layout, buckets, count, axis=axis)
     if prefix_pairs == "separate":
-        return PairIndex(layout, buckets, count + 3, (count, count + 1, count + 2))
-    return PairIndex(layout, buckets, count + 1, (count, count, count))
+        return PairIndex(layout, buckets, count + 3, (count, count + 1, count + 2), axis=axis)
+    return PairIndex(layout, buckets, count + 1, (count, count, count), axis=axis)
 
 
 def fit_buckets(table: Tensor, index: PairIndex, dim: int = -1) -> Tensor:

@@ -17,7 +17,8 @@ from posenc.terms import DenseBias, LowRankBias, Term
 class FrozenBias(AttentionEncoding):
     """The terms that a static encoding had for one layout, as buffers.
 
-    A table becomes its dense bias `[1, heads, N, N]`; a low-rank bias keeps its factors.
+    A bias that can be read from a table becomes dense, `[1, heads, N, N]`; others keep their
+    low-rank factors.
 
     Args:
         encoding: the static encoding.
@@ -34,6 +35,8 @@ class FrozenBias(AttentionEncoding):
                 self._keep(position, term)
 
     def _keep(self, position: int, term: Any) -> None:
+        if isinstance(term, LowRankBias) and term.exact is not None:
+            term = term.exact
         if isinstance(term, LowRankBias):
             self._wide.append(term.wide)
             self.register_buffer(f"left_{position}", term.left.clone())

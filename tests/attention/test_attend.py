@@ -6,13 +6,21 @@ import torch
 import torch.nn.functional as F
 
 from posenc import IRPE, TokenLayout, attend, explain
+from posenc.attention import tiled
 from posenc.functional.pairs import irpe_index, swin_index
 from posenc.terms import DenseBias, LookupBias, LowRankBias, ValueLookup
 
 BACKENDS = ["reference", "sdpa"]
+WITH_TERMS = [*BACKENDS, "tiled"]
 LAYOUTS = [(2, 5, 0), (3, 3, 1), (1, 6, 2), (3, 2, 5), (5, 1, 1)]
 BIASES = ["dense", "static", "query", "key", "low_rank", "all"]
 HEADS, DIM = 2, 6
+
+
+@pytest.fixture(autouse=True)
+def many_tiles(monkeypatch):
+    """A few rows each, although everything here is small."""
+    monkeypatch.setattr(tiled, "CPU_SCORES", 20)
 
 
 def random(*shape, seed=0, dtype=torch.float64):
@@ -98,7 +106,7 @@ def assert_same(actual, expected, leaves, tolerance=1e-12):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TERMS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", BIASES)
 def test_biases_equal_loops(backend, layout, kind):
@@ -110,9 +118,10 @@ def test_biases_equal_loops(backend, layout, kind):
     assert_same(out, expected, [q, k, v, *leaves])
 
 
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value_dim", [DIM, 9])
-def test_value_lookup_equals_loops(layout, value_dim):
+def test_value_lookup_equals_loops(backend, layout, value_dim):
     index = index_of(layout)
     q, k, v = qkv(index.layout.num_tokens, value_dim)
     bias = tensors("query", index.layout.num_tokens, index.num_buckets)
@@ -120,7 +129,8 @@ def test_value_lookup_equals_loops(layout, value_dim):
     terms = terms_of("query", bias, index) + terms_of("value", table, index)
     expected, probabilities = oracles.attention(q, k, v, loop_bias("query", bias, layout))
     extra = oracles.value_lookup(probabilities, table[0], swin_bucket(layout), *layout)
-    assert_same(attend(q, k, v, terms), expected + extra, [q, k, v, *bias, *table])
+    out = attend(q, k, v, terms, backend=backend)
+    assert_same(out, expected + extra, [q, k, v, *bias, *table])
 
 
 def masks(tokens):
@@ -135,8 +145,13 @@ def masks(tokens):
     return keep
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", [None, "static", "query", "all"])
+@pytest.mark.parametrize(
+    ("backend", "kind"),
+    [
+        *[(backend, None) for backend in BACKENDS],
+        *[(backend, kind) for backend in WITH_TERMS for kind in ("static", "query", "all")],
+    ],
+)
 @pytest.mark.parametrize("shape", list(masks(7)), ids=str)
 @pytest.mark.parametrize("boolean", [True, False])
 def test_masks_equal_loops(backend, kind, shape, boolean):
@@ -156,9 +171,11 @@ def test_masks_equal_loops(backend, kind, shape, boolean):
         assert torch.equal(out[:, :, 2], torch.zeros_like(out[:, :, 2]))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "with_terms"),
+    [("reference", False), ("sdpa", False), *[(backend, True) for backend in WITH_TERMS]],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("with_terms", [False, True])
 @pytest.mark.parametrize("boolean", [True, False])
 def test_fully_masked_rows_are_zero_with_finite_gradients(backend, dtype, with_terms, boolean):
     q, k, v = qkv(7, dtype=dtype)
@@ -177,13 +194,14 @@ def test_fully_masked_rows_are_zero_with_finite_gradients(backend, dtype, with_t
     assert all(not grad[:, :, [1, 4]].any() for grad in (grads[0], *grads[3:]))
 
 
-def test_a_fully_masked_row_has_no_value_lookup_either():
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+def test_a_fully_masked_row_has_no_value_lookup_either(backend):
     index = index_of((2, 3, 1))
     q, k, v = qkv(7)
     table = tensors("value", 7, index.num_buckets)
     mask = torch.ones(7, 7, dtype=torch.bool)
     mask[3] = False
-    out = attend(q, k, v, terms_of("value", table, index), attn_mask=mask)
+    out = attend(q, k, v, terms_of("value", table, index), attn_mask=mask, backend=backend)
     assert not out[:, :, 3].any()
     assert out[:, :, 2].any()
 
@@ -302,7 +320,7 @@ def worst(actual, expected):
     return (actual.double() - expected).abs().max().item()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TERMS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["dense", "static", "query", "low_rank"])
 def test_16_bit_error_is_that_of_a_plain_reference(backend, dtype, kind):
@@ -320,7 +338,7 @@ def test_16_bit_error_is_that_of_a_plain_reference(backend, dtype, kind):
     assert worst(out, exact) <= bound
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TERMS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_row_offset_costs_no_precision(backend, dtype, masked):
@@ -352,7 +370,7 @@ def test_16_bit_gradients_follow_float64(dtype):
             [q64, k64, v64, *exact],
             cotangent,
         )
-        for backend in BACKENDS:
+        for backend in WITH_TERMS:
             out = attend(q, k, v, terms_of(kind, leaves, index), backend=backend)
             grads = torch.autograd.grad(out, [q, k, v, *leaves], cotangent.to(dtype))
             for grad, true in zip(grads, expected, strict=True):
@@ -375,7 +393,7 @@ def test_autocast_without_terms_is_sdpa(dtypes):
     assert torch.equal(out, expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TERMS)
 @pytest.mark.parametrize("dtypes", ["fff", "bbb", "ffb"])
 def test_autocast_with_terms(backend, dtypes):
     kinds = {"f": torch.float32, "b": torch.bfloat16}
@@ -416,7 +434,7 @@ Q = torch.zeros(2, HEADS, 5, DIM)
 BIAS = DenseBias(torch.zeros(1, 1, 5, 5))
 
 
-@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize("backend", ["auto", *WITH_TERMS])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -429,7 +447,7 @@ def test_undefined_together_with_terms(backend, options, message):
         attend(Q, Q, Q, BIAS, backend=backend, **options)
 
 
-@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize("backend", ["auto", *WITH_TERMS])
 def test_cross_attention_with_terms_is_refused(backend):
     with pytest.raises(ValueError, match="as many queries as keys, got Nq=3 and Nk=5"):
         attend(Q[:, :, :3], Q, Q, BIAS, backend=backend)
@@ -553,7 +571,7 @@ def test_an_explicit_backend_never_falls_back(call):
 @pytest.mark.parametrize("terms", [(), BIAS, [BIAS, value_lookup()]], ids=["none", "bias", "value"])
 def test_explain_agrees_with_attend(terms):
     explanation = explain(Q, Q, Q, terms)
-    assert explanation.reasons.keys() == {*BACKENDS, "lowrank"}
+    assert explanation.reasons.keys() == {*WITH_TERMS, "lowrank"}
     assert explanation.reasons[explanation.choice] is None
     for backend, reason in explanation.reasons.items():
         if reason is None:
@@ -568,7 +586,7 @@ def test_explain_agrees_with_attend(terms):
 
 def test_explain_reads_well():
     text = str(explain(Q, Q, Q, value_lookup()))
-    assert text.startswith("choice: reference (ValueLookup needs")
+    assert text.startswith("choice: tiled (value tables need the attention matrix")
     assert "reference: possible" in text
     assert "sdpa: ValueLookup needs the attention matrix" in text
 
@@ -579,7 +597,7 @@ def test_one_term_needs_no_list():
     assert torch.equal(attend(q, q, q, bias), attend(q, q, q, [bias]))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TERMS)
 def test_terms_add_up(backend):
     index = index_of((2, 2, 1))
     q, k, v = qkv(5)

@@ -1,12 +1,17 @@
 """The low-rank backend equals the reference, and refuses what it cannot do well."""
 
+import dataclasses
+
 import oracles
 import pytest
 import torch
 
 import posenc
 from posenc import TokenLayout, attend, explain
-from posenc.terms import LookupBias, LowRankBias, ValueLookup
+from posenc.attention import picker
+from posenc.functional.pairs import irpe_index, swin_index
+from posenc.memo import Memo
+from posenc.terms import DenseBias, LookupBias, LowRankBias, ValueLookup
 
 LAYOUTS = [(3, 5, 0), (7, 4, 1), (1, 6, 2), (5, 5, 5)]
 
@@ -98,36 +103,203 @@ def test_per_image_factors():
 
 def test_rejects_with_the_reason():
     layout = TokenLayout(2, 3)
-    index = posenc.functional.pairs.swin_index(layout, "none")
+    index = swin_index(layout, "none")
     q = qkv(layout)[0].detach()
     lookup = LookupBias(torch.zeros(1, 1, 1, 15), index)
     factors = torch.randn(1, 1, 6, 4)
     cases = {
         "no low-rank factors in LookupBias": (q, [lookup]),
         "no low-rank factors in a call without a bias": (q, []),
-        "ValueLookup needs the attention": (q, [ValueLookup(torch.zeros(1, 15, 6), index)]),
+        "no low-rank factors in ValueLookup": (q, [ValueLookup(torch.zeros(1, 15, 6), index)]),
         "256": (q, [LowRankBias(torch.zeros(1, 1, 6, 260), torch.zeros(1, 1, 6, 260))]),
-        "more than torch.bfloat16": (q.bfloat16(), [LowRankBias(factors, factors, wide=True)]),
+        "wide factors are lost in torch.bfloat16": (
+            q.bfloat16(),
+            [LowRankBias(factors.requires_grad_(), factors, wide=True)],
+        ),
     }
     for reason, (query, terms) in cases.items():
         with pytest.raises(ValueError, match=reason):
             attend(query, query, query, terms, backend="lowrank")
 
 
-def test_auto_trains_thin_biases_without_a_mask():
-    layout = TokenLayout(25, 25)
-    q = torch.randn(1, 2, 625, 6)
-    encoding = build("human_part", layout, torch.float32)
-    assert explain(q, q, q, encoding(q, q, layout)).choice == "lowrank"
-    with torch.no_grad():  # in eval the dense mask is remembered
-        assert explain(q, q, q, encoding.eval()(q, q, layout)).choice == "sdpa"
-    small = TokenLayout(5, 5)
-    assert (
-        explain(
-            q[:, :, :25],
-            q[:, :, :25],
-            q[:, :, :25],
-            encoding.train()(q[:, :, :25], q[:, :, :25], small),
-        ).choice
-        == "reference"
+def axis_terms(side, axis, layout, *, rows=None, value=False, shared=True):
+    """A table along one axis, and its leaf."""
+    index = irpe_index(layout, axis, 1.9, "separate")
+    heads = 1 if shared else 2
+    if value:
+        table = torch.randn(heads, index.num_buckets, 6, dtype=torch.float64, requires_grad=True)
+        return ValueLookup(table, index), table
+    rows = layout.num_tokens if rows is None else rows
+    batch = 2 if rows > 1 else 1
+    lookup = torch.randn(
+        batch, heads, rows, index.num_buckets, dtype=torch.float64, requires_grad=True
     )
+    return LookupBias(lookup, index.T if side == "key" else index, side), lookup
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("axis", ["rows", "cols"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"side": "query", "rows": 1},
+        {"side": "key", "rows": 1},
+        {"side": "query"},
+        {"side": "key"},
+        {"side": "key", "shared": False},
+        {"side": "query", "value": True},
+        {"side": "query", "value": True, "shared": False},
+    ],
+    ids=str,
+)
+def test_tables_along_one_axis(layout, axis, options):
+    layout = TokenLayout(*layout)
+    q, k, v = qkv(layout)
+    term, leaf = axis_terms(layout=layout, axis=axis, **options)
+    mask = torch.rand(layout.num_tokens, layout.num_tokens) > 0.2
+    mask[:, -1] = True
+    results = {}
+    for backend in ("reference", "lowrank"):
+        out = attend(q, k, v, term, attn_mask=mask, scale=0.7, backend=backend)
+        results[backend] = [out, *torch.autograd.grad(out.square().sum(), [q, k, v, leaf])]
+    for got, want in zip(results["lowrank"], results["reference"], strict=True):
+        torch.testing.assert_close(got, want, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("on", ["k", "q", "v", "qkv"])
+def test_the_cross_method_is_one_fused_call(layout, on, monkeypatch):
+    layout = TokenLayout(*layout)
+    irpe = oracles.randomise(
+        posenc.IRPE(layout, 2, 6, method="cross", on=on, dtype=torch.float64), seed=1
+    )
+    q, k, v = qkv(layout)
+    leaves = [q, k, v, *irpe.parameters()]
+    want = attend(q, k, v, irpe(q, k, layout), backend="reference")
+    calls = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+
+    def count(*args, **kwargs):
+        calls.append(kwargs["attn_mask"])
+        return fused(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", count)
+    got = attend(q, k, v, irpe(q, k, layout), backend="lowrank")
+    assert calls == [None]
+    torch.testing.assert_close(got, want)
+    for one, other in zip(
+        torch.autograd.grad(got.square().sum(), leaves),
+        torch.autograd.grad(want.square().sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_an_axis_that_does_not_exist():
+    index = irpe_index(TokenLayout(2, 3), "rows", 1.9, "none")
+    with pytest.raises(ValueError, match=r"axis must be None, .* got 'columns'"):
+        dataclasses.replace(index, axis="columns")
+
+
+def test_two_axes_are_not_thin():
+    layout = TokenLayout(3, 4, 1)
+    assert irpe_index(layout, "product", 1.9, "shared").axis is None
+    assert swin_index(layout, "none").axis is None
+    assert irpe_index(layout, "rows", 1.9, "shared").axis == "rows"
+    assert irpe_index(layout, "cols", 1.9, "shared").T.axis == "cols"
+
+
+def worst(actual, expected):
+    return (actual.double() - expected).abs().max().item()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["quadratic", "human_part"])
+@pytest.mark.parametrize("layout", [(14, 14, 1), (24, 24, 2), (16, 8, 5)], ids=str)
+def test_16_bit_error_is_near_that_of_a_float32_softmax(name, dtype, layout):
+    """Columns rounded to 16 bit alone would be garbage: the products reach 1000."""
+    layout = TokenLayout(*layout)
+    encoding = build(name, layout)
+    q, k, v = (x.detach().to(dtype) for x in qkv(layout))
+    with torch.no_grad():
+        terms = encoding(q.double(), k.double(), layout)
+        exact = attend(q.double(), k.double(), v.double(), terms, backend="reference")
+        terms = encoding.float()(q, k, layout)
+        floor = worst(attend(q, k, v, terms, backend="reference"), exact)
+        error = worst(attend(q, k, v, terms, backend="lowrank"), exact)
+        (term,) = terms
+        naive = (term.left.to(dtype) @ term.right.to(dtype).transpose(-2, -1)).float()
+        naive = worst(attend(q, k, v, DenseBias(naive), backend="reference"), exact)
+    assert error <= 2 * floor
+    if name == "quadratic" and dtype == torch.bfloat16:
+        assert naive > 10 * error
+
+
+def test_float16_does_not_overflow():
+    layout = TokenLayout(32, 32, 1)
+    encoding = posenc.Quadratic(layout, 2, alpha=70.0)  # products up to 70 * 2 * 16 ** 2
+    q, k, v = (x.detach().half() for x in qkv(layout))
+    with torch.no_grad():
+        terms = encoding(q, k, layout)
+        assert (terms[0].left.abs().max() / 6**-0.5) > 65504
+        out = attend(q, k, v, terms, backend="lowrank")
+        expected = attend(q, k, v, terms, backend="reference")
+    assert worst(out, expected.double()) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_gradients_of_factors_that_are_not_wide(dtype):
+    layout = TokenLayout(16, 8, 1)
+    encoding = build("human_part", layout, torch.float32)
+    grads = {}
+    for backend in ("lowrank", "reference", "float64"):
+        own = torch.float64 if backend == "float64" else dtype
+        torch.manual_seed(0)
+        q, k, v = (x.detach().to(dtype).to(own) for x in qkv(layout))
+        encoding.to(torch.float64 if backend == "float64" else torch.float32)
+        out = attend(
+            q, k, v, encoding(q, k, layout), backend=backend.replace("float64", "reference")
+        )
+        grads[backend] = torch.autograd.grad(out.double().square().sum(), encoding.parameters())
+    for got, plain, exact in zip(
+        grads["lowrank"], grads["reference"], grads["float64"], strict=True
+    ):
+        bound = 3 * worst(plain, exact) + 4 * torch.finfo(dtype).eps * exact.abs().max()
+        assert worst(got, exact) <= bound
+
+
+@pytest.mark.parametrize(
+    ("tokens", "case", "training", "choice"),
+    [
+        (625, "human_part", True, "lowrank"),
+        (625, "quadratic", True, "tiled"),
+        (625, "swin", True, "tiled"),
+        (625, "irpe", True, "tiled"),
+        (625, "irpe", False, "tiled"),
+        (625, "swin", False, "sdpa"),
+        (625, "quadratic", False, "sdpa"),
+        (196, "human_part", True, "tiled"),
+        (100, "swin", True, "reference"),
+        (100, "irpe", False, "sdpa"),
+    ],
+)
+def test_what_auto_takes(tokens, case, training, choice):
+    side = int(tokens**0.5)
+    layout = TokenLayout(side, side)
+    q = torch.randn(1, 2, tokens, 6)
+    encoding = posenc.create_encoding(case, layout=layout, num_heads=2, head_dim=6)
+    encoding.train(training)
+    q = q.expand(2, -1, -1, -1)
+    with torch.set_grad_enabled(training):
+        assert explain(q, q, q, encoding(q, q, layout)).choice == choice
+
+
+def test_auto_keeps_no_mask_beyond_the_memory_for_masks(monkeypatch):
+    monkeypatch.setattr(Memo, "LIMIT_BYTES", 1000)
+    monkeypatch.setattr(picker, "MASK_BYTES", 1000)
+    layout = TokenLayout(20, 20)
+    q = torch.randn(2, 2, 400, 6)
+    with torch.no_grad():
+        for name, choice in (("human_part", "lowrank"), ("swin", "tiled"), ("quadratic", "tiled")):
+            encoding = posenc.create_encoding(name, layout=layout, num_heads=2, head_dim=6).eval()
+            assert explain(q, q, q, encoding(q, q, layout)).choice == choice

@@ -122,14 +122,14 @@ def test_auto_trains_wide_biases_precisely():
     layout = TokenLayout(26, 26, 1)
     encoding = posenc.Quadratic(layout, 2, alpha=10.0)
     q = torch.randn(1, 2, layout.num_tokens, 8)
-    assert explain(q, q, q, encoding(q, q, layout)).choice == "sdpa"
+    assert explain(q, q, q, encoding(q, q, layout)).choice == "tiled"
     grads = []
     for dtype in (torch.float32, torch.float64):
         exact = encoding.to(dtype)
         q = q.to(dtype)
         out = attend(q, q, q, exact(q, q, layout))
         grads.append(torch.autograd.grad(out.square().sum(), exact.alpha)[0].double())
-    assert (grads[0] - grads[1]).norm() < 5e-3 * grads[1].norm()  # low rank: 6e-2
+    assert (grads[0] - grads[1]).norm() < 1e-5 * grads[1].norm()  # low rank: 4e-1
 
 
 def test_a_scale_of_zero_is_finite():

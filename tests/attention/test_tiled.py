@@ -1,0 +1,224 @@
+"""Tile by tile equals all at once, forward and in every gradient, for any size of tile."""
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import posenc
+from posenc import TokenLayout, attend, explain
+from posenc.attention import tiled
+from posenc.terms import DenseBias
+
+BATCH, HEADS, DIM = 3, 4, 5
+CASES = {
+    "irpe": {},
+    "irpe on=qkv": {"on": "qkv"},
+    "irpe on=qkv, tables per head": {"on": "qkv", "share_heads": False},
+    "irpe mode=bias": {"mode": "bias", "on": "qk"},
+    "irpe method=cross": {"on": "qkv", "method": "cross"},
+    "swin": {},
+    "quadratic": {},
+    "human_part": {"strength": 1.3},
+}
+# 1 score, some rows, one pair, several heads or images, everything.
+SIZES = [1, 60, 250, 900, 10**6]
+
+
+@pytest.fixture
+def size(request, monkeypatch):
+    monkeypatch.setattr(tiled, "CPU_SCORES", request.param)
+
+
+def build(case, layout, dtype=torch.float64):
+    encoding = posenc.create_encoding(
+        case.split()[0], layout=layout, num_heads=HEADS, head_dim=DIM, dtype=dtype, **CASES[case]
+    )
+    with torch.no_grad():
+        for parameter in encoding.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return encoding
+
+
+def packed_qkv(tokens, batch=BATCH, dtype=torch.float64, requires_grad=True):
+    """Views of one projection, as models have them."""
+    packed = torch.randn(batch, tokens, 3, HEADS, DIM, dtype=dtype, requires_grad=requires_grad)
+    return packed, packed.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def results(encoding, packed, qkv, layout, backend, more=(), **options):
+    """The output and the gradients of the projection, the parameters and `more`."""
+    out = attend(*qkv, encoding(*qkv[:2], layout), backend=backend, **options)
+    leaves = [x for x in (packed, *encoding.parameters(), *more) if x.requires_grad]
+    return [out, *torch.autograd.grad(out.sin().sum(), leaves, retain_graph=True)]
+
+
+def assert_equal_to_reference(*args, tolerance=1e-10, **options):
+    ours, truth = (results(*args, backend, **options) for backend in ("tiled", "reference"))
+    for got, want in zip(ours, truth, strict=True):
+        assert want.abs().max() > 1e-6
+        torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("size", SIZES, indirect=True)
+@pytest.mark.parametrize("layout", [(3, 5, 0), (7, 2, 1), (2, 5, 2), (3, 3, 5)], ids=str)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("size")
+def test_equals_the_reference(case, layout):
+    layout = TokenLayout(*layout)
+    packed, qkv = packed_qkv(layout.num_tokens)
+    assert_equal_to_reference(build(case, layout), packed, qkv, layout)
+
+
+@pytest.mark.parametrize("size", SIZES, indirect=True)
+@pytest.mark.parametrize("shape", [(9, 9), (1, 1, 1, 9), (BATCH, 1, 9, 9), (HEADS, 1, 9)], ids=str)
+@pytest.mark.parametrize("boolean", [True, False])
+@pytest.mark.usefixtures("size")
+def test_masks(shape, boolean):
+    """A float mask gets its gradient, too."""
+    layout = TokenLayout(2, 4, 1)
+    packed, qkv = packed_qkv(9)
+    if boolean:
+        mask = torch.rand(shape) > 0.4
+        mask[..., 0] = True
+        mask[..., 3:4, :] = shape[-2] == 1  # a fully masked row
+        more = ()
+    else:
+        mask = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        more = (mask,)
+    for case in ("irpe on=qkv", "human_part"):
+        encoding = build(case, layout)
+        assert_equal_to_reference(encoding, packed, qkv, layout, attn_mask=mask, more=more)
+
+
+def test_odd_value_width_and_scale():
+    layout = TokenLayout(3, 4, 1)
+    packed, (q, k, _) = packed_qkv(13)
+    v = torch.randn(BATCH, HEADS, 13, 7, dtype=torch.float64, requires_grad=True)
+    assert_equal_to_reference(
+        build("swin", layout), packed, (q, k, v), layout, scale=-0.3, more=(v,)
+    )
+
+
+def test_float32_is_as_exact_as_the_reference():
+    layout = TokenLayout(14, 14, 1)
+    packed, qkv = packed_qkv(197, batch=2)
+    encoding = build("irpe on=qkv", layout)
+    exact = results(encoding, packed, qkv, layout, "reference")
+    packed32 = packed.detach().float().requires_grad_()
+    qkv32 = packed32.permute(2, 0, 3, 1, 4).unbind(0)
+    encoding.float()
+    errors = {
+        backend: [
+            (got.double() - want).abs().max().item()
+            for got, want in zip(
+                results(encoding, packed32, qkv32, layout, backend), exact, strict=True
+            )
+        ]
+        for backend in ("tiled", "reference")
+    }
+    for ours, theirs in zip(errors["tiled"], errors["reference"], strict=True):
+        assert ours <= 3 * theirs
+
+
+@pytest.mark.parametrize("frozen", ["projection", "encoding", "one table"])
+def test_what_needs_no_gradient_gets_none(frozen):
+    layout = TokenLayout(3, 4, 1)
+    encoding = build("irpe on=qkv", layout)
+    packed, qkv = packed_qkv(13, requires_grad=frozen != "projection")
+    if frozen == "encoding":
+        encoding.requires_grad_(False)
+    elif frozen == "one table":
+        encoding.table_q.requires_grad_(False)
+        encoding.table_v.requires_grad_(False)
+    assert_equal_to_reference(encoding, packed, qkv, layout)
+
+
+def test_without_gradients():
+    layout = TokenLayout(3, 4, 1)
+    encoding = build("irpe on=qkv", layout)
+    _, qkv = packed_qkv(13)
+    expected = attend(*qkv, encoding(*qkv[:2], layout), backend="reference").detach()
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            out = attend(*qkv, encoding(*qkv[:2], layout), backend="tiled")
+        torch.testing.assert_close(out, expected)
+        assert not out.requires_grad
+
+
+def test_nothing_as_large_as_the_attention_waits_for_backward():
+    layout = TokenLayout(12, 10, 1)
+    _, qkv = packed_qkv(121)
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        terms = build("irpe on=qkv", layout)(*qkv[:2], layout)
+        attend(*qkv, terms, backend="tiled")
+    assert max(kept) < BATCH * HEADS * 121 * 121 / 2
+
+
+def test_under_activation_checkpointing():
+    layout = TokenLayout(3, 4, 1)
+    encoding = build("irpe on=qkv", layout)
+    packed, qkv = packed_qkv(13)
+
+    def block(*qkv):
+        return attend(*qkv, encoding(*qkv[:2], layout), backend="tiled")
+
+    leaves = [packed, *encoding.parameters()]
+    plain = torch.autograd.grad(block(*qkv).sin().sum(), leaves)
+    _, qkv = packed, packed.permute(2, 0, 3, 1, 4).unbind(0)
+    again = checkpoint(block, *qkv, use_reentrant=False)
+    for one, other in zip(plain, torch.autograd.grad(again.sin().sum(), leaves), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_second_derivative_is_refused():
+    layout = TokenLayout(2, 3)
+    _, (q, k, v) = packed_qkv(6)
+    out = attend(q, k, v, build("swin", layout)(q, k, layout), backend="tiled")
+    (grad,) = torch.autograd.grad(out.sin().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_inputs_changed_before_backward_are_noticed():
+    layout = TokenLayout(2, 3)
+    mask = torch.zeros(6, 6, dtype=torch.float64)
+    _, (q, k, v) = packed_qkv(6)
+    terms = build("swin", layout)(q, k, layout)
+    out = attend(q, k, v, terms, attn_mask=mask, backend="tiled")
+    mask.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_rejects_with_the_reason():
+    layout = TokenLayout(2, 3)
+    q = torch.randn(1, HEADS, 6, DIM)
+    bias = DenseBias(torch.zeros(1, 1, 6, 6))
+    with pytest.raises(ValueError, match="no term"):
+        attend(q, q, q, backend="tiled")
+    with pytest.raises(ValueError, match="could not drop the same"):
+        attend(q, q, q, bias, dropout_p=0.1, backend="tiled")
+    with pytest.raises(ValueError, match=r"not for torch\.compile"):
+        torch.vmap(lambda x: attend(x, x, x, bias, backend="tiled"))(q[None])
+    terms = build("irpe on=qkv", layout, torch.float32)(q, q, layout)
+    assert explain(q, q, q, terms, dropout_p=0.1).choice == "reference"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((8, 6, 1000, 500), (1, 1, 1)),  # batch, heads, tokens, scores -> images, heads, rows
+        ((8, 6, 1000, 250_000), (1, 1, 250)),
+        ((8, 6, 100, 30_000), (3, 1, 100)),
+        ((2, 6, 100, 30_000), (1, 3, 100)),
+        ((2, 6, 10, 10**9), (1, 6, 10)),
+    ],
+)
+def test_sizes_of_tiles(sizes, expected):
+    assert tiled.tile_sizes(*sizes) == expected
