@@ -1,161 +1,134 @@
 """What a position encoding costs: attention with it, as a ratio to plain SDPA.
 
-    python benchmarks/bench_attention.py [--encodings irpe swin] [--shapes vit-s-224] [--backward]
+    python benchmarks/bench_attention.py [--encodings irpe "irpe on=qk"] [--backward]
 
 Each ratio is measured against `F.scaled_dot_product_attention` of the same shape in the same run
-(median of interleaved pairs; on the CPU one thread and process time). A case whose output
-disagrees with the reference backend prints no number.
+(median of interleaved pairs and their quartiles; on the CPU one thread and process time). Memory is
+the peak of the allocator over that of plain SDPA. A case whose output or gradients disagree with
+the definition in float64 prints no number.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from timing import Ratio, environment, paired_ratio
-from torch import Tensor, nn
+from cases import CPU_SHAPES, ENCODINGS, GPU_SHAPES, SHAPES, Case, Shape, parse_case
+from check import TOLERANCE
+from contenders import Contender, Ours, expand_backends
+from measure import Setting, measure
+from peers import find_official, peers_of
+from table import Row, markdown
+from timing import environment, measured_ceiling
+from tqdm import tqdm
 
-import posenc
+from posenc.attention.api import BACKENDS
 
-HEADS, HEAD_DIM = 6, 64
-SHAPES = {  # batch, height, width, prefix
-    "reid": (8, 16, 8, 1),
-    "vit-s-224": (8, 14, 14, 1),
-    "vit-s-384": (4, 24, 24, 1),
-    "1024": (2, 32, 32, 1),
-}
-CASES: dict[str, dict[str, object]] = {
-    "irpe": {},
-    "irpe mode=bias": {"mode": "bias"},
-    "irpe on=qkv": {"on": "qkv"},
-    "irpe method=cross": {"method": "cross"},
-    "swin": {},
-    "quadratic": {},
-    "human_part": {},
-}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 
 
-def main() -> None:
-    args = parse_arguments()
-    device = torch.device(args.device)
-    torch.manual_seed(0)
-    if device.type == "cpu":
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    if args.device.type == "cpu":
         torch.set_num_threads(1)
-    rows = []
-    print("case".ljust(22) + "".join(shape.rjust(22) for shape in args.shapes))
-    for case in args.encodings:
-        cells = [measure(case, shape, device, args) for shape in args.shapes]
-        rows += [cell for cell in cells if cell]
-        print(case.ljust(22) + "".join(text(cell).rjust(22) for cell in cells), flush=True)
-    report = {
-        "command": " ".join(["python", "benchmarks/bench_attention.py", *sys.argv[1:]]),
-        "heads": HEADS,
-        "head_dim": HEAD_DIM,
-        "dtype": args.dtype,
-        "pass": "forward and backward, training" if args.backward else "forward, eval, no grad",
-        **environment(device),
-        "ratios_to_plain_sdpa": rows,
-    }
-    print(json.dumps({k: v for k, v in report.items() if k != "ratios_to_plain_sdpa"}, indent=2))
+    report = measure_all(args)
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
+    title = "{pass}, {dtype}, {device}, torch {torch}".format(**report)
+    rows = report["ratios_to_plain_sdpa"]
+    if args.plot:
+        import plot  # only here: matplotlib is slow to import
+
+        plot.draw(rows, title, args.plot)
+    print(f"{title}\n\n{markdown(rows)}")
 
 
-def parse_arguments() -> argparse.Namespace:
+def measure_all(args: argparse.Namespace) -> dict:
+    """The report: every row of the table at every shape, and what they depend on."""
+    on_gpu = args.device.type != "cpu"
+    ceiling = measured_ceiling(args.device, args.dtype) if on_gpu else None
+    setting = Setting(args.device, args.dtype, args.backward, args.pairs, ceiling)
+    contenders = [one for case in args.encodings for one in rows_of(case, args)]
+    cells = [(contender, name) for contender in contenders for name in args.shapes]
+    rows = []
+    for contender, name in (progress := tqdm(cells, unit="cell")):
+        progress.set_description(f"{contender.case}, {contender.backend}, {name}")
+        shape = SHAPES[name].scaled(args.batch, args.device)
+        rows.append({**head(contender, name, shape), **measure(contender, shape, setting)})
+    return {
+        "command": shlex.join(["python", "benchmarks/bench_attention.py", *args.given]),
+        "pass": "forward and backward, training" if args.backward else "forward, eval, no grad",
+        "dtype": str(args.dtype).removeprefix("torch."),
+        "ceiling_tflops": ceiling and ceiling / 1e12,
+        **environment(args.device),
+        "ratios_to_plain_sdpa": rows,
+    }
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--encodings", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--backward", action="store_true")
-    parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
-
-
-def measure(
-    case: str, shape: str, device: torch.device, args: argparse.Namespace
-) -> dict[str, object] | None:
-    """One row of the report, or None where the output is wrong."""
-    batch, height, width, prefix = SHAPES[shape]
-    layout = posenc.TokenLayout(height, width, prefix)
-    encoding = make_encoding(case, layout, device)
-    # As in a model: views of one packed projection.
-    shape_of_packed = (batch, layout.num_tokens, 3, HEADS, HEAD_DIM)
-    packed = torch.randn(shape_of_packed, device=device, dtype=getattr(torch, args.dtype))
-    q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
-    if not agrees(encoding, layout, q, k, v, args.backend):
-        return None
-    encoding.train(args.backward)
-    run = trained if args.backward else inferred
-
-    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v)
-
-    def encoded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return posenc.attend(q, k, v, encoding(q, k, layout), backend=args.backend)
-
-    ratio = paired_ratio(run(plain, q, k, v), run(encoded, q, k, v), device, args.pairs)
-    return {"case": case, "shape": shape, "layout": str(layout), "batch": batch, **vars(ratio)}
-
-
-def make_encoding(case: str, layout: posenc.TokenLayout, device: torch.device) -> nn.Module:
-    name = case.split()[0]
-    encoding = posenc.create_encoding(
-        name, layout=layout, num_heads=HEADS, head_dim=HEAD_DIM, device=device, **CASES[case]
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
+    parser.add_argument(
+        "--encodings",
+        nargs="+",
+        type=case_argument,
+        default=[parse_case(label) for label in ENCODINGS],
+        metavar="LABEL",
+        help='such as swin or "irpe on=qk mode=bias"',
     )
-    with torch.no_grad():  # tables of zeros would hide a wrong result
-        for parameter in encoding.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return encoding
+    parser.add_argument(
+        "--backends", nargs="+", default=["auto"], choices=["auto", "all", *BACKENDS]
+    )
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES))
+    parser.add_argument("--batch", type=int, help="instead of each shape's own")
+    parser.add_argument("--backward", action="store_true", help="a training step of the call")
+    parser.add_argument("--pairs", type=int, help="default: as many as fit into 3 s, at least 5")
+    parser.add_argument(
+        "--irpe-repo",
+        type=Path,
+        help="a clone of microsoft/Cream, to run the official iRPE beside ours; needs easydict",
+    )
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args(argv)
+    args.given = sys.argv[1:] if argv is None else list(argv)
+    args.dtype = DTYPES[args.dtype]
+    args.backends = expand_backends(args.backends)
+    args.shapes = args.shapes or (CPU_SHAPES if args.device.type == "cpu" else GPU_SHAPES)
+    if args.irpe_repo:
+        find_official(args.irpe_repo)  # complains now, not after minutes
+    return args
 
 
-def agrees(
-    encoding: nn.Module,
-    layout: posenc.TokenLayout,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    backend: str,
-) -> bool:
-    """Whether the output equals the reference backend's in float64."""
-    with torch.no_grad():
-        out = posenc.attend(q, k, v, encoding(q, k, layout), backend=backend)
-        exact = encoding.to(torch.float64)
-        q, k, v = q.double(), k.double(), v.double()
-        expected = posenc.attend(q, k, v, exact(q, k, layout), backend="reference")
-    encoding.to(torch.float32)
-    tolerance = 1e-4 if out.dtype == torch.float32 else 3e-2
-    return torch.allclose(out.double(), expected, atol=tolerance, rtol=tolerance)
+def case_argument(label: str) -> Case:
+    try:
+        return parse_case(label)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def inferred(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], object]:
-    def run() -> object:
-        with torch.no_grad():
-            return function(*inputs)
-
-    return run
+def rows_of(case: Case, args: argparse.Namespace) -> list[Contender]:
+    """One encoding by each backend, then what others have to compare with it."""
+    ours = [Ours(case, backend) for backend in args.backends]
+    return [*ours, *peers_of(case, args.irpe_repo)]
 
 
-def trained(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], object]:
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-
-    def run() -> object:
-        return function(*leaves).sum().backward()
-
-    return run
-
-
-def text(cell: dict[str, object] | None) -> str:
-    if cell is None:
-        return "wrong output"
-    return str(Ratio(cell["median"], cell["low"], cell["high"]))  # type: ignore[arg-type]
+def head(contender: Contender, name: str, shape: Shape) -> Row:
+    return {
+        "case": contender.case,
+        "backend": contender.backend,
+        "shape": name,
+        "layout": str(shape.layout),
+        "batch": shape.batch,
+        "heads": shape.heads,
+        "head_dim": shape.head_dim,
+    }
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """What a patched model costs: ViT-S/16 with an encoding, as a ratio to the same model without.
 
-python benchmarks/bench_model.py [--model vit_small_patch16_224] [--encodings irpe swin nothing]
+python benchmarks/bench_model.py [--model vit_small_patch16_224] [--encodings swin] [--backward]
 
 "nothing" is an encoding without terms: what being patched costs by itself.
-Forward in eval without gradients, interleaved pairs, one thread and process time on the CPU; and
-the time of `import posenc` beyond `import torch`, each in a new process.
+Forward in eval without gradients, or with --backward a training step (forward and backward, without
+an optimizer); interleaved pairs, one thread and process time on the CPU; and the time of
+`import posenc` beyond `import torch`, each in a new process.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ def main() -> None:
     torch.manual_seed(0)
     plain = timm.create_model(args.model).eval().to(device)
     x = torch.randn(args.batch, 3, *plain.patch_embed.img_size, device=device)
+    run = training_step if args.backward else forward
     rows = {}
     for encoding in args.encodings:
         patched = patched_copy(plain, encoding)
-        ratio = paired_ratio(forward(plain, x), forward(patched, x), device, args.pairs)
+        ratio = paired_ratio(run(plain, x), run(patched, x), device, args.pairs)
         rows[encoding] = vars(ratio)
         print(f"{args.model} + {encoding}: {ratio} x the unpatched model", flush=True)
     seconds = import_seconds()
@@ -46,7 +48,7 @@ def main() -> None:
         "command": " ".join(["python", "benchmarks/bench_model.py", *sys.argv[1:]]),
         "model": args.model,
         "batch": args.batch,
-        "timm": timm.__version__,
+        "pass": "forward and backward, training" if args.backward else "forward, eval, no grad",
         **environment(device),
         "ratios_to_unpatched": rows,
         "import_seconds_beyond_torch": seconds,
@@ -61,6 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--encodings", nargs="+", default=["nothing", *posenc.list_encodings()])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--backward", action="store_true", help="a training step")
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -88,9 +91,21 @@ class Nothing(posenc.AttentionEncoding):
 
 
 def forward(model: nn.Module, x: Tensor) -> Callable[[], object]:
+    model.eval()
+
     def run() -> object:
         with torch.no_grad():
             return model(x)
+
+    return run
+
+
+def training_step(model: nn.Module, x: Tensor) -> Callable[[], object]:
+    model.train()
+    parameters = list(model.parameters())
+
+    def run() -> object:
+        return torch.autograd.grad(model(x).sum(), parameters)
 
     return run
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
+
+# Without a given number of pairs: as many as fit into the time, within these bounds.
+SECONDS, LEAST_PAIRS, MOST_PAIRS = 3.0, 5, 51
+# A GPU works through calls that are queued: one call at a time would measure the launching.
+QUEUED_CALLS = 10
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,21 @@ class Ratio:
         return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
 
 
+@dataclass(frozen=True)
+class Times:
+    """Seconds of single calls, in pairs."""
+
+    plain: tuple[float, ...]
+    other: tuple[float, ...]
+
+    @property
+    def ratio(self) -> Ratio:
+        """`other / plain`."""
+        pairs = zip(self.plain, self.other, strict=True)
+        low, median, high = statistics.quantiles([other / plain for plain, other in pairs], n=4)
+        return Ratio(median, low, high)
+
+
 def clock(device: torch.device) -> float:
     """Process time on the CPU, which other processes disturb least; else wall time after a sync."""
     if device.type == "cpu":
@@ -31,25 +54,51 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def paired_times(
+    plain: Callable[[], object],
+    other: Callable[[], object],
+    device: torch.device,
+    pairs: int | None = None,
+) -> Times:
+    """Timed A B A B after two warm-up rounds."""
+    calls = 1 if device.type == "cpu" else QUEUED_CALLS
+    for _ in range(2):
+        plain()
+        other()
+    times: list[tuple[float, float]] = []
+    started = clock(device)
+    while _wants_more(len(times), pairs, lambda: clock(device) - started):
+        start = clock(device)
+        for _ in range(calls):
+            plain()
+        middle = clock(device)
+        for _ in range(calls):
+            other()
+        times.append(((middle - start) / calls, (clock(device) - middle) / calls))
+    return Times(*zip(*times, strict=True))
+
+
+def _wants_more(done: int, pairs: int | None, elapsed: Callable[[], float]) -> bool:
+    if pairs is not None:
+        return done < pairs
+    return done < LEAST_PAIRS or (done < MOST_PAIRS and elapsed() < SECONDS)
+
+
 def paired_ratio(
     plain: Callable[[], object],
     other: Callable[[], object],
     device: torch.device,
-    pairs: int = 15,
+    pairs: int | None = None,
 ) -> Ratio:
-    """`other / plain`, timed A B A B after two warm-up rounds."""
-    for _ in range(2):
-        plain()
-        other()
-    ratios = []
-    for _ in range(pairs):
-        start = clock(device)
-        plain()
-        middle = clock(device)
-        other()
-        ratios.append((clock(device) - middle) / (middle - start))
-    low, median, high = statistics.quantiles(ratios, n=4)
-    return Ratio(median, low, high)
+    """`other / plain`."""
+    return paired_times(plain, other, device, pairs).ratio
+
+
+def measured_ceiling(device: torch.device, dtype: torch.dtype, size: int = 8192) -> float:
+    """FLOP/s of a large matrix product: what this device reaches at best, in this run."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = paired_times(lambda: a @ b, lambda: a @ b, device)
+    return 2 * size**3 / statistics.median(times.other)
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -61,5 +110,19 @@ def environment(device: torch.device) -> dict[str, str]:
         "device": f"{device.type} ({name})",
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
+        "timm": version("timm"),
         "python": platform.python_version(),
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """Of this repository, "-dirty" with changes; "unknown" outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*", "--abbrev=12"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
