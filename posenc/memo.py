@@ -69,13 +69,18 @@ def clear() -> None:
         _sizes.clear()
 
 
+def _tensors(value: Any) -> tuple[torch.Tensor, ...]:
+    """Those that a remembered value holds: a tensor, some, or an index of buckets."""
+    value = getattr(value, "buckets", value)
+    return value if isinstance(value, tuple) else (value,)
+
+
 def _is_real(value: Any) -> bool:
-    tensor = getattr(value, "buckets", value)
-    return type(tensor) is torch.Tensor and tensor.device.type != "meta"
+    return all(type(t) is torch.Tensor and t.device.type != "meta" for t in _tensors(value))
 
 
 def _store(key: Hashable, value: Any) -> None:
-    size = value.nbytes if isinstance(value, torch.Tensor) else 0
+    size = sum(tensor.nbytes for tensor in _tensors(value))
     with _lock:
         _entries[key] = value
         _sizes[key] = size

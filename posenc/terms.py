@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from posenc.layout import TokenLayout
-from posenc.memo import Memo, memoised
+from posenc.memo import Memo, is_transformed, memoised
+
+ALL = slice(None)
+REMEMBERED_PAIRS = 2**22  # 32 MiB a map; larger ones are computed in blocks of rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,10 @@ class PairIndex:
             )
         if self.axis not in (None, "rows", "cols"):
             raise ValueError(f'PairIndex.axis must be None, "rows" or "cols", got {self.axis!r}')
+        if self.axis is not None and not is_transformed():
+            first = self.buckets[:, :1] if self.axis == "rows" else self.buckets[:1]
+            if not torch.equal(first.expand_as(self.buckets), self.buckets):
+                raise ValueError(f"PairIndex.axis is {self.axis!r}, but the buckets vary otherwise")
 
     @property
     def T(self) -> PairIndex:  # noqa: N802, as torch and numpy spell it
@@ -71,23 +78,51 @@ class PairIndex:
         return _transpose(self)
 
     def dense(self, device: torch.device | str | None = None) -> Tensor:
-        """The `[N, N]` int64 map, `[query, key]`; remembered per index and device."""
-        where = torch.device("cpu" if device is None else device)
-        if where.type == "meta":  # shapes only: nothing to compute
-            return torch.empty(2 * (self.layout.num_tokens,), dtype=torch.int64, device=where)
-        return _dense_map(self, where)
+        """The `[N, N]` int64 map, `[query, key]`."""
+        return self.positions("one", torch.device("cpu" if device is None else device))
 
-    def positions(self, rows: str, device: torch.device) -> Tensor:
-        """Where each pair reads in a flattened lookup table: `[N, N]` int64.
+    def positions(self, rows: str, device: torch.device, block: slice = ALL) -> Tensor:
+        """Where the pairs of some queries read in a flattened lookup table: `[queries, N]` int64.
 
-        `rows="query"` or `"key"`: one row of `T` entries per query, or per key; `"one"`: a
-        single row, so that the position is the bucket.
+        `rows="query"` or `"key"`: the table has one row of `T` entries per query, or per key;
+        `"one"`: a single row, so that the position is the bucket. Small maps are remembered.
         """
-        return self.dense(device) if rows == "one" else _position_map(self, rows, device)
+        if self.layout.num_tokens**2 <= REMEMBERED_PAIRS:
+            return _position_map(self, rows, device)[block]
+        return _positions(self, rows, device, block)
+
+    def slots(self, device: torch.device) -> Slots:
+        """The bucket of a pair by arithmetic, without the `N x N` map."""
+        return Slots(*(part.to(device) for part in _slots(self)))
 
     def lines(self, device: torch.device) -> Lines:
         """The rows (or columns) of the grid, as `axis` says, and one line of prefix tokens."""
         return Lines(*_lines(self.layout, self.axis, device))
+
+    def line_positions(self, rows: str, device: torch.device) -> Tensor:
+        """As `positions`, for one pair of each token with each line: `[N, lines]`.
+
+        The tokens are queries and the lines are of keys; with `rows="key"` the other way round.
+        """
+        return _line_positions(self, rows, device)
+
+
+class Slots(NamedTuple):
+    """Pair (i, j) has the bucket `buckets[query[i] - key[j]]`.
+
+    A patch is at `row (2 width - 1) + column`, so that differences of positions are those of
+    offsets; prefix tokens have positions whose differences fall behind the grid's table, in one
+    stretch of it for each kind of prefix pair.
+    """
+
+    buckets: Tensor
+    query: Tensor
+    key: Tensor
+
+    def read(self, query: Tensor, key: Tensor) -> Tensor:
+        """Of all pairs of these positions, `[queries, keys]`."""
+        differences = query[:, None] - key
+        return torch.gather(self.buckets, 0, differences.flatten()).view(differences.shape)
 
 
 class Lines(NamedTuple):
@@ -97,6 +132,54 @@ class Lines(NamedTuple):
     first_token: Tensor  # [L], a token of each line
 
 
+@memoised
+def _slots(index: PairIndex) -> tuple[Tensor, Tensor, Tensor]:
+    layout, pitch = index.layout, 2 * index.layout.width - 1
+    rows = torch.arange(layout.height, device="cpu") * pitch
+    patches = (rows[:, None] + torch.arange(layout.width, device="cpu")).flatten()
+    last = (layout.height - 1) * pitch + layout.width - 1  # the largest position
+    buckets = index.buckets.flatten()
+    stretches = [buckets.new_full((last + 1,), bucket) for bucket in index.prefix_buckets or ()]
+    queries = torch.cat([patches.new_full((layout.prefix,), 3 * last + 1), patches + last])
+    keys = torch.cat([patches.new_full((layout.prefix,), -2 * last - 2), patches])
+    if index.transposed:  # bucket[query'[j] - key'[i]]
+        queries, keys = -keys, -queries
+    return torch.cat([buckets, *stretches]), queries, keys
+
+
+@memoised
+def _position_map(index: PairIndex, rows: str, device: torch.device) -> Tensor:
+    return _positions(index, rows, device, ALL)
+
+
+def _positions(index: PairIndex, rows: str, device: torch.device, block: slice) -> Tensor:
+    slots, tokens = index.slots(device), index.layout.num_tokens
+    positions = slots.read(slots.query[block], slots.key)
+    starts = torch.arange(tokens, device=device) * index.num_buckets
+    if rows == "one":
+        return positions
+    return positions + (starts[block, None] if rows == "query" else starts)
+
+
+@memoised
+def _line_positions(index: PairIndex, rows: str, device: torch.device) -> Tensor:
+    slots, first = index.slots(device), index.lines(device).first_token
+    if rows == "key":
+        positions = slots.read(slots.query[first], slots.key).T.contiguous()
+    else:
+        positions = slots.read(slots.query, slots.key[first])
+    if rows == "one":
+        return positions
+    starts = torch.arange(index.layout.num_tokens, device=device) * index.num_buckets
+    return positions + starts[:, None]
+
+
+@memoised
+def _transpose(index: PairIndex) -> PairIndex:
+    return dataclasses.replace(index, transposed=not index.transposed)
+
+
+@memoised
 def _lines(layout: TokenLayout, axis: str | None, device: torch.device) -> tuple[Tensor, Tensor]:
     if axis is None:
         raise ValueError(f"the pairs of {layout} do not depend on rows or columns alone")
@@ -108,41 +191,6 @@ def _lines(layout: TokenLayout, axis: str | None, device: torch.device) -> tuple
         of_token = torch.cat([of_token.new_zeros(layout.prefix), of_token + 1])
         first = torch.cat([first.new_zeros(1), first + layout.prefix])
     return of_token[:, None] == torch.arange(len(first), device=device), first
-
-
-@memoised
-def _position_map(index: PairIndex, rows: str, device: torch.device) -> Tensor:
-    start = torch.arange(index.layout.num_tokens, device=device) * index.num_buckets
-    return index.dense(device) + (start[:, None] if rows == "query" else start)
-
-
-@memoised
-def _transpose(index: PairIndex) -> PairIndex:
-    return dataclasses.replace(index, transposed=not index.transposed)
-
-
-@memoised
-def _dense_map(index: PairIndex, device: torch.device) -> Tensor:
-    height, width = index.layout.grid
-    rows = torch.arange(height, device="cpu").repeat_interleave(width)
-    columns = torch.arange(width, device="cpu").repeat(height)
-    grid = index.buckets[
-        rows[:, None] - rows[None, :] + height - 1, columns[:, None] - columns[None, :] + width - 1
-    ]
-    dense = _add_prefix(grid, index)
-    return (dense.T.contiguous() if index.transposed else dense).to(device)
-
-
-def _add_prefix(grid: Tensor, index: PairIndex) -> Tensor:
-    if index.prefix_buckets is None:
-        return grid
-    prefix_to_grid, grid_to_prefix, prefix_to_prefix = index.prefix_buckets
-    prefix, tokens = index.layout.prefix, index.layout.num_tokens
-    dense = grid.new_full((tokens, tokens), prefix_to_prefix)
-    dense[prefix:, prefix:] = grid
-    dense[:prefix, prefix:] = prefix_to_grid
-    dense[prefix:, :prefix] = grid_to_prefix
-    return dense
 
 
 # `memo` is set only by an encoding's static cache, on terms whose tensors nobody else changes:
@@ -211,14 +259,15 @@ class LookupBias:
         """Whether a gradient must reach the bias."""
         return self.lookup.requires_grad
 
-    def positions(self) -> Tensor:
-        """Where each pair reads in `lookup.flatten(-2)`: `[N, N]` int64."""
-        rows = "one" if self.lookup.shape[-2] == 1 else self.side
-        return self.index.positions(rows, self.lookup.device)
+    @property
+    def rows(self) -> str:
+        """Whose row of the table a pair reads: "one" for all, "query" or "key"."""
+        return "one" if self.lookup.shape[-2] == 1 else self.side
 
     def dense(self) -> Tensor:
         """`[1 or B, 1 or heads, N, N]`."""
-        return read_pairs(self.lookup.flatten(-2), self.positions())
+        positions = self.index.positions(self.rows, self.lookup.device)
+        return read_pairs(self.lookup.flatten(-2), positions)
 
     def check(self, batch: int, heads: int, tokens: int, value_dim: int) -> None:
         """Raises unless the shapes fit queries `[batch, heads, tokens, .]`."""

@@ -75,7 +75,8 @@ def attend(
     `out = softmax(scale q k^T + sum of biases + mask) v + value terms`. Everything but `terms`
     and `backend` means what it means in `torch.nn.functional.scaled_dot_product_attention`: a
     boolean mask keeps where True, a float mask is added, `dropout_p` is always applied. A fully
-    masked row gives 0, with finite gradients.
+    masked row gives 0, with finite gradients. As with fused attention, a second derivative may not
+    exist (`tiled`, `sdpa`); `backend="reference"` has it.
 
     Args:
         q: queries `[B, heads, N, head_dim]`.

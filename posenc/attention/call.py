@@ -34,14 +34,27 @@ class AttentionCall:
         return self.query.shape[-1] ** -0.5 if self.given_scale is None else self.given_scale
 
     @property
-    def biases(self) -> list[BiasTerm]:
-        """The terms that are added to the scores, in their most exact form."""
-        return [_most_exact(term) for term in self.thin_biases]
+    def bias_terms(self) -> list[BiasTerm]:
+        """The terms that are added to the scores, as the encodings gave them."""
+        return [term for term in self.terms if not isinstance(term, ValueLookup)]
 
     @property
-    def thin_biases(self) -> list[BiasTerm]:
-        """The same terms, with factors where they have any."""
-        return [term for term in self.terms if not isinstance(term, ValueLookup)]
+    def biases(self) -> list[BiasTerm]:
+        """The same biases in their most exact form."""
+        return [_most_exact(term) for term in self.bias_terms]
+
+    @property
+    def trains_biases(self) -> bool:
+        """Whether a gradient must reach a bias, or the mask."""
+        if not torch.is_grad_enabled():
+            return False
+        mask_trains = self.attn_mask is not None and self.attn_mask.requires_grad
+        return mask_trains or any(term.requires_grad for term in self.bias_terms)
+
+    @property
+    def may_mask_rows(self) -> bool:
+        """Whether all keys of a query may be at minus infinity."""
+        return self.attn_mask is not None or any(isinstance(t, DenseBias) for t in self.terms)
 
     @property
     def value_terms(self) -> list[ValueLookup]:

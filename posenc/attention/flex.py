@@ -20,8 +20,6 @@ import torch
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
-from posenc.layout import TokenLayout
-from posenc.memo import memoised
 from posenc.terms import BiasTerm, DenseBias, LookupBias, LowRankBias, PairIndex
 
 MIN_WIDTH = 16  # of the kernels' matrix products
@@ -83,7 +81,7 @@ def _rejects_terms(call: AttentionCall) -> str | None:
     rank = sum(term.left.shape[-1] for term in call.biases if isinstance(term, LowRankBias))
     if rank > MAX_RANK:
         return f"low-rank factors of {rank} columns, more than {MAX_RANK}"
-    if torch.are_deterministic_algorithms_enabled() and _trains(call):
+    if torch.are_deterministic_algorithms_enabled() and call.trains_biases:
         return "FlexAttention sums the gradients of terms in no fixed order, not deterministically"
     return None
 
@@ -100,14 +98,8 @@ def _rejects_kernel(call: AttentionCall) -> str | None:
             f"{widths[1]} for values"
         )
     if call.query.device.type != "cuda":
-        return f"FlexAttention trains on CUDA only, the query is on {call.query.device.type}"
+        return f"FlexAttention is used on CUDA only, the query is on {call.query.device.type}"
     return None
-
-
-def _trains(call: AttentionCall) -> bool:
-    mask = call.attn_mask
-    terms = any(term.requires_grad for term in call.biases)
-    return torch.is_grad_enabled() and (terms or (mask is not None and mask.requires_grad))
 
 
 def _import() -> Callable[..., Any]:
@@ -169,37 +161,5 @@ def _entry(tensor: Tensor) -> Callable[..., Tensor]:
 
 def _bucket(index: PairIndex, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """The bucket of pair (i, j), without the `N x N` map."""
-    slots = _slots(index, device)
-    query, key = _positions(index.layout, device).unbind()
-    if index.transposed:
-        return lambda i, j: slots[query[j] - key[i]]
-    return lambda i, j: slots[query[i] - key[j]]
-
-
-# A patch is at `row (2 width - 1) + column`, at most `_last(layout)`. The difference of two such
-# positions, plus that maximum, is the entry of the pair's offset in the flattened buckets.
-# Prefix tokens have positions whose differences fall behind that table, in one stretch of
-# `_last(layout) + 1` entries for each of the three kinds of prefix pairs.
-
-
-def _last(layout: TokenLayout) -> int:
-    return (layout.height - 1) * (2 * layout.width - 1) + layout.width - 1
-
-
-@memoised
-def _slots(index: PairIndex, device: torch.device) -> Tensor:
-    """The bucket of each difference of positions."""
-    buckets, stretch = index.buckets.flatten(), _last(index.layout) + 1
-    prefix = [buckets.new_full((stretch,), bucket) for bucket in index.prefix_buckets or ()]
-    return torch.cat([buckets, *prefix]).to(device)
-
-
-@memoised
-def _positions(layout: TokenLayout, device: torch.device) -> Tensor:
-    """`[2, N]`: of tokens as queries and as keys."""
-    rows = torch.arange(layout.height, device="cpu") * (2 * layout.width - 1)
-    patches = (rows[:, None] + torch.arange(layout.width, device="cpu")).flatten()
-    last = _last(layout)
-    queries = torch.cat([patches.new_full((layout.prefix,), 3 * last + 1), patches + last])
-    keys = torch.cat([patches.new_full((layout.prefix,), -2 * last - 2), patches])
-    return torch.stack([queries, keys]).to(device)
+    slots = index.slots(device)
+    return lambda i, j: slots.buckets[slots.query[i] - slots.key[j]]

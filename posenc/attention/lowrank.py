@@ -30,16 +30,16 @@ def rejects(call: AttentionCall) -> str | None:
         )
     if width(call) > MAX_WIDTH:
         return f"head_dim and ranks make {width(call)} columns, more than {MAX_WIDTH}"
-    if _is_16_bit(call) and is_wide(call) and trains(call):
+    if _is_16_bit(call) and is_wide(call) and call.trains_biases:
         return f"the gradients of wide factors are lost in {call.query.dtype}"
-    if call.thin_biases and abs(call.scale) < MIN_SCALE:
+    if call.bias_terms and abs(call.scale) < MIN_SCALE:
         return f"the factors are divided by scale={call.scale}, which is too small"
     return None
 
 
 def compute(call: AttentionCall) -> Tensor:
     """`[B, heads, N, Dv]`."""
-    columns = [_columns(term, call) for term in call.thin_biases]
+    columns = [_columns(term, call) for term in call.bias_terms]
     total = width(call)
     value_lines = _value_lines(call)
     value_dim = call.value.shape[-1]
@@ -63,7 +63,7 @@ def compute(call: AttentionCall) -> Tensor:
 
 def rank(call: AttentionCall) -> int:
     """Columns that the biases need together."""
-    return sum(_num_columns(term, _is_16_bit(call)) for term in call.thin_biases)
+    return sum(_num_columns(term, _is_16_bit(call)) for term in call.bias_terms)
 
 
 def width(call: AttentionCall) -> int:
@@ -76,11 +76,6 @@ def width(call: AttentionCall) -> int:
 def is_wide(call: AttentionCall) -> bool:
     """Whether the factors of any bias span many orders of magnitude."""
     return any(isinstance(term, LowRankBias) and term.wide for term in call.terms)
-
-
-def trains(call: AttentionCall) -> bool:
-    """Whether a bias needs a gradient."""
-    return torch.is_grad_enabled() and any(term.requires_grad for term in call.thin_biases)
 
 
 def _is_16_bit(call: AttentionCall) -> bool:
@@ -96,7 +91,7 @@ def _is_thin(term: Term) -> bool:
 def _num_columns(term: BiasTerm, is_16_bit: bool) -> int:
     if isinstance(term, LowRankBias):
         return term.left.shape[-1] * (3 if is_16_bit else 1)
-    return _num_lines(term) if isinstance(term, LookupBias) else 0
+    return _num_lines(term) * (2 if is_16_bit else 1) if isinstance(term, LookupBias) else 0
 
 
 def _num_lines(term: LookupBias | ValueLookup) -> int:
@@ -107,23 +102,27 @@ def _num_lines(term: LookupBias | ValueLookup) -> int:
 
 def _columns(term: BiasTerm, call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Of query and key, in their dtype: `[1 or B, 1 or heads, N, columns]` each."""
-    dtype = call.query.dtype
     if isinstance(term, LookupBias):
-        left, right = _line_factors(term)
-        return (left.to(call.dtype) / call.scale).to(dtype), right.to(dtype)
+        return _line_columns(term, call)
     assert isinstance(term, LowRankBias)  # `rejects` let nothing else through
     left, right = term.left.to(call.dtype) / call.scale, term.right.to(call.dtype)
-    return _split(left, right, dtype) if _is_16_bit(call) else (left, right)
+    return _split(left, right, call.query.dtype) if _is_16_bit(call) else (left, right)
 
 
-def _line_factors(term: LookupBias) -> tuple[Tensor, Tensor]:
-    """The bias of each line of keys and the keys' lines, or the other way round."""
-    lines = term.index.lines(term.lookup.device)
-    one_hot, first = lines.one_hot.to(term.lookup.dtype)[None, None], lines.first_token
-    flat, positions = term.lookup.flatten(-2), term.positions()
-    if term.lookup.shape[-2] == 1 or term.side == "query":
-        return read_pairs(flat, positions[:, first]), one_hot
-    return one_hot, read_pairs(flat, positions[first]).transpose(-2, -1)
+def _line_columns(term: LookupBias, call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """The bias of each token with each line, and the lines' one-hots."""
+    dtype, device = call.query.dtype, call.query.device
+    positions = term.index.line_positions(term.rows, device)
+    values = read_pairs(term.lookup.flatten(-2), positions).to(call.dtype) / call.scale
+    # Minus infinity would make NaN of the zeros of a one-hot.
+    limit = torch.finfo(dtype).max / 4
+    values = values.clamp(-limit, limit)
+    one_hot = term.index.lines(device).one_hot.to(dtype)[None, None]
+    if _is_16_bit(call):
+        high = values.to(dtype)
+        values = torch.cat([high, (values - high).to(dtype)], dim=-1)
+        one_hot = torch.cat([one_hot, one_hot], dim=-1)
+    return (one_hot, values) if term.rows == "key" else (values, one_hot)
 
 
 def _value_lines(call: AttentionCall) -> dict[str, ValueLookup]:
@@ -138,8 +137,7 @@ def _one_hot(term: ValueLookup, call: AttentionCall) -> Tensor:
 
 def _read_values(term: ValueLookup, lines: Tensor) -> Tensor:
     """The value term, from the attention summed per line: `[B, heads, N, Dv]`."""
-    first = term.index.lines(lines.device).first_token
-    buckets = term.index.dense(lines.device)[:, first].expand(lines.shape)
+    buckets = term.index.line_positions("one", lines.device).expand(lines.shape)
     sums = lines.new_zeros(*lines.shape[:-1], term.index.num_buckets)
     return sums.scatter_add(-1, buckets, lines) @ term.table.to(lines.dtype)
 

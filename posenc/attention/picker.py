@@ -10,15 +10,14 @@ import math
 from posenc.attention import lowrank, sdpa, tiled
 from posenc.attention.call import AttentionCall
 
-# Measured on CPUs. Below, a loop over tiles costs more than it saves:
-TILED_TOKENS = 160
-# from here on extra columns are cheaper than a bias per tile;
-LOWRANK_TOKENS = 400
+# Measured on CPUs. Below, a loop over tiles costs more than it saves: for biases that differ
+# between images, and for those that do not;
+TILED_TOKENS = (128, 160)
 # up to here, where tiles are not possible, plain mathematics trains as fast as a mask.
 EAGER_TOKENS = 600
 # A larger mask is mapped into memory anew at each call, which costs more than filling it.
 MASK_BYTES = 2**25
-# The thin encodings have 3 to 8 columns; a row and column table of 14x14 patches has 30.
+# The thin encodings have 3 to 8 columns; a row and a column table of 14x14 patches have 30.
 MAX_RANK = 16
 # An estimate: kernels on devices are built for head dims up to 128.
 DEVICE_WIDTH = 128
@@ -34,63 +33,77 @@ def pick(call: AttentionCall) -> Choice:
         return _on_device(call)
     if call.value_terms:
         return _with_values(call)
-    if call.query.dtype != call.dtype:
-        return "sdpa", "fused attention, the biases as its mask; others not measured in 16 bit"
-    if lowrank.trains(call):
+    if call.trains_biases:
         return _training(call)
     return _inference(call)
 
 
 def _with_values(call: AttentionCall) -> Choice:
-    if tiled.rejects(call) is None:
+    """Value tables need the attention matrix, or its sums per row and column."""
+    can_tile = tiled.rejects(call) is None
+    if lowrank.rejects(call) is None and not (can_tile and call.trains_biases):
+        return "lowrank", "fused attention that returns the attention summed per row and column"
+    if can_tile:
         return "tiled", "value tables need the attention matrix: tile by tile it stays in the cache"
     return "reference", "value tables need the attention matrix, which fused attention hides"
 
 
 def _training(call: AttentionCall) -> Choice:
-    tokens = call.query.shape[2]
-    # Not wide ones: their gradient is a small difference of large sums, 6e-4 off at 1025 tokens
-    # with alpha 1, and worse with more. It can be asked for by name.
-    if tokens >= LOWRANK_TOKENS and _is_cheap(call) and not lowrank.is_wide(call):
-        return "lowrank", f"fused attention in O(N) memory, faster from {LOWRANK_TOKENS} tokens"
-    if tokens >= TILED_TOKENS and tiled.rejects(call) is None:
+    if _prefers_columns(call):
+        return "lowrank", "fused attention in O(N) memory"
+    if _is_long_enough(call) and tiled.rejects(call) is None:
         return "tiled", "SDPA would leave its fused path for the gradient of a mask"
-    if tokens <= EAGER_TOKENS:
+    if call.query.shape[2] <= EAGER_TOKENS:
         return "reference", f"as fast as SDPA with a learned mask up to {EAGER_TOKENS} tokens"
     return "sdpa", "the biases as a mask with gradient"
 
 
 def _inference(call: AttentionCall) -> Choice:
-    tokens = call.query.shape[2]
     if _is_remembered(call):
         return "sdpa", "fused attention; the mask of static biases is built once"
-    if tokens >= LOWRANK_TOKENS and _is_cheap(call) and not lowrank.is_wide(call):
-        return "lowrank", f"fused attention in O(N) memory, faster from {LOWRANK_TOKENS} tokens"
-    # In this order: while something traces the call, its sizes may be symbols.
+    if _prefers_columns(call):
+        return "lowrank", "fused attention in O(N) memory"
+    # In this order: while something traces the call, the batch may be a symbol.
     if tiled.rejects(call) is None and _prefers_tiles(call):
         return "tiled", "biases are looked up where the cache holds them"
     return "sdpa", "fused attention, the biases as its mask"
 
 
+def _prefers_columns(call: AttentionCall) -> bool:
+    """Where tiles would compute the attention twice, thin factors are cheaper.
+
+    Not wide ones: their gradient is a small difference of large sums, 4e-4 off at 1025 tokens
+    with alpha 1, and worse with more. It can be asked for by name.
+    """
+    tokens, head_dim = call.query.shape[2:]
+    if tiled.keeps_attention(tokens, head_dim) or lowrank.is_wide(call):
+        return False
+    return lowrank.rejects(call) is None and lowrank.rank(call) <= MAX_RANK
+
+
 def _prefers_tiles(call: AttentionCall) -> bool:
-    images = max(tensor.shape[0] for term in call.biases for tensor in term.tensors().values())
-    is_per_image = images > 1 and call.query.shape[2] >= TILED_TOKENS
-    return is_per_image or _mask_bytes(call) > MASK_BYTES
+    return (_is_per_image(call) and _is_long_enough(call)) or _mask_bytes(call) > MASK_BYTES
+
+
+def _is_long_enough(call: AttentionCall) -> bool:
+    per_image, static = TILED_TOKENS
+    tokens = call.query.shape[2]
+    return tokens >= static or (tokens >= per_image and _is_per_image(call))
+
+
+def _is_per_image(call: AttentionCall) -> bool:
+    return max(tensor.shape[0] for term in call.biases for tensor in term.tensors().values()) > 1
 
 
 def _on_device(call: AttentionCall) -> Choice:
     is_thin = lowrank.rejects(call) is None and lowrank.width(call) <= DEVICE_WIDTH
     # Wide factors are exact enough for float32 without gradients only.
-    is_full = call.query.dtype == call.dtype and not lowrank.trains(call)
+    is_full = call.query.dtype == call.dtype and not call.trains_biases
     if is_thin and (is_full or not lowrank.is_wide(call)):
         return "lowrank", "no mask in memory (an estimate, not measured on this device)"
     if reason := sdpa.rejects(call):
         return "reference", reason
     return "sdpa", "fused attention, the biases as its mask"
-
-
-def _is_cheap(call: AttentionCall) -> bool:
-    return lowrank.rejects(call) is None and lowrank.rank(call) <= MAX_RANK
 
 
 def _is_remembered(call: AttentionCall) -> bool:

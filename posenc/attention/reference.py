@@ -32,12 +32,12 @@ def attention_matrix(call: AttentionCall) -> Tensor:
     for term in call.biases:
         scores = scores + term.dense().to(call.dtype)
     mask = causal_mask(call) if call.is_causal else call.attn_mask
-    if mask is None:
-        return scores.softmax(dim=-1)
-    if mask.dtype == torch.bool:
+    if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, float("-inf"))
-    else:
+    elif mask is not None:
         scores = scores + mask.to(call.dtype)
+    if not (call.may_mask_rows or call.is_causal):
+        return scores.softmax(dim=-1)
     empty = (scores == float("-inf")).all(dim=-1, keepdim=True)
     return scores.masked_fill(empty, 0.0).softmax(dim=-1).masked_fill(empty, 0.0)
 

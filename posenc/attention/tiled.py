@@ -1,8 +1,8 @@
-"""Attention one tile of scores after the other, with gradients: never an N x N tensor per image.
+"""Attention one tile of scores after the other, with gradients: fast where fused kernels end.
 
 A tile is small enough for a processor's cache. Biases are read per tile, and read again in
-backward, as flash attention recomputes its scores: memory grows with N, and learning a bias
-costs little more than using one.
+backward, as flash attention recomputes its scores: no `N x N` tensor per image and head exists
+(but for attention weights that are small, which backward gets from forward).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from posenc.attention.call import AttentionCall
-from posenc.attention.parts import BiasPart, Tile, ValuePart, bias_parts
+from posenc.attention.parts import BiasPart, Tensors, Tile, ValuePart, bias_parts
+from posenc.functional.precision import without_autocast
 from posenc.memo import is_transformed
-
-Tensors = tuple[Tensor, ...]
 
 CPU_SCORES = 2**19  # of one tile and thread: 2 MiB in float32, measured best of 2**17 to 2**20
 DEVICE_SCORES = 2**26
+# Up to so many tokens per column of a head, backward gets the attention weights from forward: they
+# are then a third of what a block keeps for backward, and save a quarter of the time.
+KEPT_TOKENS = 10
 
 
 def rejects(call: AttentionCall) -> str | None:
@@ -35,7 +37,10 @@ def rejects(call: AttentionCall) -> str | None:
     if call.dropout_p > 0:
         return "backward computes the attention again, but could not drop the same weights"
     if is_transformed(call.query, call.key, call.value):
-        return "a loop over tiles is not for torch.compile, export and function transforms"
+        return (
+            "a loop over tiles is for plain eager mode, not for torch.compile, export, function "
+            "transforms, dispatch modes or tensor subclasses"
+        )
     return None
 
 
@@ -43,28 +48,36 @@ def compute(call: AttentionCall) -> Tensor:
     """`[B, heads, N, Dv]`."""
     query, key, value = (x.to(call.dtype) for x in (call.query, call.key, call.value))
     biases = bias_parts(call)
-    values = [ValuePart(term, call.dtype) for term in call.value_terms]
-    plan = _Plan(call.scale, call.attn_mask is not None, biases, values)
-    tensors = [tensor for part in biases for tensor in part.tensors]
-    tensors += [tensor for part in values for tensor in part.tensors]
+    batch, heads, tokens, _ = query.shape
+    plan = _Plan(
+        call.scale,
+        call.may_mask_rows,
+        tile_sizes(batch, heads, tokens, _num_scores(query.device)),
+        [(part, len(tensors)) for part, tensors in biases],
+        [ValuePart(term.index) for term in call.value_terms],
+    )
+    tensors = [tensor for _, own in biases for tensor in own]
+    tensors += [term.table.to(call.dtype) for term in call.value_terms]
     out: Tensor = _TiledAttention.apply(plan, query, key, value, *tensors)
-    return out.to(call.query.dtype)
+    # Tokens came before heads, as after SDPA: the model's transpose and reshape is then free.
+    return out.transpose(1, 2).to(call.query.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """All that is not a differentiable tensor."""
+    """All that is not a tensor."""
 
     scale: float
-    is_masked: bool
-    biases: Sequence[BiasPart]
+    may_mask_rows: bool
+    sizes: tuple[int, int, int]  # of a tile: images, heads, rows
+    biases: Sequence[tuple[BiasPart, int]]  # and how many tensors each has
     values: Sequence[ValuePart]
 
-    def split(self, tensors: Sequence[Any]) -> tuple[list[tuple[BiasPart, Any]], list[Any]]:
-        """Each bias with its own, and those of the values, one each."""
-        rest = list(tensors)
-        biases = [(part, tuple(rest.pop(0) for _ in part.tensors)) for part in self.biases]
-        return biases, rest
+    def split(self, tensors: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """Tuples of those of each bias, and those of the values, one each."""
+        rest = iter(tensors)
+        biases = [tuple(itertools.islice(rest, count)) for _, count in self.biases]
+        return biases, list(rest)
 
 
 class _TiledAttention(torch.autograd.Function):
@@ -73,35 +86,44 @@ class _TiledAttention(torch.autograd.Function):
         ctx: Any, plan: _Plan, query: Tensor, key: Tensor, value: Tensor, *tensors: Tensor
     ) -> Tensor:
         batch, heads, tokens, _ = query.shape
-        # Tokens before heads, as SDPA returns it: a model's transpose and reshape is then free.
-        out = value.new_empty(batch, tokens, heads, value.shape[-1]).transpose(1, 2)
-        keeps = any(ctx.needs_input_grad)
+        out = value.new_empty(batch, tokens, heads, value.shape[-1])
+        scores = _Scores(plan, query, key, tensors)
+        trains = any(ctx.needs_input_grad)
+        kept: list[Tensor] = []  # the attention of each tile, or nothing
+        keeps = trains and keeps_attention(tokens, query.shape[-1])
         all_sums = [
-            query.new_empty(batch, heads, tokens, part.buckets) if keeps else query.new_empty(0)
+            query.new_empty(batch, heads, tokens, part.index.num_buckets)
+            if trains and part.keeps_sums
+            else None
             for part in plan.values
         ]
-        scores = _Scores(plan, query, key, tensors)
         for tiles in scores.groups():
             shared = scores.shared(tiles[0])
             for tile in tiles:
                 attention = scores.attention(tile, shared)
+                if keeps:
+                    kept.append(attention)
                 result = _matmul(attention, tile.of(value))
-                for part, table, kept in zip(plan.values, scores.tables, all_sums, strict=True):
-                    sums = part.sums(attention, tile)
-                    result += part.read(table, sums, tile)
-                    if keeps:
-                        tile.rows_of(kept).copy_(sums)
-                tile.rows_of(out).copy_(result)
-        ctx.plan = plan
-        ctx.save_for_backward(query, key, value, out, *tensors, *all_sums)
+                for part, table, sums in zip(plan.values, scores.tables, all_sums, strict=True):
+                    now = part.sums(attention, tile)
+                    result += part.read(table, now, tile)
+                    if sums is not None:
+                        tile.rows_of(sums).copy_(now)
+                tile.rows_of(out.transpose(1, 2)).copy_(result)
+        ctx.plan, ctx.num_tensors = plan, len(tensors)
+        ctx.save_for_backward(query, key, value, out, *tensors, *all_sums, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:
-        backward = _Backward(ctx.plan, out_grad, ctx.saved_tensors, ctx.needs_input_grad[4:])
-        backward.run()
-        return None, *backward.grads()
+        saved = iter(ctx.saved_tensors)  # which may be asked for once
+        counts = 4, ctx.num_tensors, len(ctx.plan.values)
+        inputs, tensors, sums = (tuple(itertools.islice(saved, count)) for count in counts)
+        backward = _Backward(ctx.plan, inputs, tensors, sums, tuple(saved), ctx.needs_input_grad)
+        with without_autocast(out_grad.device):
+            backward.run(out_grad.transpose(1, 2))
+        return None, *backward.grads
 
 
 class _Scores:
@@ -110,51 +132,49 @@ class _Scores:
     def __init__(self, plan: _Plan, query: Tensor, key: Tensor, tensors: Sequence[Tensor]) -> None:
         self.plan, self.query, self.key = plan, query, key
         biases, self.tables = plan.split(tensors)
-        # Biases that are the same for all images are read once for all of them.
-        self.static = [(part, own) for part, own in biases if is_static(own)]
-        self.per_image = [(part, own) for part, own in biases if not is_static(own)]
+        parts = [part for part, _ in plan.biases]
+        self.biases: list[tuple[BiasPart, Tensors]] = list(zip(parts, biases, strict=True))
 
     def groups(self) -> Iterator[list[Tile]]:
-        """Tiles with the same heads and rows, for all images."""
+        """Tiles with the same rows and heads, for all images."""
         batch, heads, tokens, _ = self.query.shape
-        per_tile = tile_sizes(batch, heads, tokens, _num_scores(self.query.device))
-        images, some_heads, rows = (
-            _cut(total, size) for total, size in zip((batch, heads, tokens), per_tile, strict=True)
-        )
-        for head in some_heads:
-            for row in rows:
-                yield [Tile(image, head, row) for image in images]
+        images, some_heads, rows = map(_cut, (batch, heads, tokens), self.plan.sizes)
+        for row, head in itertools.product(rows, some_heads):
+            yield [Tile(image, head, row) for image in images]
 
     def shared(self, tile: Tile) -> Tensor | None:
-        """The sum of the biases that are the same for all images."""
-        return _sum(part.read(own, tile) for part, own in self.static)
+        """The sum of the biases that are the same for all images, read once for all of them."""
+        biases = [part.read(own, tile) for part, own in self.biases if is_static(own)]
+        return functools.reduce(operator.add, biases) if biases else None
 
     def attention(self, tile: Tile, shared: Tensor | None) -> Tensor:
         """`[images, heads, rows, N]`; a fully masked row is zero."""
         query, key = tile.rows_of(self.query), tile.of(self.key)
         shape = torch.Size((*query.shape[:3], key.shape[2]))
-        scores = self._biases(tile, shared, shape)
-        scores.flatten(0, 1).baddbmm_(
+        scores = self._bias(tile, shared, shape)
+        scores.view(shape[0] * shape[1], *shape[2:]).baddbmm_(
             query.flatten(0, 1), key.flatten(0, 1).transpose(-2, -1), alpha=self.plan.scale
         )
-        if not self.plan.is_masked:
-            return scores.softmax(-1)
-        empty = scores.amax(-1, keepdim=True) == float("-inf")
-        return scores.softmax(-1).masked_fill_(empty, 0.0)
+        attention = scores.softmax(-1)
+        if self.plan.may_mask_rows:
+            attention.masked_fill_(scores.amax(-1, keepdim=True) == float("-inf"), 0.0)
+        return attention
 
-    def _biases(self, tile: Tile, shared: Tensor | None, shape: torch.Size) -> Tensor:
-        """Their sum, in memory of its own: the scores are added in place."""
-        biases = [part.read(own, tile) for part, own in self.per_image]
-        is_fresh = len(biases) > 1 or all(part.is_fresh for part, _ in self.per_image)
-        if shared is not None:
-            is_fresh = bool(biases)
-            biases.append(shared)
+    def _bias(self, tile: Tile, shared: Tensor | None, shape: torch.Size) -> Tensor:
+        """The sum of all, contiguous in memory of its own: the scores are added in place."""
+        own = [(part, part.read(tensors, tile)) for part, tensors in self.per_image()]
+        biases = [bias for _, bias in own] + ([] if shared is None else [shared])
         if not biases:
             return self.query.new_zeros(shape)
         total = functools.reduce(operator.add, biases)
+        is_fresh = len(biases) > 1 or (shared is None and own[0][0].is_fresh)
         if is_fresh and total.shape == shape:
-            return total
+            return total.contiguous()
         return total.expand(shape).clone(memory_format=torch.contiguous_format)
+
+    def per_image(self) -> Iterator[tuple[BiasPart, Tensors]]:
+        """The biases that differ between images."""
+        return ((part, own) for part, own in self.biases if not is_static(own))
 
 
 class _Backward:
@@ -163,66 +183,89 @@ class _Backward:
     def __init__(
         self,
         plan: _Plan,
-        out_grad: Tensor,
-        saved: Sequence[Tensor],
+        inputs: Tensors,
+        tensors: Tensors,
+        all_sums: Sequence[Tensor | None],
+        kept: Tensors,
         needed: Sequence[bool],
     ) -> None:
-        query, key, value, out, *rest = saved
-        tensors, self.all_sums = rest[: len(needed)], rest[len(needed) :]
+        query, key, self.value, out = inputs
+        self.plan, self.out, self.all_sums = plan, out.transpose(1, 2), all_sums
+        self.kept = iter(kept) if kept else None
         self.scores = _Scores(plan, query, key, tensors)
-        self.plan, self.value, self.out, self.out_grad = plan, value, out, out_grad
-        self.query_grad, self.key_grad, self.value_grad = map(_zeros, (query, key, value))
-        self.tensor_grads = [
-            _zeros(tensor) if need else None for tensor, need in zip(tensors, needed, strict=True)
+        leaves = (query, key, self.value, *tensors)
+        self.grads = [
+            torch.zeros(leaf.shape, dtype=leaf.dtype, device=leaf.device) if need else None
+            for leaf, need in zip(leaves, needed[1:], strict=True)
         ]
-        biases, self.table_grads = plan.split(self.tensor_grads)
-        self.bias_grads = {id(part): grads for part, grads in biases}
+        self.bias_grads, self.table_grads = plan.split(self.grads[3:])
 
-    def grads(self) -> list[Tensor | None]:
-        """Of query, key, value and the tensors."""
-        return [self.query_grad, self.key_grad, self.value_grad, *self.tensor_grads]
-
-    def run(self) -> None:
+    def run(self, out_grad: Tensor) -> None:
         """All tiles."""
         for tiles in self.scores.groups():
-            shared = self.scores.shared(tiles[0])
+            shared = None if self.kept else self.scores.shared(tiles[0])
             total = None
             for tile in tiles:
-                grad = self.step(tile, self.scores.attention(tile, shared))
-                self.collect(self.scores.per_image, tile, grad)
-                if shared is not None:
-                    grad = grad.sum(0, keepdim=True)
+                attention = next(self.kept) if self.kept else self.scores.attention(tile, shared)
+                grad = self._through_attention(tile, attention, out_grad)
+                self._to_biases(tile, grad, static=False)
+                if self._has_static:
+                    grad = grad.sum(0, keepdim=True) if len(grad) > 1 else grad
                     total = grad if total is None else total.add_(grad)
             if total is not None:
-                self.collect(self.scores.static, tiles[0], total)
+                self._to_biases(tiles[0], total, static=True)
 
-    def step(self, tile: Tile, attention: Tensor) -> Tensor:
+    @property
+    def _has_static(self) -> bool:
+        return any(
+            is_static(own) and any(grad is not None for grad in grads)
+            for (_, own), grads in zip(self.scores.biases, self.bias_grads, strict=True)
+        )
+
+    def _through_attention(self, tile: Tile, attention: Tensor, all_out_grad: Tensor) -> Tensor:
         """Gradients of query, key, value and value tables; returns that of the scores."""
-        scale, out_grad = self.plan.scale, tile.rows_of(self.out_grad)
-        query, key = tile.rows_of(self.scores.query), tile.of(self.scores.key)
-        tile.of(self.value_grad).add_(_matmul(attention.transpose(-2, -1), out_grad))
+        query_grad, key_grad, value_grad = self.grads[:3]
+        scale, out_grad = self.plan.scale, tile.rows_of(all_out_grad)
+        if value_grad is not None:
+            tile.of(value_grad).add_(_matmul(attention.transpose(-2, -1), out_grad))
         grad = _matmul(out_grad, tile.of(self.value).transpose(-2, -1))
-        for part, table, table_grad, sums in zip(
+        self._through_tables(tile, attention, grad, out_grad)
+        # Through softmax: sum_j attention_ij grad_ij = out_i . out_grad_i.
+        grad.sub_((out_grad * tile.rows_of(self.out)).sum(-1, keepdim=True)).mul_(attention)
+        if query_grad is not None:
+            of_query = _matmul(grad, tile.of(self.scores.key)).mul_(scale)
+            tile.rows_of(query_grad).copy_(of_query)
+        if key_grad is not None:
+            of_key = _matmul(grad.transpose(-2, -1), tile.rows_of(self.scores.query))
+            tile.of(key_grad).add_(of_key, alpha=scale)
+        return grad
+
+    def _through_tables(
+        self, tile: Tile, attention: Tensor, grad: Tensor, out_grad: Tensor
+    ) -> None:
+        """Adds to the gradient of the attention, and to those of the value tables."""
+        for part, table, table_grad, kept in zip(
             self.plan.values, self.scores.tables, self.table_grads, self.all_sums, strict=True
         ):
             part.add_to_gradient(grad, table, out_grad, tile)
             if table_grad is not None:
-                part.collect(table_grad, tile.rows_of(sums), out_grad, tile)
-        # Through softmax: sum_j attention_ij grad_ij = out_i . out_grad_i.
-        grad.sub_((out_grad * tile.rows_of(self.out)).sum(-1, keepdim=True)).mul_(attention)
-        tile.rows_of(self.query_grad).copy_(_matmul(grad, key).mul_(scale))
-        tile.of(self.key_grad).add_(_matmul(grad.transpose(-2, -1), query), alpha=scale)
-        return grad
+                sums = part.sums(attention, tile) if kept is None else tile.rows_of(kept)
+                part.collect(table_grad, sums, out_grad, tile)
 
-    def collect(self, biases: Iterable[tuple[BiasPart, Tensors]], tile: Tile, grad: Tensor) -> None:
-        """Gradients of the biases' tensors, from that of the scores."""
-        for part, tensors in biases:
-            part.collect(self.bias_grads[id(part)], tensors, tile, grad)
+    def _to_biases(self, tile: Tile, grad: Tensor, static: bool) -> None:
+        for (part, own), grads in zip(self.scores.biases, self.bias_grads, strict=True):
+            if is_static(own) == static:
+                part.collect(grads, own, tile, grad)
 
 
 def is_static(tensors: Tensors) -> bool:
     """Whether all images share them."""
     return all(tensor.shape[0] == 1 for tensor in tensors)
+
+
+def keeps_attention(tokens: int, head_dim: int) -> bool:
+    """Whether backward gets the attention weights from forward."""
+    return tokens <= KEPT_TOKENS * head_dim
 
 
 def tile_sizes(batch: int, heads: int, tokens: int, scores: int) -> tuple[int, int, int]:
@@ -236,12 +279,14 @@ def tile_sizes(batch: int, heads: int, tokens: int, scores: int) -> tuple[int, i
 
 
 def _num_scores(device: torch.device) -> int:
-    return CPU_SCORES * torch.get_num_threads() if device.type == "cpu" else DEVICE_SCORES
+    if device.type != "cpu":
+        return DEVICE_SCORES
+    return int(CPU_SCORES * torch.get_num_threads())
 
 
 def _cut(total: int, size: int) -> list[slice]:
-    """Slices of about equal length."""
-    count = -(-total // size)
+    """Slices of about equal length; one that is empty when there is nothing."""
+    count = max(1, -(-total // max(1, size)))
     edges = [total * i // count for i in range(count + 1)]
     return [slice(*edge) for edge in itertools.pairwise(edges)]
 
@@ -250,12 +295,3 @@ def _matmul(left: Tensor, right: Tensor) -> Tensor:
     """Of slices along images or heads: flattening them is free."""
     result = torch.bmm(left.flatten(0, 1), right.flatten(0, 1))
     return result.unflatten(0, left.shape[:2])
-
-
-def _sum(biases: Iterable[Tensor]) -> Tensor | None:
-    parts = list(biases)
-    return functools.reduce(operator.add, parts) if parts else None
-
-
-def _zeros(tensor: Tensor) -> Tensor:
-    return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)

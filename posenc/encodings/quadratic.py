@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_choice, check_number
-from posenc.functional.coordinates import patch_coordinates
-from posenc.functional.pairs import fit_buckets, offset_grid, swin_index
+from posenc.functional.coordinates import patch_coordinates, patch_offsets
+from posenc.functional.pairs import fit_buckets, swin_index
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
 from posenc.terms import LookupBias, LowRankBias, Term
@@ -125,9 +125,8 @@ class Quadratic(AttentionEncoding):
 def _table(layout: TokenLayout, centers: Tensor, weight: Tensor) -> LookupBias:
     """The formula itself, once per offset: no large numbers cancel."""
     index = swin_index(layout, "none")
-    # Offsets there are query minus key.
-    offsets = -torch.stack(offset_grid(layout), dim=-1).flatten(0, 1)
-    distance = (offsets.to(weight) - centers).square().sum(-1)  # [heads, T]
+    offsets = patch_offsets(layout, weight.device, weight.dtype)
+    distance = (offsets - centers).square().sum(-1)  # [heads, T]
     return LookupBias(fit_buckets(-weight[..., 0] * distance, index)[None, :, None], index)
 
 

@@ -30,3 +30,14 @@ def unit_coordinates(layout: TokenLayout, device: torch.device, dtype: torch.dty
     columns = (torch.arange(width, device="cpu", dtype=torch.float64) + 0.5) / width
     grid = torch.stack([rows.repeat_interleave(width), columns.repeat(height)], dim=-1)
     return grid.to(device=device, dtype=dtype)
+
+
+@memoised
+def patch_offsets(layout: TokenLayout, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Offset (row, column) of key minus query, in patches, of each entry of `PairIndex.buckets`.
+
+    Shape `[(2 height - 1)(2 width - 1), 2]`.
+    """
+    rows = torch.arange(layout.height - 1, -layout.height, -1, device=device, dtype=dtype)
+    columns = torch.arange(layout.width - 1, -layout.width, -1, device=device, dtype=dtype)
+    return torch.cartesian_prod(rows, columns)

@@ -63,7 +63,7 @@ def irpe_index(layout: TokenLayout, method: str, ratio: float, prefix_pairs: str
     paper's rank quantiser is not used there); the negative half of the "euclidean" and
     "quantized" tables can never be selected.
     """
-    rows, columns = offset_grid(layout)
+    rows, columns = _offsets(layout)
     shift = int(2 * ratio)
     side = 2 * shift + 1
     squared = rows**2 + columns**2
@@ -92,7 +92,7 @@ def swin_index(layout: TokenLayout, prefix_pairs: str) -> PairIndex:
     return _with_prefix(layout, buckets, count, prefix_pairs)
 
 
-def offset_grid(layout: TokenLayout) -> tuple[Tensor, Tensor]:
+def _offsets(layout: TokenLayout) -> tuple[Tensor, Tensor]:
     """Row and column offset, query minus key, of every entry of `PairIndex.buckets`."""
     rows = torch.arange(1 - layout.height, layout.height, device="cpu")
     columns = torch.arange(1 - layout.width, layout.width, device="cpu")

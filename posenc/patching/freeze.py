@@ -17,8 +17,8 @@ from posenc.terms import DenseBias, LowRankBias, Term
 class FrozenBias(AttentionEncoding):
     """The terms that a static encoding had for one layout, as buffers.
 
-    A bias that can be read from a table becomes dense, `[1, heads, N, N]`; others keep their
-    low-rank factors.
+    A bias that can be read from a table (`swin`, `irpe`, `quadratic`) becomes dense,
+    `[1, heads, N, N]`; others (`human_part`) keep their low-rank factors.
 
     Args:
         encoding: the static encoding.

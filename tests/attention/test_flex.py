@@ -255,7 +255,7 @@ def cases():
         "head_dim of 16 or more, got 15 and 16": (q[..., :15], q, [bias], {}),
         "head_dim of 16 or more, got 16 and 4": (q, q[..., :4], [bias], {}),
         "34 columns, more than 32": (q, q, 2 * [LowRankBias(wide, wide)], {}),
-        "trains on CUDA only, the query is on cpu": (q, q, [bias], {}),
+        "is used on CUDA only, the query is on cpu": (q, q, [bias], {}),
     }
 
 
@@ -270,7 +270,7 @@ def test_rejects_with_the_reason(function, reason):
 
 @pytest.mark.parametrize("trained", ["term", "mask"])
 def test_rejects_training_where_all_must_be_deterministic(trained):
-    q, _, (term,), _ = cases()["trains on CUDA only, the query is on cpu"]
+    q, _, (term,), _ = cases()["is used on CUDA only, the query is on cpu"]
     mask = torch.zeros(6, 6)
     (term.lookup if trained == "term" else mask).requires_grad_()
     torch.use_deterministic_algorithms(True)

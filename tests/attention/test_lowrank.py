@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import posenc
-from posenc import TokenLayout, attend, explain
+from posenc import TokenLayout, attend, explain, memo
 from posenc.attention import picker
 from posenc.functional.pairs import irpe_index, swin_index
 from posenc.memo import Memo
@@ -195,6 +195,48 @@ def test_the_cross_method_is_one_fused_call(layout, on, monkeypatch):
         torch.testing.assert_close(one, other)
 
 
+def test_minus_infinity_in_a_table():
+    """As in the definition: no NaN from a zero of a one-hot, and no row of zeros."""
+    layout = TokenLayout(4, 5, 1)
+    index = irpe_index(layout, "rows", 1.9, "shared")
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        lookup = torch.randn(1, 1, 1, index.num_buckets)
+        lookup[..., 1] = -torch.inf
+        q = qkv(layout)[0].detach().to(dtype)
+        results = [
+            attend(q, q, q, LookupBias(lookup, index), backend=backend)
+            for backend in ("lowrank", "reference")
+        ]
+        torch.testing.assert_close(*results, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("side", ["query", "key"])
+def test_an_offset_of_tables_costs_no_precision_in_16_bit(dtype, side):
+    layout = TokenLayout(7, 9, 1)
+    index = irpe_index(layout, "cols", 1.9, "separate")
+    lookup = torch.randn(2, 2, layout.num_tokens, index.num_buckets) + 100
+    term = LookupBias(lookup, index.T if side == "key" else index, side)
+    q, k, v = (x.detach().to(dtype) for x in qkv(layout))
+    exact = attend(q.double(), k.double(), v.double(), term, backend="reference")
+    floor = worst(attend(q, k, v, term, backend="reference"), exact)
+    assert worst(attend(q, k, v, term, backend="lowrank"), exact) <= 3 * floor
+
+
+def test_nothing_of_n_by_n_is_remembered_for_lines():
+    memo.clear()
+    layout = TokenLayout(20, 20, 1)
+    irpe = posenc.IRPE(layout, 2, 6, method="cross", on="qkv")
+    q = torch.randn(1, 2, 401, 6)
+    attend(q, q, q, irpe(q, q, layout), backend="lowrank")
+    assert max(memo._sizes.values()) < 401 * 401
+
+
+def test_an_axis_that_is_not_true():
+    with pytest.raises(ValueError, match="axis is 'rows', but the buckets vary otherwise"):
+        dataclasses.replace(swin_index(TokenLayout(2, 3), "none"), axis="rows")
+
+
 def test_an_axis_that_does_not_exist():
     index = irpe_index(TokenLayout(2, 3), "rows", 1.9, "none")
     with pytest.raises(ValueError, match=r"axis must be None, .* got 'columns'"):
@@ -278,18 +320,29 @@ def test_16_bit_gradients_of_factors_that_are_not_wide(dtype):
         (625, "irpe", False, "tiled"),
         (625, "swin", False, "sdpa"),
         (625, "quadratic", False, "sdpa"),
-        (196, "human_part", True, "tiled"),
-        (100, "swin", True, "reference"),
+        (196, "swin", True, "tiled"),
+        (144, "irpe", True, "tiled"),
+        (144, "swin", True, "reference"),
+        (100, "irpe", True, "reference"),
         (100, "irpe", False, "sdpa"),
+        (625, "irpe on=qkv", True, "tiled"),
+        (49, "irpe on=qkv", False, "tiled"),
+        (49, "irpe on=qkv method=cross", False, "lowrank"),
+        (49, "irpe on=qkv method=cross", True, "tiled"),
     ],
 )
-def test_what_auto_takes(tokens, case, training, choice):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_auto_takes(tokens, case, training, choice, dtype):
     side = int(tokens**0.5)
     layout = TokenLayout(side, side)
-    q = torch.randn(1, 2, tokens, 6)
-    encoding = posenc.create_encoding(case, layout=layout, num_heads=2, head_dim=6)
+    name, *options = case.split()
+    encoding = posenc.create_encoding(
+        name, layout=layout, num_heads=2, head_dim=6, **dict(o.split("=") for o in options)
+    )
     encoding.train(training)
-    q = q.expand(2, -1, -1, -1)
+    q = torch.randn(2, 2, tokens, 6, dtype=dtype)
+    if dtype == torch.bfloat16 and choice == "lowrank" and "cross" not in case:
+        choice = "tiled"  # three times the columns
     with torch.set_grad_enabled(training):
         assert explain(q, q, q, encoding(q, q, layout)).choice == choice
 

@@ -1,11 +1,14 @@
 """Tile by tile equals all at once, forward and in every gradient, for any size of tile."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
 import posenc
-from posenc import TokenLayout, attend, explain
+from posenc import TokenLayout, attend, explain, memo, terms
 from posenc.attention import tiled
 from posenc.terms import DenseBias
 
@@ -24,9 +27,16 @@ CASES = {
 SIZES = [1, 60, 250, 900, 10**6]
 
 
+@pytest.fixture(params=["kept", "computed again"], autouse=True)
+def kept(request, monkeypatch):
+    """Whether backward gets the attention weights from forward."""
+    if request.param == "computed again":
+        monkeypatch.setattr(tiled, "KEPT_TOKENS", 0)
+
+
 @pytest.fixture
 def size(request, monkeypatch):
-    monkeypatch.setattr(tiled, "CPU_SCORES", request.param)
+    monkeypatch.setattr(tiled, "CPU_SCORES", request.param / torch.get_num_threads())
 
 
 def build(case, layout, dtype=torch.float64):
@@ -145,7 +155,8 @@ def test_without_gradients():
         assert not out.requires_grad
 
 
-def test_nothing_as_large_as_the_attention_waits_for_backward():
+def test_nothing_as_large_as_the_attention_waits_for_backward(monkeypatch):
+    monkeypatch.setattr(tiled, "KEPT_TOKENS", 0)
     layout = TokenLayout(12, 10, 1)
     _, qkv = packed_qkv(121)
     kept = []
@@ -176,6 +187,118 @@ def test_under_activation_checkpointing():
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+def test_checkpointing_lets_the_tensors_of_terms_go(keeps, monkeypatch):
+    if not keeps:
+        monkeypatch.setattr(tiled, "KEPT_TOKENS", 0)
+    layout = TokenLayout(3, 4, 1)
+    encoding = build("irpe on=qkv", layout)
+    _, qkv = packed_qkv(13)
+    lookups = []
+
+    def block(*qkv):
+        terms = encoding(*qkv[:2], layout)
+        lookups.append(weakref.ref(terms[0].lookup))
+        return attend(*qkv, terms, backend="tiled")
+
+    out = checkpoint(block, *qkv, use_reentrant=False)
+    gc.collect()
+    assert lookups[0]() is None
+    out.sum().backward()
+
+
+@pytest.mark.parametrize("case", ["irpe on=qkv", "swin", "human_part"])
+@pytest.mark.parametrize("inside", ["backward", "both"])
+def test_backward_under_autocast(case, inside):
+    layout = TokenLayout(3, 4, 1)
+    encoding = build(case, layout, torch.float32)
+    packed, qkv = packed_qkv(13, dtype=torch.float32)
+    grads = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside == "both"):
+            loss = attend(*qkv, encoding(*qkv[:2], layout), backend="tiled").float().sin().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            grads.append(
+                torch.autograd.grad(loss, [packed, *encoding.parameters()], retain_graph=True)
+            )
+    for one, other in zip(*grads, strict=True):  # that of the encoding itself runs in 16 bit
+        assert (one - other).abs().max() <= 2e-2 * one.abs().max()
+
+
+def test_another_number_of_threads_in_backward():
+    layout = TokenLayout(3, 4, 1)
+    encoding = build("irpe on=qkv", layout)
+    packed, qkv = packed_qkv(13)
+    threads = torch.get_num_threads()
+    loss = attend(*qkv, encoding(*qkv[:2], layout), backend="tiled").sin().sum()
+    once = torch.autograd.grad(loss, packed, retain_graph=True)[0]
+    try:
+        torch.set_num_threads(threads + 1)
+        assert torch.equal(torch.autograd.grad(loss, packed)[0], once)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_an_empty_batch():
+    layout = TokenLayout(3, 4, 1)
+    encoding = build("irpe on=qkv", layout)
+    _, qkv = packed_qkv(13, batch=0)
+    out = attend(*qkv, encoding(*qkv[:2], layout), backend="tiled")
+    assert out.shape == (0, HEADS, 13, DIM)
+    out.sum().backward()
+    assert not encoding.table_k.grad.any()
+
+
+def test_rows_that_biases_alone_mask_are_zero():
+    q = torch.randn(2, HEADS, 6, DIM, requires_grad=True)
+    bias = torch.randn(1, 1, 6, 6)
+    bias[..., 2, :] = -torch.inf
+    bias.requires_grad_()
+    for backend in ("tiled", "reference", "sdpa"):
+        out = attend(q, q, q, DenseBias(bias), backend=backend)
+        assert not out[:, :, 2].any()
+        assert all(g.isfinite().all() for g in torch.autograd.grad(out.sum(), [q, bias]))
+
+
+def test_a_mask_made_in_inference_mode():
+    with torch.inference_mode():
+        mask = torch.ones(6, 6).tril().bool()
+    q = torch.randn(2, HEADS, 6, DIM, requires_grad=True)
+    bias = torch.zeros(1, 1, 6, 6, requires_grad=True)
+    attend(q, q, q, DenseBias(bias), attn_mask=mask, backend="tiled").sum().backward()
+
+
+def test_more_buckets_than_tokens():
+    layout = TokenLayout(3, 4)
+    encoding = posenc.IRPE(layout, HEADS, DIM, on="v", ratio=9.0, dtype=torch.float64)
+    with torch.no_grad():
+        encoding.table_v.normal_()
+    packed, qkv = packed_qkv(12)
+    assert encoding.table_v.shape[1] > 12
+    assert_equal_to_reference(encoding, packed, qkv, layout)
+
+
+def test_large_maps_are_computed_in_blocks(monkeypatch):
+    """As small ones, which are remembered whole."""
+    monkeypatch.setattr(tiled, "CPU_SCORES", 50)
+    monkeypatch.setattr(terms, "REMEMBERED_PAIRS", 0)
+    memo.clear()
+    layout = TokenLayout(3, 5, 2)
+    packed, qkv = packed_qkv(17)
+    for case in ("irpe on=qkv", "irpe method=cross", "swin"):
+        assert_equal_to_reference(build(case, layout), packed, qkv, layout)
+
+
+def test_the_result_may_be_changed_in_place():
+    layout = TokenLayout(3, 4, 1)
+    _, qkv = packed_qkv(13)
+    out = attend(*qkv, build("swin", layout)(*qkv[:2], layout), backend="tiled")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.transpose(1, 2).reshape(BATCH, 13, -1).mul_(2).sum().backward()
+    with torch.no_grad():
+        attend(*qkv, build("swin", layout)(*qkv[:2], layout), backend="tiled").mul_(2)
+
+
 def test_a_second_derivative_is_refused():
     layout = TokenLayout(2, 3)
     _, (q, k, v) = packed_qkv(6)
@@ -204,7 +327,7 @@ def test_rejects_with_the_reason():
         attend(q, q, q, backend="tiled")
     with pytest.raises(ValueError, match="could not drop the same"):
         attend(q, q, q, bias, dropout_p=0.1, backend="tiled")
-    with pytest.raises(ValueError, match=r"not for torch\.compile"):
+    with pytest.raises(ValueError, match="for plain eager mode"):
         torch.vmap(lambda x: attend(x, x, x, bias, backend="tiled"))(q[None])
     terms = build("irpe on=qkv", layout, torch.float32)(q, q, layout)
     assert explain(q, q, q, terms, dropout_p=0.1).choice == "reference"
