@@ -22,12 +22,14 @@ from posenc.attention.call import AttentionCall
 from posenc.attention.parts import BiasPart, Tensors, Tile, ValuePart, bias_parts
 from posenc.functional.precision import without_autocast
 from posenc.memo import is_transformed
+from posenc.terms import LowRankBias
 
 CPU_SCORES = 2**19  # of one tile and thread: 2 MiB in float32, measured best of 2**17 to 2**20
 DEVICE_SCORES = 2**26
 # Up to so many tokens per column of a head, backward gets the attention weights from forward: they
 # are then a third of what a block keeps for backward, and save a quarter of the time.
 KEPT_TOKENS = 10
+NEGLIGIBLE = 80.0  # logits below the largest: a weight of 2e-35
 
 
 def rejects(call: AttentionCall) -> str | None:
@@ -52,6 +54,7 @@ def compute(call: AttentionCall) -> Tensor:
     plan = _Plan(
         call.scale,
         call.may_mask_rows,
+        any(isinstance(term, LowRankBias) and term.wide for term in call.terms),
         tile_sizes(batch, heads, tokens, _num_scores(query.device)),
         [(part, len(tensors)) for part, tensors in biases],
         [ValuePart(term.index) for term in call.value_terms],
@@ -69,6 +72,7 @@ class _Plan:
 
     scale: float
     may_mask_rows: bool
+    is_wide: bool
     sizes: tuple[int, int, int]  # of a tile: images, heads, rows
     biases: Sequence[tuple[BiasPart, int]]  # and how many tensors each has
     values: Sequence[ValuePart]
@@ -155,6 +159,9 @@ class _Scores:
         scores.view(shape[0] * shape[1], *shape[2:]).baddbmm_(
             query.flatten(0, 1), key.flatten(0, 1).transpose(-2, -1), alpha=self.plan.scale
         )
+        if self.plan.is_wide and not self.plan.may_mask_rows:
+            # Else far keys get subnormal weights, with which processors compute slowly.
+            torch.maximum(scores, scores.amax(-1, keepdim=True) - NEGLIGIBLE, out=scores)
         attention = scores.softmax(-1)
         if self.plan.may_mask_rows:
             attention.masked_fill_(scores.amax(-1, keepdim=True) == float("-inf"), 0.0)
