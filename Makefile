@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types contracts check bench sweep
+.PHONY: demo test lint types contracts check bench tables sweep
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -32,6 +32,9 @@ check: lint types contracts test
 bench: .venv/installed
 	$(BIN)/python benchmarks/bench_attention.py
 	$(BIN)/python benchmarks/bench_model.py
+
+tables: .venv/installed
+	$(BIN)/python docs/tables.py
 
 sweep: .venv/installed
 	$(BIN)/python docs/coverage.py

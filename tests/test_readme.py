@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import tables
 
 from posenc import registry
 
@@ -32,22 +33,11 @@ def test_own_encoding_is_about_30_lines():
     assert len([line for line in block.splitlines() if line.strip()]) <= 30
 
 
-def test_quoted_numbers_equal_the_result_files():
-    results = README.parent / "benchmarks" / "results"
-    forward, training, model = (
-        json.loads((results / f"{name}.json").read_text())
-        for name in ("attention_cpu", "attention_cpu_training", "model_cpu")
-    )
-    rows = [
-        line for line in README.read_text().splitlines() if re.match(r"\| `[a-z].*[0-9] \|", line)
-    ]
-    assert len(rows) == 7
-    for row in rows:
-        case, *quoted = (cell.strip(" `") for cell in row.strip("|").split("|"))
-        cells = [ratio(forward, case, shape) for shape in ("vit-s-224", "vit-s-384")]
-        cells += [ratio(training, case, shape) for shape in ("vit-s-224", "vit-s-384", "1024")]
-        whole = model["ratios_to_unpatched"].get(case)
-        assert quoted == [*cells, f"{whole['median']:.2f}" if whole else "-"]
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_quoted_tables_are_those_of_the_result_files(page):
+    text = page.read_text()
+    assert tables.filled(text) == text
+    assert text.count("<!-- table: ") == text.count("<!-- end -->") > 0
 
 
 def test_the_quoted_overhead_equals_the_result_files():
@@ -60,11 +50,6 @@ def test_the_quoted_overhead_equals_the_result_files():
         f"{tiny['nothing']['median']:.2f} of ViT-Ti and {small['nothing']['median']:.2f} of ViT-S"
     )
     assert quoted in README.read_text()
-
-
-def ratio(report, case, shape):
-    rows = report["ratios_to_plain_sdpa"]
-    return next(f"{r['median']:.2f}" for r in rows if (r["case"], r["shape"]) == (case, shape))
 
 
 def test_quoted_accuracies_equal_the_comparison():

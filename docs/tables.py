@@ -1,0 +1,151 @@
+"""Puts the tables of benchmarks/results/ into the README and docs/performance.md.
+
+python docs/tables.py   # `make tables`, after a benchmark was run again
+
+A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`. NAME is a report in
+benchmarks/results/, "targets" or "overview".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+sys.path.insert(0, str(ROOT / "benchmarks"))  # the table of a report is the benchmark's own
+
+from table import markdown  # noqa: E402
+
+SHAPES = {"reid": 129, "vit-s-224": 197, "vit-b-384": 577, "1024": 1025}
+OFFICIAL = {  # the row of the published code that does the same
+    "irpe": "peer: official iRPE k",
+    "irpe mode=bias": "peer: official iRPE bias k",
+    "irpe on=qkv": "peer: official iRPE qkv",
+    "irpe method=cross": "peer: official iRPE cross k",
+    "irpe method=cross on=qkv": "peer: official iRPE cross qkv",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A goal: the ratio of a case at a shape."""
+
+    case: str
+    report: str
+    shape: str
+    at_most: float
+
+
+def main() -> None:
+    """Writes the pages."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
+
+
+def filled(page: str) -> str:
+    """The page with every table as the reports have it now."""
+    pattern = r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda m: m[1] + table(m[2]) + "\n" + m[3], page, flags=re.DOTALL)
+
+
+def table(name: str) -> str:
+    """Of a report, and where it comes from."""
+    if name == "targets":
+        return targets_table()
+    if name == "overview":
+        return overview_table()
+    report = load(name)
+    origin = "`{command}`, {device}, {threads} thread, torch {torch}, commit {commit}".format(
+        **{**report, "commit": report["commit"][:7]}
+    )
+    return f"{markdown(report['ratios_to_plain_sdpa'])}\n\n{origin}"
+
+
+def load(name: str) -> dict:
+    """A report."""
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+
+
+TARGETS = [
+    *(
+        Target(case, report, shape, 1.3 if shape == "vit-s-224" else 1.2)
+        for case in ("quadratic", "human_part")
+        for report in ("attention_cpu.json", "attention_cpu_training.json")
+        for shape in ("vit-s-224", "vit-b-384", "1024")
+    ),
+    *(
+        Target(case, report, shape, at_most)
+        for case in ("swin", "irpe mode=bias")
+        for report, shape, at_most in (
+            ("attention_cpu.json", "vit-s-224", 1.12),
+            ("attention_cpu.json", "vit-b-384", 1.12),
+            ("attention_cpu.json", "1024", 1.12),
+            ("attention_cpu_training.json", "vit-s-224", 1.2),
+            ("attention_cpu_training.json", "vit-b-384", 1.5),
+            ("attention_cpu_training.json", "1024", 1.8),
+        )
+    ),
+    Target("irpe", "attention_cpu.json", "vit-s-224", 1.45),
+    Target("irpe", "attention_cpu.json", "vit-b-384", 1.45),
+    Target("irpe", "attention_cpu.json", "1024", 1.45),
+    Target("irpe", "attention_cpu_training.json", "vit-s-224", 1.4),
+    Target("irpe", "attention_cpu_training.json", "1024", 1.5),
+    Target("irpe on=qkv", "attention_cpu.json", "vit-s-224", 2.7),
+    Target("irpe on=qkv", "attention_cpu.json", "vit-b-384", 4.1),
+    *(
+        Target("irpe method=cross on=qkv", "attention_cpu.json", shape, 4.0)
+        for shape in ("vit-s-224", "vit-b-384", "1024")
+    ),
+]
+
+
+def targets_table() -> str:
+    """Goal, what was measured, and the published code in the same run."""
+    rows = [["encoding", "pass", "tokens", "goal", "measured", "official"], ["---"] * 6]
+    for target in TARGETS:
+        kind = "training" if "training" in target.report else "forward"
+        measured = ratio(target, target.case)
+        official = ratio(target, OFFICIAL.get(target.case))
+        text = f"{measured:.2f}" if measured <= target.at_most else f"**{measured:.2f}**"
+        theirs = "-" if official is None else f"{official:.2f}"
+        tokens, goal = str(SHAPES[target.shape]), f"{target.at_most:.2f}"
+        rows.append([f"`{target.case}`", kind, tokens, goal, text, theirs])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def overview_table() -> str:
+    """The README's: each encoding's attention, and a whole model with it."""
+    shapes = ("vit-s-224", "vit-b-384", "1024")
+    passes = {"forward": "attention_cpu.json", "training": "attention_cpu_training.json"}
+    grids = {"vit-s-224": "14x14", "vit-b-384": "24x24", "1024": "32x32"}
+    header = ["ratio to plain", *(f"{kind} {grids[s]}" for kind in passes for s in shapes)]
+    rows = [[*header, "ViT-S/16 forward", "training"], ["---"] * 9]
+    models = [
+        load(name)["ratios_to_unpatched"] for name in ("model_cpu.json", "model_cpu_training.json")
+    ]
+    for case in dict.fromkeys(
+        row["case"] for row in load("attention_cpu.json")["ratios_to_plain_sdpa"]
+    ):
+        if case.startswith("peer"):
+            continue
+        cells = [
+            ratio(Target(case, name, s, 0.0), case) for name in passes.values() for s in shapes
+        ]
+        cells += [model[case]["median"] if case in model else None for model in models]
+        rows.append([f"`{case}`", *("-" if cell is None else f"{cell:.2f}" for cell in cells)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def ratio(target: Target, case: str | None) -> float | None:
+    """Of this row at the target's shape; None where there is none."""
+    rows = load(target.report)["ratios_to_plain_sdpa"]
+    found = [r["median"] for r in rows if (r["case"], r["shape"]) == (case, target.shape)]
+    return found[0] if found else None
+
+
+if __name__ == "__main__":
+    main()
