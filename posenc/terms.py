@@ -88,7 +88,8 @@ class PairIndex:
         `"one"`: a single row, so that the position is the bucket. Small maps are remembered.
         """
         if self.layout.num_tokens**2 <= REMEMBERED_PAIRS:
-            return _position_map(self, rows, device)[block]
+            remembered = _position_map(self, rows, device)
+            return remembered if block == ALL else remembered[block]
         return _positions(self, rows, device, block)
 
     def slots(self, device: torch.device) -> Slots:

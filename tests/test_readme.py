@@ -60,3 +60,8 @@ def test_quoted_accuracies_equal_the_comparison():
     assert f"{none['CLS']:.0f} % from the CLS token and {none['mean']:.0f} %" in text
     values = [row[readout] for row in others for readout in ("CLS", "mean")]
     assert f"({min(values):.0f} to {max(values):.0f} %)" in text
+
+
+def test_the_quoted_import_time_is_that_of_the_result_file():
+    seconds = tables.load("model_cpu.json")["import_seconds_beyond_torch"]
+    assert f"`import posenc` takes {seconds:.2f} s beyond torch" in README.read_text()
