@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
-from posenc.terms import BiasTerm, LookupBias, LowRankBias, Term, ValueLookup, read_pairs
+from posenc.terms import BiasTerm, DenseBias, LookupBias, LowRankBias, Term, ValueLookup, read_pairs
 
 BLOCK = 8  # kernels want head dims that are multiples of it
 MIN_SCALE = 1e-6
@@ -23,7 +23,7 @@ MAX_WIDTH = 256  # of the fused kernels on CUDA
 
 def rejects(call: AttentionCall) -> str | None:
     """Computes thin terms only, and in 16 bit does not train those that 16 bits cannot hold."""
-    full = [type(term).__name__ for term in call.terms if not _is_thin(term)]
+    full = [_describe(term) for term in call.terms if not _is_thin(term)]
     if full or not call.terms:
         return (
             f"no low-rank factors in {' and '.join(sorted(set(full))) or 'a call without a bias'}"
@@ -86,6 +86,11 @@ def _is_thin(term: Term) -> bool:
     if isinstance(term, (LookupBias, ValueLookup)):
         return term.index.axis is not None
     return isinstance(term, LowRankBias)
+
+
+def _describe(term: Term) -> str:
+    name = type(term).__name__
+    return name if isinstance(term, DenseBias) else f"{name} over both axes"
 
 
 def _num_columns(term: BiasTerm, is_16_bit: bool) -> int:
