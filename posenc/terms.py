@@ -94,7 +94,7 @@ class PairIndex:
 
     def slots(self, device: torch.device) -> Slots:
         """The bucket of a pair by arithmetic, without the `N x N` map."""
-        return Slots(*(part.to(device) for part in _slots(self)))
+        return Slots(*_slots(self, device))
 
     def lines(self, device: torch.device) -> Lines:
         """The rows (or columns) of the grid, as `axis` says, and one line of prefix tokens."""
@@ -134,7 +134,7 @@ class Lines(NamedTuple):
 
 
 @memoised
-def _slots(index: PairIndex) -> tuple[Tensor, Tensor, Tensor]:
+def _slots(index: PairIndex, device: torch.device) -> tuple[Tensor, ...]:
     layout, pitch = index.layout, 2 * index.layout.width - 1
     rows = torch.arange(layout.height, device="cpu") * pitch
     patches = (rows[:, None] + torch.arange(layout.width, device="cpu")).flatten()
@@ -145,7 +145,7 @@ def _slots(index: PairIndex) -> tuple[Tensor, Tensor, Tensor]:
     keys = torch.cat([patches.new_full((layout.prefix,), -2 * last - 2), patches])
     if index.transposed:  # bucket[query'[j] - key'[i]]
         queries, keys = -keys, -queries
-    return torch.cat([buckets, *stretches]), queries, keys
+    return tuple(x.to(device) for x in (torch.cat([buckets, *stretches]), queries, keys))
 
 
 @memoised
@@ -338,10 +338,9 @@ class ValueLookup:
 
     def apply(self, attention: Tensor) -> Tensor:
         """`[B, heads, N, N]` -> `[B, heads, N, Dv]`: sums per bucket, times the table."""
-        batch, heads, tokens, _ = attention.shape
-        pairs = self.index.dense(attention.device).expand(attention.shape)
-        sums = attention.new_zeros(batch, heads, tokens, self.index.num_buckets)
-        return sums.scatter_add(-1, pairs, attention) @ self.table.to(attention.dtype)
+        buckets = self.index.dense(attention.device)
+        sums = sum_buckets(attention, buckets, self.index.num_buckets)
+        return sums @ self.table.to(attention.dtype)
 
     def check(self, batch: int, heads: int, tokens: int, value_dim: int) -> None:
         """Raises unless the shapes fit values `[batch, heads, tokens, value_dim]`."""
@@ -360,6 +359,12 @@ def add_pairs(flat: Tensor, positions: Tensor, values: Tensor) -> Tensor:
     """The reverse, in place: `flat[..., positions[i, j]] += values[..., i, j]`."""
     where = positions.reshape(-1).expand(*flat.shape[:-1], -1)
     return flat.scatter_add_(-1, where, values.flatten(-2))
+
+
+def sum_buckets(attention: Tensor, buckets: Tensor, num_buckets: int) -> Tensor:
+    """`out[..., i, t]`: the sum of `attention[..., i, j]` over the j with `buckets[i, j] = t`."""
+    sums = attention.new_zeros(*attention.shape[:-1], num_buckets)
+    return sums.scatter_add(-1, buckets.expand(attention.shape), attention)
 
 
 BiasTerm = DenseBias | LookupBias | LowRankBias

@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
-from posenc.terms import BiasTerm, DenseBias, LookupBias, LowRankBias, Term, ValueLookup, read_pairs
+from posenc.terms import (
+    BiasTerm,
+    DenseBias,
+    LookupBias,
+    LowRankBias,
+    Term,
+    ValueLookup,
+    read_pairs,
+    sum_buckets,
+)
 
 BLOCK = 8  # kernels want head dims that are multiples of it
 MIN_SCALE = 1e-6
@@ -142,9 +151,8 @@ def _one_hot(term: ValueLookup, call: AttentionCall) -> Tensor:
 
 def _read_values(term: ValueLookup, lines: Tensor) -> Tensor:
     """The value term, from the attention summed per line: `[B, heads, N, Dv]`."""
-    buckets = term.index.line_positions("one", lines.device).expand(lines.shape)
-    sums = lines.new_zeros(*lines.shape[:-1], term.index.num_buckets)
-    return sums.scatter_add(-1, buckets, lines) @ term.table.to(lines.dtype)
+    buckets = term.index.line_positions("one", lines.device)
+    return sum_buckets(lines, buckets, term.index.num_buckets) @ term.table.to(lines.dtype)
 
 
 def _split(left: Tensor, right: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

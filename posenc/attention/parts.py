@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
-from posenc.terms import BiasTerm, DenseBias, LookupBias, PairIndex, add_pairs, read_pairs
+from posenc.terms import (
+    BiasTerm,
+    DenseBias,
+    LookupBias,
+    PairIndex,
+    add_pairs,
+    read_pairs,
+    sum_buckets,
+)
 
 Tensors = tuple[Tensor, ...]
 Grads = Sequence[Tensor | None]  # buffers of the tensors' shapes, None where none is needed
@@ -40,6 +48,20 @@ class Tile:
         return self.of(tensor)[:, :, self.rows if tensor.shape[2] > 1 else slice(None)]
 
 
+class _Positions:
+    """Where the rows of a tile read; kept until other rows come, since many tiles share them."""
+
+    def __init__(self, index: PairIndex, rows: str) -> None:
+        self.index, self.rows = index, rows
+        self._block: tuple[slice, Tensor] | None = None
+
+    def of(self, tile: Tile, device: torch.device) -> Tensor:
+        """`[rows, N]` int64."""
+        if self._block is None or self._block[0] != tile.rows:
+            self._block = (tile.rows, self.index.positions(self.rows, device, tile.rows))
+        return self._block[1]
+
+
 class BiasPart(ABC):
     """How one bias is read from its tensors, and its gradient summed into theirs."""
 
@@ -58,13 +80,12 @@ class LookupPart(BiasPart):
     """`LookupBias`, of one contiguous tensor: read by position in the flattened table."""
 
     def __init__(self, term: LookupBias) -> None:
-        self.index, self.rows = term.index, term.rows
-        self._block: tuple[slice, Tensor] | None = None
+        self.positions = _Positions(term.index, term.rows)
 
     def read(self, tensors: Tensors, tile: Tile) -> Tensor:
         """By gathering."""
         lookup = tile.of(tensors[0])
-        return read_pairs(lookup.flatten(-2), self._positions(tile, lookup.device))
+        return read_pairs(lookup.flatten(-2), self.positions.of(tile, lookup.device))
 
     def collect(self, grads: Grads, tensors: Tensors, tile: Tile, scores: Tensor) -> None:
         """By sums per position."""
@@ -74,13 +95,7 @@ class LookupPart(BiasPart):
         batch, heads, rows, buckets = target.shape
         target = target.view(batch, heads, rows * buckets)  # raises rather than copies
         scores = scores.sum_to_size(batch, heads, *scores.shape[2:])
-        add_pairs(target, self._positions(tile, target.device), scores)
-
-    def _positions(self, tile: Tile, device: torch.device) -> Tensor:
-        """Of these rows; kept until other rows come, since tiles with the same rows do not."""
-        if self._block is None or self._block[0] != tile.rows:
-            self._block = (tile.rows, self.index.positions(self.rows, device, tile.rows))
-        return self._block[1]
+        add_pairs(target, self.positions.of(tile, target.device), scores)
 
 
 class DensePart(BiasPart):
@@ -136,7 +151,7 @@ class ValuePart:
 
     def __init__(self, index: PairIndex) -> None:
         self.index = index
-        self._block: tuple[slice, Tensor] | None = None
+        self.buckets = _Positions(index, "one")
 
     @property
     def keeps_sums(self) -> bool:
@@ -145,8 +160,8 @@ class ValuePart:
 
     def sums(self, attention: Tensor, tile: Tile) -> Tensor:
         """Attention per bucket: `[images, heads, rows, T]`."""
-        sums = attention.new_zeros(*attention.shape[:3], self.index.num_buckets)
-        return sums.scatter_add_(-1, self._buckets(attention, tile), attention)
+        buckets = self.buckets.of(tile, attention.device)
+        return sum_buckets(attention, buckets, self.index.num_buckets)
 
     def read(self, table: Tensor, sums: Tensor, tile: Tile) -> Tensor:
         """What is added to the output: `[images, heads, rows, Dv]`."""
@@ -157,7 +172,8 @@ class ValuePart:
     ) -> None:
         """Adds what the attention gets from its bucket sums."""
         lookup = out_grad @ self._table(table, tile).transpose(-2, -1)
-        attention_grad += torch.gather(lookup, -1, self._buckets(attention_grad, tile))
+        buckets = self.buckets.of(tile, lookup.device).expand(attention_grad.shape)
+        attention_grad += torch.gather(lookup, -1, buckets)
 
     def collect(self, grad: Tensor, sums: Tensor, out_grad: Tensor, tile: Tile) -> None:
         """Adds the gradient of the table."""
@@ -165,12 +181,6 @@ class ValuePart:
 
     def _table(self, table: Tensor, tile: Tile) -> Tensor:
         return table[tile.heads] if table.shape[0] > 1 else table
-
-    def _buckets(self, attention: Tensor, tile: Tile) -> Tensor:
-        if self._block is None or self._block[0] != tile.rows:
-            buckets = self.index.positions("one", attention.device, tile.rows)
-            self._block = (tile.rows, buckets)
-        return self._block[1].expand(attention.shape)
 
 
 def bias_parts(call: AttentionCall) -> list[tuple[BiasPart, Tensors]]:
