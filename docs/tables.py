@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 sys.path.insert(0, str(ROOT / "benchmarks"))  # the table of a report is the benchmark's own
 
+from cases import ENCODINGS, SHAPES  # noqa: E402
 from table import markdown  # noqa: E402
 
-SHAPES = {"reid": 129, "vit-s-224": 197, "vit-b-384": 577, "1024": 1025}
 OFFICIAL = {  # the row of the published code that does the same
     "irpe": "peer: official iRPE k",
     "irpe mode=bias": "peer: official iRPE bias k",
@@ -60,7 +60,7 @@ def table(name: str) -> str:
         return overview_table()
     report = load(name)
     origin = "`{command}`, {device}, {threads} thread, torch {torch}, commit {commit}".format(
-        **{**report, "commit": report["commit"][:7]}
+        **report
     )
     return f"{markdown(report['ratios_to_plain_sdpa'])}\n\n{origin}"
 
@@ -108,11 +108,11 @@ def targets_table() -> str:
     rows = [["encoding", "pass", "tokens", "goal", "measured", "official"], ["---"] * 6]
     for target in TARGETS:
         kind = "training" if "training" in target.report else "forward"
-        measured = ratio(target, target.case)
-        official = ratio(target, OFFICIAL.get(target.case))
+        measured = ratio(target.report, target.case, target.shape)
+        official = ratio(target.report, OFFICIAL.get(target.case), target.shape)
         text = f"{measured:.2f}" if measured <= target.at_most else f"**{measured:.2f}**"
         theirs = "-" if official is None else f"{official:.2f}"
-        tokens, goal = str(SHAPES[target.shape]), f"{target.at_most:.2f}"
+        tokens, goal = str(SHAPES[target.shape].layout.num_tokens), f"{target.at_most:.2f}"
         rows.append([f"`{target.case}`", kind, tokens, goal, text, theirs])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -121,30 +121,24 @@ def overview_table() -> str:
     """The README's: each encoding's attention, and a whole model with it."""
     shapes = ("vit-s-224", "vit-b-384", "1024")
     passes = {"forward": "attention_cpu.json", "training": "attention_cpu_training.json"}
-    grids = {"vit-s-224": "14x14", "vit-b-384": "24x24", "1024": "32x32"}
-    header = ["ratio to plain", *(f"{kind} {grids[s]}" for kind in passes for s in shapes)]
-    rows = [[*header, "ViT-S/16 forward", "training"], ["---"] * 9]
+    grids = [f"{SHAPES[shape].height}x{SHAPES[shape].width}" for shape in shapes]
+    header = ["ratio to plain", *(f"{kind} {grid}" for kind in passes for grid in grids)]
+    header += ["ViT-S/16 forward", "ViT-S/16 training"]
+    rows = [header, ["---"] * len(header)]
     models = [
         load(name)["ratios_to_unpatched"] for name in ("model_cpu.json", "model_cpu_training.json")
     ]
-    for case in dict.fromkeys(
-        row["case"] for row in load("attention_cpu.json")["ratios_to_plain_sdpa"]
-    ):
-        if case.startswith("peer"):
-            continue
-        cells = [
-            ratio(Target(case, name, s, 0.0), case) for name in passes.values() for s in shapes
-        ]
+    for case in ENCODINGS:
+        cells = [ratio(report, case, shape) for report in passes.values() for shape in shapes]
         cells += [model[case]["median"] if case in model else None for model in models]
         rows.append([f"`{case}`", *("-" if cell is None else f"{cell:.2f}" for cell in cells)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def ratio(target: Target, case: str | None) -> float | None:
-    """Of this row at the target's shape; None where there is none."""
-    rows = load(target.report)["ratios_to_plain_sdpa"]
-    found = [r["median"] for r in rows if (r["case"], r["shape"]) == (case, target.shape)]
-    return found[0] if found else None
+def ratio(report: str, case: str | None, shape: str) -> float | None:
+    """The median of this row; None where there is none."""
+    rows = load(report)["ratios_to_plain_sdpa"]
+    return next((r["median"] for r in rows if (r["case"], r["shape"]) == (case, shape)), None)
 
 
 if __name__ == "__main__":

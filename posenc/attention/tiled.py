@@ -27,8 +27,8 @@ from posenc.terms import LowRankBias
 CPU_SCORES = 2**19  # of one tile and thread: 2 MiB in float32, measured best of 2**17 to 2**20
 DEVICE_SCORES = 2**26
 # Up to so many tokens per column of a head, backward gets the attention weights from forward, which
-# was measured to save a sixth of the time. A block keeps about 30 numbers per token and column for
-# backward anyway: the weights are at most a third of that.
+# was measured to save a sixth of the time. A ViT block keeps 16 numbers per token and column for
+# backward anyway: the weights add a fifth to that at 197 tokens, and at most two thirds.
 KEPT_TOKENS = 10
 NEGLIGIBLE = 80.0  # logits below the largest: a weight of 2e-35
 

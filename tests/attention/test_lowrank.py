@@ -289,6 +289,23 @@ def test_float16_does_not_overflow():
     assert worst(out, expected.double()) < 0.02
 
 
+def test_the_quoted_precision_of_the_quadratic_encoding():
+    """32x32 patches and alpha 10, as docs/performance.md says."""
+    torch.manual_seed(0)
+    layout = TokenLayout(32, 32, 1)
+    encoding = posenc.Quadratic(layout, 2, alpha=10.0)
+    q = torch.randn(1, 2, layout.num_tokens, 8)
+    grads = {}
+    for backend, dtype in (("reference", torch.float64), ("tiled", None), ("lowrank", None)):
+        own = encoding.to(dtype or torch.float32)
+        x = q.to(dtype or torch.float32)
+        out = attend(x, x, x, own(x, x, layout), backend=backend)
+        grads[backend] = torch.autograd.grad(out.square().sum(), own.alpha)[0].double()
+    exact = grads["reference"]
+    assert (grads["tiled"] - exact).norm() < 1e-6 * exact.norm()
+    assert (grads["lowrank"] - exact).norm() > 0.5 * exact.norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_gradients_of_factors_that_are_not_wide(dtype):
     layout = TokenLayout(16, 8, 1)

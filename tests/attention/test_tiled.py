@@ -4,6 +4,7 @@ import gc
 import weakref
 
 import pytest
+import timm
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -345,3 +346,27 @@ def test_rejects_with_the_reason():
 )
 def test_sizes_of_tiles(sizes, expected):
     assert tiled.tile_sizes(*sizes) == expected
+
+
+def test_how_long_the_weights_are_kept():
+    limit = tiled.KEPT_TOKENS * 64  # 0 where the fixture says "computed again"
+    assert limit in (0, 640)
+    assert tiled.keeps_attention(limit, 64)
+    assert not tiled.keeps_attention(limit + 1, 64)
+
+
+@pytest.mark.parametrize(("tokens", "share"), [(197, 0.19), (640, 0.62)])
+def test_kept_weights_beside_what_a_block_keeps_anyway(tokens, share):
+    """The shares that tiled.py and docs/performance.md name."""
+    block = timm.models.vision_transformer.Block(dim=192, num_heads=3, qkv_bias=True)
+    own = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        block(torch.randn(1, tokens, 192, requires_grad=True))
+    anyway = sum(size for pointer, size in kept.items() if pointer not in own)
+    assert 4 * 3 * tokens**2 / anyway == pytest.approx(share, abs=0.01)
