@@ -113,7 +113,7 @@ class Slots(NamedTuple):
 
     A patch is at `row (2 width - 1) + column`, so that differences of positions are those of
     offsets; prefix tokens have positions whose differences fall behind the grid's table, in one
-    stretch of it for each kind of prefix pair.
+    stretch of it for each kind of prefix pair. Positions depend on the layout only.
     """
 
     buckets: Tensor
@@ -139,12 +139,14 @@ def _slots(index: PairIndex, device: torch.device) -> tuple[Tensor, ...]:
     rows = torch.arange(layout.height, device="cpu") * pitch
     patches = (rows[:, None] + torch.arange(layout.width, device="cpu")).flatten()
     last = (layout.height - 1) * pitch + layout.width - 1  # the largest position
-    buckets = index.buckets.flatten()
-    stretches = [buckets.new_full((last + 1,), bucket) for bucket in index.prefix_buckets or ()]
     queries = torch.cat([patches.new_full((layout.prefix,), 3 * last + 1), patches + last])
     keys = torch.cat([patches.new_full((layout.prefix,), -2 * last - 2), patches])
-    if index.transposed:  # bucket[query'[j] - key'[i]]
-        queries, keys = -keys, -queries
+    buckets = index.buckets.flatten()
+    prefix = index.prefix_buckets or ()
+    if index.transposed:  # the opposite offset, and prefix queries for prefix keys
+        buckets = buckets.flip(0)
+        prefix = (prefix[1], prefix[0], prefix[2]) if prefix else ()
+    stretches = [buckets.new_full((last + 1,), bucket) for bucket in prefix]
     return tuple(x.to(device) for x in (torch.cat([buckets, *stretches]), queries, keys))
 
 

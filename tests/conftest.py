@@ -1,5 +1,14 @@
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton's interpreter runs kernels on the CPU; it must be asked for before the import.
+    os.environ["TRITON_INTERPRET"] = "1"
+    import posenc.attention.kernels.run  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
 
 
 @pytest.fixture(autouse=True)

@@ -455,7 +455,7 @@ def test_an_explicit_backend_never_falls_back(call):
 @pytest.mark.parametrize("terms", [(), BIAS, [BIAS, value_lookup()]], ids=["none", "bias", "value"])
 def test_explain_agrees_with_attend(terms):
     explanation = explain(Q, Q, Q, terms)
-    assert explanation.reasons.keys() == {*WITH_TERMS, "lowrank", "flex"}
+    assert explanation.reasons.keys() == {*WITH_TERMS, "lowrank", "triton", "flex"}
     assert explanation.reasons[explanation.choice] is None
     for backend, reason in explanation.reasons.items():
         if reason is None:

@@ -1,0 +1,138 @@
+"""What the compiler says about the Triton kernels, without a GPU: registers, spills, shared memory.
+
+    python benchmarks/inspect_kernels.py --capability 90 --dtype bfloat16 --head-dim 64
+
+Compiles every kernel that one call with gradients needs, for each kind of term, and prints what
+ptxas reports. A spill is what a thread must write to memory because registers do not hold it. This
+says whether the kernels compile and fit, and nothing about their speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+import posenc
+from posenc.attention import triton as backend
+from posenc.attention.call import AttentionCall
+
+KINDS = {
+    "static": ("swin", {}),
+    "contextual": ("irpe", {}),
+    "contextual on q and k": ("irpe", {"on": "qk"}),
+    "cross on q, k and v": ("irpe", {"method": "cross", "on": "qkv"}),
+    "value": ("irpe", {"on": "qkv"}),
+    "low rank": ("human_part", {}),
+    "nothing": (None, {}),
+}
+SHARED_LIMITS = {80: 163, 86: 99, 89: 99, 90: 227}  # KiB a program may have, CUDA guide, table 24
+
+
+class _Target:
+    """Stands for a device that is not there."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def inspect(
+    capability: int, dtype: torch.dtype, head_dim: int, kinds: list[str], layout: posenc.TokenLayout
+) -> Iterator[dict[str, Any]]:
+    """A row for each kernel of each kind."""
+    driver.set_active(_Target(capability))
+    compiled: list[Any] = []
+    original = JITFunction.run
+
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        compiled.append((self.__name__, original(self, *args, grid=grid, warmup=True, **options)))
+
+    JITFunction.run = compile_only
+    try:
+        for kind in kinds:
+            compiled.clear()
+            _run(kind, dtype, head_dim, layout)
+            for name, kernel in compiled:
+                yield {"kind": kind, "kernel": name, **_report(kernel, capability)}
+    finally:
+        JITFunction.run = original
+
+
+def _run(kind: str, dtype: torch.dtype, head_dim: int, layout: posenc.TokenLayout) -> None:
+    """A call with gradients; its result is not computed."""
+    name, options = KINDS[kind]
+    q, k, v = torch.randn(3, 1, 2, layout.num_tokens, head_dim).to(dtype).requires_grad_().unbind()
+    terms = ()
+    if name is not None:
+        encoding = posenc.create_encoding(
+            name, layout=layout, num_heads=2, head_dim=head_dim, **options
+        )
+        terms = tuple(encoding(q.float(), k.float(), layout))
+    call = AttentionCall(q, k, v, terms, None, 0.0, False, None, False)
+    backend.compute(call).sum().backward()
+
+
+def _report(kernel: Any, capability: int) -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(kernel.asm["ptx"])
+        file.flush()
+        gpu = f"sm_{capability}" + ("a" if capability >= 90 else "")
+        ptxas = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name", gpu, file.name]
+        text = subprocess.run(
+            [*ptxas, "-o", "/dev/null"], capture_output=True, text=True, check=True
+        ).stderr
+    return {
+        "registers": int(re.search(r"Used (\d+) registers", text)[1]),
+        "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", text))),
+        "shared": kernel.metadata.shared,
+        "warps": kernel.metadata.num_warps,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--capability", type=int, default=90)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--grid", type=int, nargs=2, default=(32, 32))
+    parser.add_argument("--prefix", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    layout = posenc.TokenLayout(*options.grid, options.prefix)
+    dtype = getattr(torch, options.dtype)
+    rows = []
+    for row in inspect(options.capability, dtype, options.head_dim, options.kinds, layout):
+        rows.append(row)
+        print(
+            f"{row['kind']:>22} {row['kernel']:>16}: {row['registers']:3d} registers, "
+            f"{row['spilled']:5d} bytes spilled, {row['shared'] / 1024:6.1f} KiB shared, "
+            f"{row['warps']} warps",
+            flush=True,
+        )
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Launches the kernels: pointers, strides, constants, and the size of the grid."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from posenc.attention.kernels import blocks
+from posenc.attention.kernels.blocks import Blocks
+from posenc.attention.kernels.operands import Operands
+from posenc.attention.kernels.tiles import Call, Lookup, Mask, Rows, Shape
+
+MIN_BLOCK = 16  # of a matrix product
+
+
+class Launcher:
+    """Launches kernels for the same operands."""
+
+    def __init__(self, operands: Operands) -> None:
+        self.operands, self.call = operands, _call(operands)
+
+    def __call__(self, name: str, kernel: Any, count: Callable[[Blocks], int], *args: Any) -> None:
+        """Runs so many programs of a kernel; its last argument is the shape."""
+        size = self.blocks(name)
+        grid = (count(size),)
+        with _on(self.operands.query.device):
+            kernel[grid](
+                *args,
+                _shape(self.operands, size),
+                num_warps=size.warps,
+                num_stages=size.stages,
+            )
+
+    def blocks(self, name: str) -> Blocks:
+        """Sizes of the tiles of a kernel."""
+        query, value = self.operands.query, self.operands.value
+        return blocks.choose(name, _block(max(query.shape[-1], value.shape[-1])), query.itemsize)
+
+    def query_tiles(self, size: Blocks) -> int:
+        """Of all images and heads."""
+        batch, heads, queries, _ = self.operands.query.shape
+        return batch * heads * triton.cdiv(queries, size.rows)
+
+    def key_tiles(self, size: Blocks) -> int:
+        """Of all images and heads."""
+        batch, heads, keys, _ = self.operands.key.shape
+        return batch * heads * triton.cdiv(keys, size.columns)
+
+    def pair_tiles(self, size: Blocks) -> int:
+        """Of all heads, for one image."""
+        _, heads, queries, _ = self.operands.query.shape
+        keys = self.operands.key.shape[2]
+        return heads * triton.cdiv(queries, size.rows) * triton.cdiv(keys, size.columns)
+
+
+def is_interpreted() -> bool:
+    """Whether Python runs the kernels."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def rows(tensor: Tensor) -> Rows:
+    """A `[B, heads, rows, columns]` tensor; axes of size 1 are shared."""
+    return Rows(tensor, *_strides(tensor)[:3])
+
+
+def bucket_tables(buckets: Tensor | None) -> tuple[Tensor, ...]:
+    """One for each term."""
+    return () if buckets is None else buckets.unbind()
+
+
+def _call(operands: Operands) -> Call:
+    query, key, value = operands.query, operands.key, operands.value
+    return Call(
+        query=rows(query),
+        key=rows(key),
+        value=rows(value),
+        table=None if operands.table is None else rows(operands.table[:, :, None]),
+        query_lookup=_lookup(operands.query_lookup, operands.query_buckets),
+        key_lookup=_lookup(operands.key_lookup, operands.key_buckets),
+        left=None if operands.left is None else rows(operands.left),
+        right=None if operands.right is None else rows(operands.right),
+        # As numbers: a pointer to booleans is not the same everywhere.
+        keep=_mask(None if operands.keep is None else operands.keep.view(torch.uint8)),
+        mask=_mask(operands.mask),
+        query_slots=operands.query_slots,
+        key_slots=operands.key_slots,
+        seed=operands.seed,
+        heads=query.shape[1],
+        queries=query.shape[2],
+        keys=key.shape[2],
+        scale=operands.scale,
+        dropout=operands.dropout_p,
+    )
+
+
+def _lookup(values: Tensor | None, buckets: Tensor | None) -> Lookup | None:
+    return None if values is None else Lookup(rows(values), bucket_tables(buckets))
+
+
+def _mask(mask: Tensor | None) -> Mask | None:
+    return None if mask is None else Mask(mask, *_strides(mask))
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    sizes = zip(tensor.stride(), tensor.shape, strict=True)
+    return tuple(0 if size == 1 else stride for stride, size in sizes)
+
+
+def _shape(operands: Operands, size: Blocks) -> Shape:
+    head_dim, value_dim = operands.query.shape[-1], operands.value.shape[-1]
+    rank = 0 if operands.left is None else operands.left.shape[-1]
+    in_float32 = operands.query.dtype == torch.float32
+    # As for PyTorch's own products; factors lose nothing in either.
+    exact = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    numbers = (
+        *(size.rows, size.columns),
+        *(head_dim, _block(head_dim), value_dim, _block(value_dim)),
+        *(rank, _block(rank)),
+        operands.is_causal,
+        exact,
+        "ieee" if in_float32 else "tf32x3",
+    )
+    return Shape(*map(tl.constexpr, numbers))
+
+
+def _block(width: int) -> int:
+    return max(MIN_BLOCK, triton.next_power_of_2(width))
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Kernels are launched on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

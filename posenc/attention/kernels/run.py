@@ -1,0 +1,232 @@
+"""Forward and backward as functions of tensors: memory, kernels, and sums in a fixed order.
+
+Sums that many programs add to are atomic, in no fixed order. Where PyTorch is asked for
+deterministic algorithms they are made of integers, whose sum has no order: multiples of a unit so
+small that 62 bits just hold the largest sum that is possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from posenc.attention.kernels.backward import (
+    Upstream,
+    exact_deltas,
+    key_gradients,
+    query_gradients,
+    row_deltas,
+    table_gradient,
+)
+from posenc.attention.kernels.forward import forward
+from posenc.attention.kernels.launch import Launcher, bucket_tables, is_interpreted, rows
+from posenc.attention.kernels.memory import empty, empty_forward, empty_gradients
+from posenc.attention.kernels.operands import Operands
+from posenc.attention.kernels.tiles import Lookup
+
+WEIGHT_UNITS = 2.0**40  # in 1; weights are at most 1 / (1 - dropout_p)
+TABLE_PROGRAMS = 1024  # wanted: fewer would leave a large device idle
+
+
+def run_forward(operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, lse, sums), see `forward.py`."""
+    given, operands = operands, _readable(operands)
+    out, lse, sums = empty_forward(operands)
+    if _is_empty(operands):
+        return out.zero_().to(given.query.dtype), lse, sums.zero_()
+    total = _Sums(sums, WEIGHT_UNITS)
+    launch = Launcher(operands)
+    launch(
+        "forward",
+        forward,
+        launch.query_tiles,
+        *(launch.call, rows(out), lse, total.rows if operands.num_sums else None),
+        *(bucket_tables(operands.value_buckets), total.unit),
+    )
+    return out.to(given.query.dtype), lse, total.result()
+
+
+def run_backward(
+    operands: Operands,
+    out: Tensor,
+    lse: Tensor,
+    sums: Tensor,
+    out_grad: Tensor,
+    sums_grad: Tensor | None,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of the first operands, empty where not needed."""
+    given, operands = operands, _readable(operands)
+    if _is_empty(operands):
+        return [grad.zero_() for grad in empty_gradients(given, needs)]
+    out, out_grad = (_columns_together(x.to(operands.query.dtype)) for x in (out, out_grad))
+    sums_grad = None if sums_grad is None else sums_grad.contiguous()
+    grads = _Backward(operands, out, lse, sums, out_grad, sums_grad, needs).run()
+    return [
+        grad.to(operand.dtype) if need and operand is not None else empty(given.query, 0)
+        for grad, operand, need in zip(grads, given.differentiable, needs, strict=True)
+    ]
+
+
+class _Backward:
+    def __init__(
+        self,
+        operands: Operands,
+        out: Tensor,
+        lse: Tensor,
+        sums: Tensor,
+        out_grad: Tensor,
+        sums_grad: Tensor | None,
+        needs: Sequence[bool],
+    ) -> None:
+        self.operands, self.needs = operands, needs
+        self.out, self.out_grad, self.lse = out, out_grad, lse
+        self.sums, self.sums_grad = sums, sums_grad
+        self.launch = Launcher(operands)
+        # The kernels write the first three in any case.
+        self.grads = empty_gradients(operands, [True, True, True, *needs[3:]])
+
+    def run(self) -> list[Tensor]:
+        """Launches what is needed."""
+        tables = bucket_tables(self.operands.value_buckets)
+        lookup = None if self.sums_grad is None else Lookup(rows(self.sums_grad), tables)
+        self.up = Upstream(rows(self.out_grad), self.lse, None, lookup)
+        delta = self._deltas()
+        self.up = self.up._replace(delta=delta)
+        self.units = _units(self.operands, self.out_grad, self.sums_grad, delta)
+        query, key, value, table, query_lookup, key_lookup, left, right = self.needs
+        if query or query_lookup or left:
+            self._by_query()
+        if key or value or key_lookup or right:
+            self._by_key()
+        if table:
+            self._by_pair()
+        return self.grads
+
+    def _deltas(self) -> Tensor:
+        delta, launch = empty(self.lse, *self.lse.shape), self.launch
+        if self.operands.needs_exact_deltas:
+            launch("query", exact_deltas, launch.query_tiles, launch.call, self.up, delta)
+            return delta
+        launch(
+            "deltas",
+            row_deltas,
+            launch.query_tiles,
+            *(rows(self.out), rows(self.out_grad), delta),
+            *(launch.call.heads, launch.call.queries),
+        )
+        return delta if self.sums_grad is None else delta + (self.sums * self.sums_grad).sum(-2)
+
+    def _by_query(self) -> None:
+        lookup, left = self._sums(4), self._of_all_heads(6)
+        self.launch(
+            "query",
+            query_gradients,
+            self.launch.query_tiles,
+            *(self.launch.call, self.up, rows(self.grads[0])),
+            *(lookup and lookup.rows, None if left is None else rows(left), self.units),
+        )
+        self._finish(4, lookup, 6, left)
+
+    def _by_key(self) -> None:
+        lookup, right = self._sums(5), self._of_all_heads(7)
+        self.launch(
+            "key",
+            key_gradients,
+            self.launch.key_tiles,
+            *(self.launch.call, self.up, rows(self.grads[1]), rows(self.grads[2])),
+            *(lookup and lookup.rows, None if right is None else rows(right), self.units),
+        )
+        self._finish(5, lookup, 7, right)
+
+    def _by_pair(self) -> None:
+        """Each program adds some images, as many as leave enough programs."""
+        batch, launch = self.operands.query.shape[0], self.launch
+        table = _Sums(self.grads[3][:, :, None], self.units)
+        tiles = launch.pair_tiles(launch.blocks("table"))
+        groups = batch if len(self.grads[3]) > 1 else min(batch, -(-TABLE_PROGRAMS // tiles))
+        images = -(-batch // groups)
+        groups = -(-batch // images)
+        launch(
+            "table",
+            table_gradient,
+            lambda size: launch.pair_tiles(size) * groups,
+            *(launch.call, self.up, table.rows, self.units, batch, images),
+        )
+        self.grads[3] = table.result()[:, :, 0]
+
+    def _sums(self, at: int) -> _Sums | None:
+        return _Sums(self.grads[at], self.units) if self.needs[at] else None
+
+    def _of_all_heads(self, at: int) -> Tensor | None:
+        """Each image and head writes its own, before they are added."""
+        if not self.needs[at]:
+            return None
+        like = self.grads[at]
+        return empty(like, *self.operands.query.shape[:2], *like.shape[2:])
+
+    def _finish(self, at: int, lookup: _Sums | None, factor_at: int, factor: Tensor | None) -> None:
+        if lookup is not None:
+            self.grads[at] = lookup.result()
+        if factor is not None:
+            self.grads[factor_at] = factor.sum_to_size(self.grads[factor_at].shape)
+
+
+class _Sums:
+    """A float32 tensor that programs add to; with a number of units, as integers."""
+
+    def __init__(self, like: Tensor, units: Tensor | float | None) -> None:
+        self.unit: Tensor | None = None
+        dtype = torch.float32
+        if units is not None and torch.are_deterministic_algorithms_enabled():
+            dtype = torch.int64
+            self.unit = torch.as_tensor(units, dtype=torch.float32, device=like.device).view(1)
+        self.buffer = torch.zeros(like.shape, dtype=dtype, device=like.device)
+        self.rows = rows(self.buffer)
+
+    def result(self) -> Tensor:
+        if self.unit is None:
+            return self.buffer
+        return (self.buffer.double() / self.unit).float()
+
+
+def _units(
+    operands: Operands, out_grad: Tensor, sums_grad: Tensor | None, delta: Tensor
+) -> Tensor | None:
+    """How many units are 1 in gradients of biases; None if the order of sums does not matter.
+
+    A row of gradients `a_ij (da_ij - delta_i)` sums to at most twice the largest `da`. What is
+    not finite stays so.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return None
+    largest = _largest_norm(out_grad) * _largest_norm(operands.value)
+    if sums_grad is not None and operands.value_buckets is not None:
+        largest = largest + sums_grad.abs().amax() * len(operands.value_buckets)
+    largest = largest / (1 - operands.dropout_p) + delta.abs().amax()
+    count = 2 * operands.query.shape[:3].numel()
+    units = torch.exp2((62 - (largest * count).log2()).floor().clamp(-100, 100))
+    return torch.where(largest.isfinite(), units, float("nan"))
+
+
+def _largest_norm(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dim=-1, dtype=torch.float32).amax()
+
+
+def _readable(operands: Operands) -> Operands:
+    """With rows as the kernels want them."""
+    rows_of = map(_columns_together, (operands.query, operands.key, operands.value))
+    if operands.query.dtype == torch.bfloat16 and is_interpreted():
+        rows_of = map(torch.Tensor.float, rows_of)  # whose matrices it would multiply wrongly
+    query, key, value = rows_of
+    return operands._replace(query=query, key=key, value=value)
+
+
+def _is_empty(operands: Operands) -> bool:
+    return 0 in (*operands.query.shape[:3], operands.key.shape[2], operands.value.shape[3])
+
+
+def _columns_together(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
