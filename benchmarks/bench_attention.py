@@ -21,10 +21,10 @@ import torch
 from cases import CPU_SHAPES, ENCODINGS, GPU_SHAPES, SHAPES, Case, Shape, parse_case
 from check import TOLERANCE
 from contenders import Contender, Ours, expand_backends
-from measure import Setting, measure
+from measure import Roof, Setting, measure
 from peers import find_official, peers_of
 from table import Row, markdown
-from timing import environment, measured_ceiling
+from timing import environment, measured_bandwidth, measured_ceiling
 from tqdm import tqdm
 
 from posenc.attention.api import BACKENDS
@@ -50,9 +50,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure_all(args: argparse.Namespace) -> dict:
     """The report: every row of the table at every shape, and what they depend on."""
-    on_gpu = args.device.type != "cpu"
-    ceiling = measured_ceiling(args.device, args.dtype) if on_gpu else None
-    setting = Setting(args.device, args.dtype, args.backward, args.pairs, ceiling)
+    roof = None
+    if args.device.type != "cpu":
+        ceiling = measured_ceiling(args.device, args.dtype)
+        roof = Roof(ceiling, measured_bandwidth(args.device))
+    setting = Setting(args.device, args.dtype, args.backward, args.pairs, roof)
     contenders = [one for case in args.encodings for one in rows_of(case, args)]
     cells = [(contender, name) for contender in contenders for name in args.shapes]
     rows = []
@@ -64,7 +66,8 @@ def measure_all(args: argparse.Namespace) -> dict:
         "command": shlex.join(["python", "benchmarks/bench_attention.py", *args.given]),
         "pass": "forward and backward, training" if args.backward else "forward, eval, no grad",
         "dtype": str(args.dtype).removeprefix("torch."),
-        "ceiling_tflops": ceiling and ceiling / 1e12,
+        "roof_tflops": roof and roof.flops / 1e12,
+        "roof_gbytes_per_s": roof and roof.bandwidth / 1e9,
         **environment(args.device),
         "ratios_to_plain_sdpa": rows,
     }

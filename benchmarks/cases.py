@@ -33,6 +33,11 @@ class Shape:
         """Of the two matrix products of plain attention."""
         return 4 * self.batch * self.heads * self.layout.num_tokens**2 * self.head_dim
 
+    def forward_bytes(self, dtype: torch.dtype) -> int:
+        """Of query, key, value and output."""
+        tokens = self.batch * self.heads * self.layout.num_tokens
+        return 4 * tokens * self.head_dim * dtype.itemsize
+
     def scaled(self, batch: int | None, device: torch.device) -> Shape:
         """With this batch; by default larger on a GPU, which the batches of a CPU leave idle."""
         if batch is None:
@@ -46,11 +51,12 @@ SHAPES = {
     "vit-s-384": Shape(4, 6, 64, 24, 24),
     "vit-b-384": Shape(2, 12, 64, 24, 24),
     "1024": Shape(2, 6, 64, 32, 32),
+    "vit-b-512": Shape(4, 12, 64, 32, 32),
     "2304": Shape(1, 6, 64, 48, 48),
     "4096": Shape(1, 6, 64, 64, 64),
 }
 CPU_SHAPES = ("reid", "vit-s-224", "vit-b-384", "1024")
-GPU_SHAPES = (*CPU_SHAPES, "4096")
+GPU_SHAPES = (*CPU_SHAPES, "vit-b-512", "4096")
 
 ENCODINGS = (
     "irpe",

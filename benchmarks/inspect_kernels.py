@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,7 @@ from triton.runtime.jit import JITFunction
 import posenc
 from posenc.attention import triton as backend
 from posenc.attention.call import AttentionCall
+from posenc.attention.kernels import launch
 
 KINDS = {
     "static": ("swin", {}),
@@ -35,9 +38,8 @@ KINDS = {
     "cross on q, k and v": ("irpe", {"method": "cross", "on": "qkv"}),
     "value": ("irpe", {"on": "qkv"}),
     "low rank": ("human_part", {}),
-    "nothing": (None, {}),
+    "causal": (None, {}),
 }
-SHARED_LIMITS = {80: 163, 86: 99, 89: 99, 90: 227}  # KiB a program may have, CUDA guide, table 24
 
 
 class _Target:
@@ -56,39 +58,47 @@ class _Target:
         return 0
 
 
-def inspect(
-    capability: int, dtype: torch.dtype, head_dim: int, kinds: list[str], layout: posenc.TokenLayout
-) -> Iterator[dict[str, Any]]:
+def inspect(kinds: list[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each kernel of each kind."""
+    capability = options.capability
     driver.set_active(_Target(capability))
+    launch.architecture = lambda device: capability // 10
     compiled: list[Any] = []
     original = JITFunction.run
 
     def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        compiled.append((self.__name__, original(self, *args, grid=grid, warmup=True, **options)))
+        tile = f"{args[-1].ROWS.value}x{args[-1].COLUMNS.value}"
+        kernel = original(self, *args, grid=grid, warmup=True, **options)
+        compiled.append({"kernel": self.__name__, "tile": tile, **_report(kernel, capability)})
 
     JITFunction.run = compile_only
     try:
         for kind in kinds:
             compiled.clear()
-            _run(kind, dtype, head_dim, layout)
-            for name, kernel in compiled:
-                yield {"kind": kind, "kernel": name, **_report(kernel, capability)}
+            _run(kind, options)
+            yield from ({"kind": kind, **row} for row in compiled)
     finally:
         JITFunction.run = original
 
 
-def _run(kind: str, dtype: torch.dtype, head_dim: int, layout: posenc.TokenLayout) -> None:
+def _run(kind: str, options: argparse.Namespace) -> None:
     """A call with gradients; its result is not computed."""
-    name, options = KINDS[kind]
-    q, k, v = torch.randn(3, 1, 2, layout.num_tokens, head_dim).to(dtype).requires_grad_().unbind()
+    layout, head_dim = posenc.TokenLayout(*options.grid, options.prefix), options.head_dim
+    packed = torch.randn(3, 1, 2, layout.num_tokens, head_dim)
+    q, k, v = packed.to(getattr(torch, options.dtype)).requires_grad_().unbind()
+    name, settings = KINDS[kind]
     terms = ()
     if name is not None:
         encoding = posenc.create_encoding(
-            name, layout=layout, num_heads=2, head_dim=head_dim, **options
+            name, layout=layout, num_heads=2, head_dim=head_dim, **settings
         )
         terms = tuple(encoding(q.float(), k.float(), layout))
-    call = AttentionCall(q, k, v, terms, None, 0.0, False, None, False)
+    is_causal = name is None
+    mask = None
+    if options.mask and not is_causal:
+        mask = torch.ones(layout.num_tokens, layout.num_tokens, dtype=torch.bool)
+    dropout = 0.1 if options.dropout else 0.0
+    call = AttentionCall(q, k, v, terms, mask, dropout, is_causal, None, False)
     backend.compute(call).sum().backward()
 
 
@@ -117,21 +127,25 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--grid", type=int, nargs=2, default=(32, 32))
     parser.add_argument("--prefix", type=int, default=1)
+    parser.add_argument("--dropout", action="store_true")
+    parser.add_argument("--mask", action="store_true", help="a boolean one as well")
+    parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    layout = posenc.TokenLayout(*options.grid, options.prefix)
-    dtype = getattr(torch, options.dtype)
+    torch.use_deterministic_algorithms(options.deterministic)
     rows = []
-    for row in inspect(options.capability, dtype, options.head_dim, options.kinds, layout):
+    for row in inspect(options.kinds, options):
         rows.append(row)
         print(
-            f"{row['kind']:>22} {row['kernel']:>16}: {row['registers']:3d} registers, "
-            f"{row['spilled']:5d} bytes spilled, {row['shared'] / 1024:6.1f} KiB shared, "
-            f"{row['warps']} warps",
+            f"{row['kind']:>22} {row['kernel']:>16} {row['tile']:>6}: "
+            f"{row['registers']:3d} registers, {row['spilled']:5d} bytes spilled, "
+            f"{row['shared'] / 1024:6.1f} KiB shared, {row['warps']} warps",
             flush=True,
         )
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        given = shlex.join(["python", "benchmarks/inspect_kernels.py", *sys.argv[1:]])
+        report = {"command": given, "triton": triton.__version__, "kernels": rows}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,20 @@ from torch import Tensor, nn
 import posenc.memo
 
 BACKWARD_FLOPS = 2.5  # of forward's: five matrix products instead of two
+# Each tensor is read or written once in forward and once in backward, and its gradient as well.
+TRAINING_MOVES = 3
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What a device reaches at best, in this run."""
+
+    flops: float  # per second, of a large matrix product
+    bandwidth: float  # bytes per second, of a large copy
+
+    def seconds(self, flops: float, size: float) -> float:
+        """Less time is not possible: one of the two takes as long."""
+        return max(flops / self.flops, size / self.bandwidth)
 
 
 @dataclass(frozen=True)
@@ -29,7 +43,7 @@ class Setting:
     dtype: torch.dtype
     backward: bool
     pairs: int | None
-    ceiling: float | None  # FLOP/s; None on the CPU, where absolute numbers are not shown
+    roof: Roof | None  # None on the CPU, where absolute numbers are not shown
 
     def run(self, module: nn.Module, tensors: tuple[Tensor, ...]) -> Callable[[], object]:
         """What is timed."""
@@ -60,7 +74,7 @@ def measure(contender: Contender, shape: Shape, setting: Setting) -> Row:
         **vars(times.ratio),
         "pairs": len(times.plain),
         "memory_ratio": memory_ratio,
-        **absolute(times, shape, setting),
+        **absolute(times, shape, term_bytes(module, tensors), setting),
         "failure": None,
         "reason": None,
     }
@@ -83,14 +97,30 @@ def no_numbers(used: str, failure: str, reason: str) -> Row:
     return {"backend_used": used, **numbers, "failure": failure, "reason": reason}
 
 
-def absolute(times: Times, shape: Shape, setting: Setting) -> Row:
-    """Milliseconds, and the share of the ceiling that plain attention's FLOPs in them reach."""
-    if setting.ceiling is None:
+def term_bytes(module: nn.Module, tensors: tuple[Tensor, ...]) -> int:
+    """Of what an encoding hands to attention; none for peers, who have it in other forms."""
+    if not isinstance(module, Encoded):
+        return 0
+    query, key, _ = tensors
+    with torch.no_grad():
+        terms = module.encoding(query, key, module.layout)
+    return sum(tensor.nbytes for term in terms for tensor in term.tensors().values())
+
+
+def absolute(times: Times, shape: Shape, size_of_terms: int, setting: Setting) -> Row:
+    """Milliseconds, and the share of them that the roof would need.
+
+    That counts the FLOPs of plain attention, and each tensor once per pass that must move it.
+    """
+    if setting.roof is None:
         return {}
     seconds = statistics.median(times.other)
     flops = shape.forward_flops * (1 + BACKWARD_FLOPS * setting.backward)
+    size = shape.forward_bytes(setting.dtype) + size_of_terms
+    size *= TRAINING_MOVES if setting.backward else 1
     return {
         "milliseconds": seconds * 1000,
         "plain_milliseconds": statistics.median(times.plain) * 1000,
-        "share_of_ceiling": flops / seconds / setting.ceiling,
+        "roofline_milliseconds": setting.roof.seconds(flops, size) * 1000,
+        "share_of_roofline": setting.roof.seconds(flops, size) / seconds,
     }

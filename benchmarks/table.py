@@ -28,7 +28,7 @@ def markdown(rows: list[Row]) -> str:
 QUANTITIES = {  # key: heading, format
     "milliseconds": ("ms", "{:.3f}"),
     "memory_ratio": ("memory", "{:.1f}x"),
-    "share_of_ceiling": ("of ceiling", "{:.0%}"),
+    "share_of_roofline": ("of roofline", "{:.0%}"),
 }
 
 

@@ -101,6 +101,14 @@ def measured_ceiling(device: torch.device, dtype: torch.dtype, size: int = 8192)
     return 2 * size**3 / statistics.median(times.other)
 
 
+def measured_bandwidth(device: torch.device, size: int = 2**30) -> float:
+    """Bytes per second of a large copy, read and written."""
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    times = paired_times(lambda: target.copy_(source), lambda: target.copy_(source), device)
+    return 2 * size / statistics.median(times.other)
+
+
 def environment(device: torch.device) -> dict[str, str]:
     """What a ratio depends on."""
     name = platform.processor() or platform.machine()

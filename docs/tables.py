@@ -1,4 +1,4 @@
-"""Puts the tables of benchmarks/results/ into the README and docs/performance.md.
+"""Puts the tables of benchmarks/results/ into the README and the pages of docs/.
 
 python docs/tables.py   # `make tables`, after a benchmark was run again
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = tuple(ROOT / page for page in ("README.md", "docs/performance.md", "docs/kernels.md"))
 sys.path.insert(0, str(ROOT / "benchmarks"))  # the table of a report is the benchmark's own
 
 from cases import ENCODINGS, SHAPES  # noqa: E402
@@ -58,11 +58,25 @@ def table(name: str) -> str:
         return targets_table()
     if name == "overview":
         return overview_table()
+    if name.startswith("kernels"):
+        return kernels_table(load(name))
     report = load(name)
     origin = "`{command}`, {device}, {threads} thread, torch {torch}, commit {commit}".format(
         **report
     )
     return f"{markdown(report['ratios_to_plain_sdpa'])}\n\n{origin}"
+
+
+def kernels_table(report: dict) -> str:
+    """What the compiler reports for each kernel."""
+    rows = [["terms", "kernel", "tile", "warps", "registers", "spilled", "shared memory"]]
+    rows.append(["---"] * len(rows[0]))
+    for row in report["kernels"]:
+        numbers = (str(row["warps"]), str(row["registers"]), f"{row['spilled']} bytes")
+        shared = f"{row['shared'] / 1024:.0f} KiB"
+        rows.append([row["kind"], f"`{row['kernel']}`", row["tile"], *numbers, shared])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table}\n\n`{report['command']}`, Triton {report['triton']}"
 
 
 def load(name: str) -> dict:

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import posenc
+
+IRPE_METHODS = {"euc": "euclidean", "quant": "quantized", "product": "product", "cross": "cross"}
 FOLDER = Path(__file__).parent / "golden"
 
 
@@ -63,3 +66,23 @@ def case(name: str) -> GoldenCase:
 def _tensor(array: np.ndarray) -> Tensor:
     dtype = np.int64 if np.issubdtype(array.dtype, np.integer) else np.float64
     return torch.from_numpy(array.astype(dtype))
+
+
+def irpe_of(golden: GoldenCase) -> tuple[posenc.IRPE, posenc.TokenLayout]:
+    """The encoding of a case of iRPE, with its tables, and the layout."""
+    options = golden.hyperparameters
+    layout = posenc.TokenLayout(*options["grid_h_w"], prefix=options["skip"])
+    irpe = posenc.IRPE(
+        layout,
+        options["heads"],
+        options["head_dim"],
+        mode=options["mode"],
+        method=IRPE_METHODS[options["method"]],
+        on=options["rpe_on"],
+        share_heads=options["shared_head"],
+        ratio=options["ratio"],
+        dtype=torch.float64,
+    )
+    tables = {name: array for name, array in golden.arrays.items() if name.startswith("table_")}
+    irpe.load_state_dict(tables, strict=True)
+    return irpe, layout

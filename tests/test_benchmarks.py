@@ -9,10 +9,10 @@ import table
 import torch
 from cases import SHAPES, Shape, inputs, parse_case
 from contenders import Encoded, Ours, Plain, expand_backends
-from measure import Setting, absolute
+from measure import Roof, Setting, absolute, term_bytes
 from memory import allocations, peak_bytes
 from peers import OfficialPeer, find_official, peers_of
-from timing import Times, measured_ceiling, paired_times
+from timing import Times, measured_bandwidth, measured_ceiling, paired_times
 
 from posenc.attention import api, sdpa
 
@@ -99,15 +99,33 @@ def test_pairs_are_as_many_as_asked_for():
     assert "".join(calls) == "ab" * 6  # two rounds warm up
 
 
-def test_the_share_of_the_ceiling_is_that_of_plain_attentions_flops():
+def test_the_roofline_is_that_of_plain_attention_and_the_tensors_of_terms():
     times = Times(plain=(1.0, 1.0), other=(2.0, 2.0))
     flops = 4 * TINY.batch * TINY.heads * 7**2 * TINY.head_dim  # 2x3 patches and one prefix
-    for backward, factor in ((False, 1), (True, 3.5)):
-        setting = Setting(CPU, torch.float32, backward, pairs=None, ceiling=1e6)
-        numbers = absolute(times, TINY, setting)
-        assert numbers["milliseconds"] == 2000
-        assert numbers["share_of_ceiling"] == pytest.approx(flops * factor / 2 / 1e6)
+    size = 4 * 4 * TINY.batch * TINY.heads * 7 * TINY.head_dim + 1000
+    for backward, more_flops, moves in ((False, 1, 1), (True, 3.5, 3)):
+        for roof, seconds in (
+            (Roof(1e6, 1e12), flops * more_flops / 1e6),
+            (Roof(1e12, 1e6), size * moves / 1e6),
+        ):
+            setting = Setting(CPU, torch.float32, backward, pairs=None, roof=roof)
+            numbers = absolute(times, TINY, 1000, setting)
+            assert numbers["milliseconds"] == 2000
+            assert numbers["roofline_milliseconds"] == pytest.approx(seconds * 1000)
+            assert numbers["share_of_roofline"] == pytest.approx(seconds / 2)
     assert measured_ceiling(CPU, torch.float32, size=16) > 0
+    assert measured_bandwidth(CPU, size=16) > 0
+
+
+def test_bytes_of_terms():
+    case = parse_case("irpe on=qkv")
+    module, _ = Ours(case, "auto").build(TINY, CPU, torch.float32)
+    tensors = inputs(TINY, CPU, torch.float32)
+    terms = module.encoding(*tensors[:2], TINY.layout)
+    assert term_bytes(module, tensors) == sum(
+        tensor.numel() * 4 for term in terms for tensor in term.tensors().values()
+    )
+    assert term_bytes(Plain(), tensors) == 0
 
 
 def test_the_table():

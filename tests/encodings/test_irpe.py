@@ -5,7 +5,7 @@ import torch
 
 from posenc import IRPE, TokenLayout, attend, explain
 
-METHOD = {"euc": "euclidean", "quant": "quantized", "product": "product", "cross": "cross"}
+METHOD = golden_cases.IRPE_METHODS
 BACKENDS = ["reference", "sdpa", "tiled"]
 LAYOUTS = [(2, 5, 0), (4, 3, 1), (1, 6, 2), (3, 2, 5)]
 FORMS = [
@@ -26,30 +26,11 @@ def bias_of(terms):
     return sum(term.dense() for term in terms if hasattr(term, "dense"))
 
 
-def from_golden(golden):
-    options = golden.hyperparameters
-    layout = TokenLayout(*options["grid_h_w"], prefix=options["skip"])
-    irpe = IRPE(
-        layout,
-        options["heads"],
-        options["head_dim"],
-        mode=options["mode"],
-        method=METHOD[options["method"]],
-        on=options["rpe_on"],
-        share_heads=options["shared_head"],
-        ratio=options["ratio"],
-        dtype=torch.float64,
-    )
-    tables = {name: array for name, array in golden.arrays.items() if name.startswith("table_")}
-    irpe.load_state_dict(tables, strict=True)
-    return irpe, layout
-
-
 @pytest.mark.parametrize("backend", [*BACKENDS, "lowrank"])
 @pytest.mark.parametrize("name", golden_cases.names("irpe_attn"))
 def test_attention_equals_the_published_code(name, backend):
     golden = golden_cases.case(name)
-    irpe, layout = from_golden(golden)
+    irpe, layout = golden_cases.irpe_of(golden)
     scale = golden.hyperparameters["scale"]
     q, k, v = (golden.leaf(name) for name in "qkv")
     terms = irpe(q, k, layout, scale=scale)
@@ -90,7 +71,7 @@ def test_auto_takes_a_backend_that_has_the_attention_matrix(on, dropout_p, choic
 @pytest.mark.parametrize("name", golden_cases.names("irpe_attn"))
 def test_bias_equals_the_published_code(name):
     golden = golden_cases.case(name)
-    irpe, layout = from_golden(golden)
+    irpe, layout = golden_cases.irpe_of(golden)
     bias = bias_of(irpe(golden["q"], golden["k"], layout, scale=golden.hyperparameters["scale"]))
     expected = golden.arrays.get("rpe_k", 0)
     if "rpe_q" in golden.arrays:

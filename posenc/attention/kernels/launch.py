@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from posenc.attention.kernels import blocks
-from posenc.attention.kernels.blocks import Blocks
+from posenc.attention.kernels.blocks import TABLE, Blocks, Load
 from posenc.attention.kernels.operands import Operands
 from posenc.attention.kernels.tiles import Call, Lookup, Mask, Rows, Shape
 
@@ -25,22 +25,26 @@ class Launcher:
     def __init__(self, operands: Operands) -> None:
         self.operands, self.call = operands, _call(operands)
 
-    def __call__(self, name: str, kernel: Any, count: Callable[[Blocks], int], *args: Any) -> None:
-        """Runs so many programs of a kernel; its last argument is the shape."""
-        size = self.blocks(name)
-        grid = (count(size),)
-        with _on(self.operands.query.device):
-            kernel[grid](
-                *args,
-                _shape(self.operands, size),
-                num_warps=size.warps,
-                num_stages=size.stages,
-            )
+    def __call__(
+        self,
+        name: str,
+        kernel: Any,
+        count: Callable[[Blocks], int],
+        *args: Any,
+        sums: Sequence[Tensor] = (),
+    ) -> None:
+        """Runs so many programs of a kernel, whose last argument is the shape; it adds to sums."""
 
-    def blocks(self, name: str) -> Blocks:
-        """Sizes of the tiles of a kernel."""
-        query, value = self.operands.query, self.operands.value
-        return blocks.choose(name, _block(max(query.shape[-1], value.shape[-1])), query.itemsize)
+        def run(size: Blocks) -> None:
+            grid = (count(size),)
+            shape = _shape(self.operands, size)
+            kernel[grid](*args, shape, num_warps=size.warps, num_stages=size.stages)
+
+        load = self._load()
+        device = self.operands.query.device
+        key = (kernel, device, load, *_shape(self.operands, blocks.LEAST), self._structure())
+        with _on(device):
+            blocks.run_best(key, blocks.candidates(name, load), run, sums)
 
     def query_tiles(self, size: Blocks) -> int:
         """Of all images and heads."""
@@ -57,6 +61,28 @@ class Launcher:
         _, heads, queries, _ = self.operands.query.shape
         keys = self.operands.key.shape[2]
         return heads * triton.cdiv(queries, size.rows) * triton.cdiv(keys, size.columns)
+
+    def _load(self) -> Load:
+        operands = self.operands
+        tables = operands.query_buckets, operands.key_buckets, operands.value_buckets
+        reads = sum(len(buckets) for buckets in tables if buckets is not None)
+        reads += (operands.keep is not None) + (operands.mask is not None)
+        width = max(operands.query.shape[-1], operands.value.shape[-1])
+        has_factors = operands.left is not None
+        itemsize = operands.query.itemsize
+        return Load(
+            architecture(operands.query.device), _block(width), itemsize, reads, has_factors
+        )
+
+    def _structure(self) -> tuple[object, ...]:
+        """What else the speed depends on: the operands there are, and about how many tokens."""
+        sizes = (self.call.queries.bit_length(), self.call.keys.bit_length())
+        return *sizes, *(operand is None for operand in self.operands)
+
+
+def architecture(device: torch.device) -> int:
+    """The first number of the compute capability; in the interpreter, any."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else max(TABLE)
 
 
 def is_interpreted() -> bool:

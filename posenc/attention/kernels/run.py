@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from posenc.attention.kernels import blocks
 from posenc.attention.kernels.backward import (
     Upstream,
     exact_deltas,
@@ -44,6 +45,7 @@ def run_forward(operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
         launch.query_tiles,
         *(launch.call, rows(out), lse, total.rows if operands.num_sums else None),
         *(bucket_tables(operands.value_buckets), total.unit),
+        sums=[total.buffer],
     )
     return out.to(given.query.dtype), lse, total.result()
 
@@ -127,6 +129,7 @@ class _Backward:
             self.launch.query_tiles,
             *(self.launch.call, self.up, rows(self.grads[0])),
             *(lookup and lookup.rows, None if left is None else rows(left), self.units),
+            sums=[] if lookup is None else [lookup.buffer],
         )
         self._finish(4, lookup, 6, left)
 
@@ -138,6 +141,7 @@ class _Backward:
             self.launch.key_tiles,
             *(self.launch.call, self.up, rows(self.grads[1]), rows(self.grads[2])),
             *(lookup and lookup.rows, None if right is None else rows(right), self.units),
+            sums=[] if lookup is None else [lookup.buffer],
         )
         self._finish(5, lookup, 7, right)
 
@@ -145,15 +149,15 @@ class _Backward:
         """Each program adds some images, as many as leave enough programs."""
         batch, launch = self.operands.query.shape[0], self.launch
         table = _Sums(self.grads[3][:, :, None], self.units)
-        tiles = launch.pair_tiles(launch.blocks("table"))
+        tiles = launch.pair_tiles(blocks.MIDDLE)
         groups = batch if len(self.grads[3]) > 1 else min(batch, -(-TABLE_PROGRAMS // tiles))
         images = -(-batch // groups)
-        groups = -(-batch // images)
         launch(
             "table",
             table_gradient,
-            lambda size: launch.pair_tiles(size) * groups,
+            lambda size: launch.pair_tiles(size) * -(-batch // images),
             *(launch.call, self.up, table.rows, self.units, batch, images),
+            sums=[table.buffer],
         )
         self.grads[3] = table.result()[:, :, 0]
 
