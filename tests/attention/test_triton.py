@@ -206,7 +206,9 @@ def test_images_are_shared_among_programs(images, monkeypatch):
     assert_equal_to_reference(inputs, *random_terms("static", (3, 4, 0), batch=1, heads=1))
 
 
-@pytest.mark.parametrize(("size", "by_token", "by_bucket"), [(14, 11.3, 9.6), (24, 10.6, 6.3), (32, 10.1, 5.1)])
+@pytest.mark.parametrize(
+    ("size", "by_token", "by_bucket"), [(14, 11.3, 9.6), (24, 10.6, 6.3), (32, 10.1, 5.1)]
+)
 def test_lookups_with_tokens_side_by_side_read_fewer_sectors(size, by_token, by_bucket):
     """What docs/kernels.md says: distinct 32 bytes that a warp reads of iRPE's lookup.
 

@@ -221,11 +221,11 @@ def _largest_norm(tensor: Tensor) -> Tensor:
 
 def _readable(operands: Operands) -> Operands:
     """With rows as the kernels want them."""
-    rows_of = map(_columns_together, (operands.query, operands.key, operands.value))
+    tensors = [x if x is None else _columns_together(x) for x in operands.differentiable]
     if operands.query.dtype == torch.bfloat16 and is_interpreted():
-        rows_of = map(torch.Tensor.float, rows_of)  # whose matrices it would multiply wrongly
-    query, key, value = rows_of
-    return operands._replace(query=query, key=key, value=value)
+        # whose matrices it would multiply wrongly
+        tensors[:3] = [x if x is None else x.float() for x in tensors[:3]]
+    return operands._replace(**dict(zip(Operands._fields, tensors, strict=False)))
 
 
 def _is_empty(operands: Operands) -> bool:
