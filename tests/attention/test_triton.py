@@ -13,6 +13,7 @@ from random_calls import KINDS, MASKS, mask_of, random_index, terms_of
 import posenc
 from posenc import TokenLayout, attend, explain
 from posenc.attention import triton
+from posenc.attention.call import AttentionCall
 from posenc.attention.kernels import blocks, memory, operands, ops
 from posenc.attention.kernels.blocks import Blocks
 from posenc.attention.kernels.operands import read_call
@@ -94,6 +95,10 @@ def random_terms(kind, layout, value_dim=20, batch=BATCH, heads=HEADS):
         terms += [ValueLookup(*pair) for pair in zip(tables, indices, strict=True)]
         leaves += tables
     return terms, [leaf for leaf in leaves if leaf.requires_grad]
+
+
+def call_of(inputs, terms):
+    return AttentionCall(*inputs, tuple(terms), None, 0.0, False, None, False)
 
 
 def gradients(out, leaves):
@@ -334,6 +339,12 @@ def test_a_gradient_that_is_one_number():
     assert table.grad is None
 
 
+def test_heads_of_a_token_are_together():
+    """As after SDPA: the model's transpose and reshape is free."""
+    out = attend(*qkv(12), random_terms("static", (3, 4, 0))[0], backend="triton")
+    assert out.transpose(1, 2).is_contiguous()
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 7, 16), (2, 0, 7, 16)])
 def test_nothing(shape):
     q = numbers(*shape)
@@ -541,6 +552,16 @@ def test_what_is_not_finite_stays_so(broken, number):
 
 
 @pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_no_unit_fits_what_is_not_finite(number):
+    read = read_call(call_of(qkv(12), random_terms("static", (3, 4, 0))[0]))
+    out_grad, delta = numbers(BATCH, HEADS, 12, 20).detach(), numbers(BATCH, HEADS, 12).detach()
+    assert run._units(read, out_grad, None, delta).isfinite()
+    delta[0, 0, 0] = number
+    assert run._units(read, out_grad, None, delta).isnan()
+
+
+@pytest.mark.usefixtures("deterministic")
 def test_deterministic_gradients_of_zero():
     terms, leaves = random_terms("value and all", (3, 4, 0))
     out = attend(*qkv(12), terms, backend="triton")
@@ -577,10 +598,9 @@ def test_cuda_many_runs_agree(fixed):
 def test_the_operator_is_declared_truly():
     """Schema, shapes of fake tensors, gradients: as PyTorch checks them."""
     terms, _ = random_terms("value and all", (2, 3, 1))
-    call = posenc.attention.call.AttentionCall(*qkv(7), tuple(terms), None, 0.0, False, None, False)
     leaves = (
         x.detach().requires_grad_(x.requires_grad) if torch.is_tensor(x) else x
-        for x in read_call(call)
+        for x in read_call(call_of(qkv(7), terms))
     )
     torch.library.opcheck(ops.fused_attention, tuple(leaves))
 
@@ -720,12 +740,7 @@ def test_tables_are_expanded_once_in_eval():
             attend(q, k, v, term, backend="triton")
     assert term.memo is not None
     kept = term.memo.get("slots")
-    assert (
-        read_call(
-            posenc.attention.call.AttentionCall(q, k, v, (term,), None, 0.0, False, None, False)
-        ).table
-        is kept
-    )
+    assert read_call(call_of((q, k, v), [term])).table is kept
 
 
 # The choice on devices

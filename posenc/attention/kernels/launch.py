@@ -91,8 +91,13 @@ def is_interpreted() -> bool:
 
 
 def rows(tensor: Tensor) -> Rows:
-    """A `[B, heads, rows, columns]` tensor; axes of size 1 are shared."""
+    """A `[B, heads, rows, columns]` tensor, columns side by side; axes of size 1 are shared."""
     return Rows(tensor, *_strides(tensor)[:3])
+
+
+def read_only(tensor: Tensor) -> Rows:
+    """The same of a tensor whose columns may lie apart."""
+    return rows(tensor if tensor.stride(-1) == 1 else tensor.contiguous())
 
 
 def bucket_tables(buckets: Tensor | None) -> tuple[Tensor, ...]:
@@ -103,14 +108,14 @@ def bucket_tables(buckets: Tensor | None) -> tuple[Tensor, ...]:
 def _call(operands: Operands) -> Call:
     query, key, value = operands.query, operands.key, operands.value
     return Call(
-        query=rows(query),
-        key=rows(key),
-        value=rows(value),
-        table=None if operands.table is None else rows(operands.table[:, :, None]),
+        query=read_only(query),
+        key=read_only(key),
+        value=read_only(value),
+        table=None if operands.table is None else read_only(operands.table[:, :, None]),
         query_lookup=_lookup(operands.query_lookup, operands.query_buckets),
         key_lookup=_lookup(operands.key_lookup, operands.key_buckets),
-        left=None if operands.left is None else rows(operands.left),
-        right=None if operands.right is None else rows(operands.right),
+        left=None if operands.left is None else read_only(operands.left),
+        right=None if operands.right is None else read_only(operands.right),
         # As numbers: a pointer to booleans is not the same everywhere.
         keep=_mask(None if operands.keep is None else operands.keep.view(torch.uint8)),
         mask=_mask(operands.mask),
@@ -126,7 +131,7 @@ def _call(operands: Operands) -> Call:
 
 
 def _lookup(values: Tensor | None, buckets: Tensor | None) -> Lookup | None:
-    return None if values is None else Lookup(rows(values), bucket_tables(buckets))
+    return None if values is None else Lookup(read_only(values), bucket_tables(buckets))
 
 
 def _mask(mask: Tensor | None) -> Mask | None:

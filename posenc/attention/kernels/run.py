@@ -22,7 +22,13 @@ from posenc.attention.kernels.backward import (
     table_gradient,
 )
 from posenc.attention.kernels.forward import forward
-from posenc.attention.kernels.launch import Launcher, bucket_tables, is_interpreted, rows
+from posenc.attention.kernels.launch import (
+    Launcher,
+    bucket_tables,
+    is_interpreted,
+    read_only,
+    rows,
+)
 from posenc.attention.kernels.memory import empty, empty_forward, empty_gradients
 from posenc.attention.kernels.operands import Operands
 from posenc.attention.kernels.tiles import Lookup
@@ -63,8 +69,7 @@ def run_backward(
     given, operands = operands, _readable(operands)
     if _is_empty(operands):
         return [grad.zero_() for grad in empty_gradients(given, needs)]
-    out, out_grad = (_columns_together(x.to(operands.query.dtype)) for x in (out, out_grad))
-    sums_grad = None if sums_grad is None else sums_grad.contiguous()
+    out, out_grad = (x.to(operands.query.dtype) for x in (out, out_grad))
     grads = _Backward(operands, out, lse, sums, out_grad, sums_grad, needs).run()
     return [
         grad.to(operand.dtype) if need and operand is not None else empty(given.query, 0)
@@ -93,8 +98,8 @@ class _Backward:
     def run(self) -> list[Tensor]:
         """Launches what is needed."""
         tables = bucket_tables(self.operands.value_buckets)
-        lookup = None if self.sums_grad is None else Lookup(rows(self.sums_grad), tables)
-        self.up = Upstream(rows(self.out_grad), self.lse, None, lookup)
+        lookup = None if self.sums_grad is None else Lookup(read_only(self.sums_grad), tables)
+        self.up = Upstream(read_only(self.out_grad), self.lse, None, lookup)
         delta = self._deltas()
         self.up = self.up._replace(delta=delta)
         self.units = _units(self.operands, self.out_grad, self.sums_grad, delta)
@@ -116,7 +121,7 @@ class _Backward:
             "deltas",
             row_deltas,
             launch.query_tiles,
-            *(rows(self.out), rows(self.out_grad), delta),
+            *(read_only(self.out), read_only(self.out_grad), delta),
             *(launch.call.heads, launch.call.queries),
         )
         return delta if self.sums_grad is None else delta + (self.sums * self.sums_grad).sum(-2)
@@ -220,17 +225,12 @@ def _largest_norm(tensor: Tensor) -> Tensor:
 
 
 def _readable(operands: Operands) -> Operands:
-    """With rows as the kernels want them."""
-    tensors = [x if x is None else _columns_together(x) for x in operands.differentiable]
-    if operands.query.dtype == torch.bfloat16 and is_interpreted():
-        # whose matrices it would multiply wrongly
-        tensors[:3] = [x if x is None else x.float() for x in tensors[:3]]
-    return operands._replace(**dict(zip(Operands._fields, tensors, strict=False)))
+    """The interpreter would multiply matrices of bfloat16 wrongly."""
+    if operands.query.dtype != torch.bfloat16 or not is_interpreted():
+        return operands
+    query, key, value = operands.query, operands.key, operands.value
+    return operands._replace(query=query.float(), key=key.float(), value=value.float())
 
 
 def _is_empty(operands: Operands) -> bool:
     return 0 in (*operands.query.shape[:3], operands.key.shape[2], operands.value.shape[3])
-
-
-def _columns_together(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
