@@ -62,6 +62,11 @@ class AttentionCall:
         return [term for term in self.terms if isinstance(term, ValueLookup)]
 
     @property
+    def has_equal_batches(self) -> bool:
+        """Whether query, key and value have the same images and heads."""
+        return self.query.shape[:2] == self.key.shape[:2] == self.value.shape[:2]
+
+    @property
     def dtype(self) -> torch.dtype:
         """At least float32: scores, factors, lookups and bias sums are computed in it."""
         return at_least_float32(self.query.dtype)
@@ -76,6 +81,8 @@ def _most_exact(term: BiasTerm) -> BiasTerm:
 def check_call(call: AttentionCall) -> None:
     """Raises when the arguments do not fit each other."""
     _check_tensors(call)
+    if not 0 <= call.dropout_p <= 1:
+        raise ValueError(f"attend: dropout_p must be a probability, got {call.dropout_p}")
     if call.attn_mask is not None:
         _check_mask(call, call.attn_mask)
     if call.terms:
@@ -138,6 +145,12 @@ def _check_terms(call: AttentionCall) -> None:
         raise ValueError(
             f"attend: position terms need as many queries as keys, got Nq={tokens} and "
             f"Nk={call.key.shape[2]}; pass a float attn_mask for cross attention"
+        )
+    if not call.has_equal_batches and not call.enable_gqa:
+        shapes = ", ".join(str(list(x.shape)) for x in (call.query, call.key, call.value))
+        raise ValueError(
+            "attend: with position terms query, key and value need the same B and heads, got "
+            f"{shapes}; expand them first"
         )
     if call.is_causal:
         raise ValueError(

@@ -189,7 +189,7 @@ def bias_parts(call: AttentionCall) -> list[tuple[BiasPart, Tensors]]:
     if call.attn_mask is None:
         return parts
     mask = call.attn_mask[(None,) * (4 - call.attn_mask.dim())]
-    if mask.is_inference():
+    if not torch.compiler.is_compiling() and mask.is_inference():
         mask = mask.clone()  # autograd could not keep it for backward
     if mask.dtype == torch.bool:
         return [*parts, (KeepPart(call.dtype), (mask,))]

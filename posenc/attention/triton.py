@@ -71,6 +71,10 @@ def _rejects_sizes(call: AttentionCall) -> str | None:
         return f"head_dim is {widths[0]} and {widths[1]} for values, more than {MAX_WIDTH}"
     if call.enable_gqa:
         return "the kernels have no grouped queries, use sdpa"
+    if not call.has_equal_batches:
+        return "query, key and value have different images or heads, expand them first"
+    if call.dropout_p == 1:
+        return "nothing is left to scale up where every weight is dropped"
     return None
 
 

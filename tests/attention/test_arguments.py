@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from posenc import IRPE, TokenLayout, attend
 from posenc.functional.pairs import swin_index
@@ -131,3 +132,26 @@ def test_integer_masks_are_refused():
 def test_mask_and_causal_exclude_each_other():
     with pytest.raises(ValueError, match="attn_mask and is_causal=True exclude each other"):
         attend(Q, Q, Q, attn_mask=torch.ones(5, 5).bool(), is_causal=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [((1, 2), (1, 2)), ((2, 1), (2, 2)), ((2, 2), (2, 1)), ((4, 2), (4, 2))],
+)
+def test_terms_need_equal_images_and_heads(key, value):
+    """SDPA broadcasts; where terms are added it would not be told apart from a mistake."""
+    shapes = (torch.zeros(*size, 5, DIM) for size in (key, value))
+    with pytest.raises(ValueError, match=r"the same B and heads, got \[2, 2, 5, 6\], "):
+        attend(Q, *shapes, BIAS)
+
+
+def test_images_may_broadcast_without_terms():
+    k = torch.randn(1, HEADS, 5, DIM)
+    torch.testing.assert_close(attend(Q, k, k), F.scaled_dot_product_attention(Q, k, k))
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("terms", [(), BIAS], ids=["plain", "terms"])
+def test_dropout_is_a_probability(p, terms):
+    with pytest.raises(ValueError, match="dropout_p must be a probability, got"):
+        attend(Q, Q, Q, terms, dropout_p=p)

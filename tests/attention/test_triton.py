@@ -396,6 +396,26 @@ def test_a_mask_made_in_inference_mode():
     assert_equal_to_reference(qkv(12), *random_terms("static", (3, 4, 0)), attn_mask=mask)
 
 
+@pytest.mark.parametrize("kind", ["static", "value and all"])
+def test_large_scores(kind):
+    """Whose exponentials would overflow; the last tile of queries and of keys is not full."""
+    terms, leaves = random_terms(kind, (7, 5, 0))
+    q, k, v = qkv(35)
+    with torch.no_grad():
+        q *= 100
+    assert_equal_to_reference([q, k, v], terms, leaves, tolerance=2000 * EPS)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="needs memory that is never touched")
+def test_rows_further_apart_than_32_bits_count():
+    far = torch.empty(33 * 2**26, dtype=torch.float16)
+    query = far.as_strided((1, 1, 33, 16), (0, 0, 2**26, 1))
+    query.copy_(torch.randn(query.shape))
+    key = value = torch.randn(1, 1, 33, 16, dtype=torch.float16)
+    out = attend(query, key, value, backend="triton")
+    torch.testing.assert_close(out, attend(query.contiguous(), key, value, backend="triton"))
+
+
 # 16 bits
 
 
@@ -428,6 +448,15 @@ def test_wide_factors_train_in_16_bits(dtype, monkeypatch):
     monkeypatch.setattr(operands, "_has_wide_factors", lambda call: False)
     with_rounded_weights = gradient_of_alpha("triton", dtype, dtype)
     assert abs(with_rounded_weights / exact - 1) > 20 * torch.finfo(dtype).eps
+
+
+def test_wide_factors_and_value_tables_train_in_16_bits():
+    layout = (5, 4, 1)
+    (table,), leaves = random_terms("value", layout)[0][:1], []
+    left, right = (numbers(1, HEADS, 21, 3) for _ in range(2))
+    terms, leaves = [table, LowRankBias(left, right, wide=True)], [table.table, left, right]
+    eps = torch.finfo(torch.float16).eps
+    assert_equal_to_reference(qkv(21, dtype=torch.float16), terms, leaves, tolerance=8 * eps)
 
 
 # Dropout
@@ -484,6 +513,16 @@ def test_dropout_drops_the_same_in_backward(kind):
     theirs = [expected, *gradients(expected, [*exact, *exact_leaves])]
     for got, want in zip(ours, theirs, strict=True):
         assert (got - want).abs().max() <= 128 * EPS * want.abs().max().clamp(min=1)
+
+
+def test_dropout_of_more_keys_than_queries():
+    """Backward, by keys, drops what forward dropped by queries."""
+    q, k = numbers(BATCH, HEADS, 20, 16), numbers(BATCH, HEADS, 50, 16)
+    v = torch.eye(50, device=DEVICE).expand(BATCH, HEADS, -1, -1).clone().requires_grad_()
+    out = attend(q, k, v, dropout_p=0.4, backend="triton")  # the weights themselves
+    cotangent = torch.randn_like(out)
+    (grad,) = torch.autograd.grad(out, v, cotangent)
+    torch.testing.assert_close(grad, out.detach().transpose(-2, -1) @ cotangent)
 
 
 def test_no_dropout_uses_no_random_numbers():
@@ -552,6 +591,18 @@ def test_what_is_not_finite_stays_so(broken, number):
 
 
 @pytest.mark.usefixtures("deterministic")
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_nan_reaches_the_gradient_of_a_value_table():
+    q, _, _ = inputs = qkv(12)
+    (first, _), leaves = random_terms("value", (3, 4, 0))
+    with torch.no_grad():
+        q.view(-1)[0] = math.nan
+    out = attend(*inputs, first, backend="triton")
+    (grad,) = torch.autograd.grad(out[1].sum() + out[0].sum(), leaves[0])
+    assert grad.isnan().any()
+
+
+@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_no_unit_fits_what_is_not_finite(number):
     read = read_call(call_of(qkv(12), random_terms("static", (3, 4, 0))[0]))
@@ -605,18 +656,22 @@ def test_the_operator_is_declared_truly():
     torch.library.opcheck(ops.fused_attention, tuple(leaves))
 
 
+@pytest.mark.parametrize("boolean", [None, True, False])
 @pytest.mark.parametrize("kind", ["static", "value and all"])
-def test_inside_a_compiled_model(kind):
+def test_inside_a_compiled_model(kind, boolean):
     torch._dynamo.reset()
     layout = (3, 4, 1)
+    mask = None
+    if boolean is not None:
+        mask = mask_of("B1NN", 13, boolean, torch.float32).detach().to(DEVICE)
     terms, leaves = random_terms(kind, layout)
     inputs = qkv(13)
 
     @torch.compile(backend="aot_eager", fullgraph=True)
     def model(*inputs):
-        return attend(*inputs, terms, backend="triton") * 2
+        return attend(*inputs, terms, attn_mask=mask, backend="triton") * 2
 
-    eager = attend(*inputs, terms, backend="triton") * 2
+    eager = attend(*inputs, terms, attn_mask=mask, backend="triton") * 2
     compiled = model(*inputs)
     torch.testing.assert_close(compiled, eager)
     grads = (gradients(x, [*inputs, *leaves]) for x in (compiled, eager))
@@ -808,6 +863,8 @@ def cases():
         "head_dim is 257 and 257 for values, more than 256": (wider, wider, [], {}),
         "head_dim is 16 and 257 for values": (q, wider, [], {}),
         "no grouped queries": (q, q, [], {"enable_gqa": True}),
+        "different images or heads": (q, q.expand(2, 1, 6, 16), [], {}),
+        "every weight is dropped": (q, q, [], {"dropout_p": 1.0}),
         "several layouts": (q, q, lookups, {}),
         "66 columns, more than 64": (q, q, 2 * [LowRankBias(wide, wide)], {}),
         "the gradient of a dense bias, or of a mask": (q, q, [DenseBias(trained)], {}),

@@ -75,9 +75,9 @@ class Launcher:
         )
 
     def _structure(self) -> tuple[object, ...]:
-        """What else the speed depends on: the operands there are, and about how many tokens."""
+        """What else the speed depends on: the operands, the kind of sums, about how many tokens."""
         sizes = (self.call.queries.bit_length(), self.call.keys.bit_length())
-        return *sizes, *(operand is None for operand in self.operands)
+        return *sizes, blocks.sums_are_fixed(), *(operand is None for operand in self.operands)
 
 
 def architecture(device: torch.device) -> int:

@@ -141,7 +141,7 @@ def _masks(call: AttentionCall) -> tuple[Tensor | None, Tensor | None]:
     keep, parts = None, [term.bias for term in call.biases if isinstance(term, DenseBias)]
     if call.attn_mask is not None:
         mask = call.attn_mask[(None,) * (4 - call.attn_mask.dim())]
-        if mask.is_inference():
+        if not torch.compiler.is_compiling() and mask.is_inference():
             mask = mask.clone()  # autograd could not keep it for backward
         if mask.dtype == torch.bool:
             keep = mask

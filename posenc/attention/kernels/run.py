@@ -53,7 +53,10 @@ def run_forward(operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
         *(bucket_tables(operands.value_buckets), total.unit),
         sums=[total.buffer],
     )
-    return out.to(given.query.dtype), lse, total.result()
+    sums = total.result()
+    if total.unit is not None:  # integers know no NaN
+        sums = sums.masked_fill(lse.isnan()[:, :, None], float("nan"))
+    return out.to(given.query.dtype), lse, sums
 
 
 def run_backward(
@@ -189,9 +192,9 @@ class _Sums:
     def __init__(self, like: Tensor, units: Tensor | float | None) -> None:
         self.unit: Tensor | None = None
         dtype = torch.float32
-        if units is not None and torch.are_deterministic_algorithms_enabled():
+        if units is not None and blocks.sums_are_fixed():
             dtype = torch.int64
-            self.unit = torch.as_tensor(units, dtype=torch.float32, device=like.device).view(1)
+            self.unit = _as_tensor(units, like)
         self.buffer = torch.zeros(like.shape, dtype=dtype, device=like.device)
         self.rows = rows(self.buffer)
 
@@ -199,6 +202,13 @@ class _Sums:
         if self.unit is None:
             return self.buffer
         return (self.buffer.double() / self.unit).float()
+
+
+def _as_tensor(units: Tensor | float, like: Tensor) -> Tensor:
+    """A number without a copy from the CPU, which CUDA graphs could not capture."""
+    if isinstance(units, Tensor):
+        return units.float().view(1)
+    return like.new_full((1,), units, dtype=torch.float32)
 
 
 def _units(
@@ -209,7 +219,7 @@ def _units(
     A row of gradients `a_ij (da_ij - delta_i)` sums to at most twice the largest `da`. What is
     not finite stays so.
     """
-    if not torch.are_deterministic_algorithms_enabled():
+    if not blocks.sums_are_fixed():
         return None
     largest = _largest_norm(out_grad) * _largest_norm(operands.value)
     if sums_grad is not None and operands.value_buckets is not None:

@@ -99,12 +99,15 @@ def origin(x, image, head):
 
 @triton.jit
 def load_rows(x, image, head, rows, num_rows, WIDTH, BLOCK):
-    """`[rows, BLOCK]`; zero behind the last row and the last column."""
+    """`[rows, BLOCK]`; zero behind the last row and the last column.
+
+    Rows of a large tensor may lie further apart than 32 bits count.
+    """
     columns = tl.arange(0, BLOCK)
     inside = rows[:, None] < num_rows
     if WIDTH != BLOCK:
         inside = inside & (columns < WIDTH)[None, :]
-    pointers = origin(x, image, head) + rows[:, None] * x.row + columns[None, :]
+    pointers = origin(x, image, head) + rows[:, None].to(tl.int64) * x.row + columns[None, :]
     return tl.load(pointers, mask=inside, other=0.0)
 
 
@@ -115,7 +118,7 @@ def store_rows(x, image, head, rows, num_rows, values, WIDTH, BLOCK):
     inside = rows[:, None] < num_rows
     if WIDTH != BLOCK:
         inside = inside & (columns < WIDTH)[None, :]
-    pointers = origin(x, image, head) + rows[:, None] * x.row + columns[None, :]
+    pointers = origin(x, image, head) + rows[:, None].to(tl.int64) * x.row + columns[None, :]
     tl.store(pointers, values, mask=inside)
 
 
@@ -176,8 +179,8 @@ def add(pointers, numbers, inside, unit):
 @triton.jit
 def read_mask(mask, image, head, queries, keys):
     """Of these pairs; a whole mask may have more entries than 32 bits count."""
-    pointers = origin(mask, image, head) + queries.to(tl.int64) * mask.query + keys * mask.key
-    return tl.load(pointers)
+    pairs = queries.to(tl.int64) * mask.query + keys.to(tl.int64) * mask.key
+    return tl.load(origin(mask, image, head) + pairs)
 
 
 @triton.jit
