@@ -13,6 +13,8 @@ BIN := .venv/bin
 demo: .venv/installed
 	mkdir -p demo && cd demo && ../$(BIN)/python ../examples/quickstart.py
 	$(BIN)/python examples/compare_encodings.py --out demo
+	rm -rf demo/pedestrians demo/reid
+	$(BIN)/python examples/reid/demo.py --out demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2

@@ -125,6 +125,39 @@ def explain(
     return Explanation(*_choose(call, backend), _rejections(call))
 
 
+def attention_matrix(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    terms: Sequence[Term] | Term = (),
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The weights that `attend` gives to the values, before dropout, as the definition says.
+
+    `softmax(scale q k^T + sum of biases + mask)`. Arguments mean what they mean in `attend`, and
+    are checked as there; the values give no more than a shape. A fully masked row is 0.
+
+    Raises:
+        ValueError: shapes, devices or options that do not fit.
+        TypeError: dtypes that differ.
+
+    Returns:
+        `[B, heads, N, N]`, in at least float32.
+
+    >>> q = k = v = torch.zeros(1, 1, 2, 4)
+    >>> attention_matrix(q, k, v)
+    tensor([[[[0.5000, 0.5000],
+              [0.5000, 0.5000]]]])
+    """
+    call = _prepare(q, k, v, terms, attn_mask, 0.0, is_causal, scale, enable_gqa)
+    with without_autocast(q.device):
+        return reference.attention_matrix(call)
+
+
 def check_backend(name: str) -> None:
     """Raises unless `name` is "auto" or a backend."""
     if name != "auto" and name not in BACKENDS:

@@ -35,6 +35,11 @@ from posenc.terms import Term
 Role = tuple[str, ...]
 
 
+# What an observer of a site receives at each attention call: query, key, value, terms, layout
+# (batch, heads, tokens, width), and by name the mask, is_causal, scale and enable_gqa of the call.
+Observer = Callable[..., None]
+
+
 class Adapter(Protocol):
     """Replaces the attention of modules whose forward holds no call that could be replaced."""
 
@@ -69,6 +74,7 @@ class Site:
         shared: encodings that are registered elsewhere (`share=True`).
         roles: what the module does; without any its class is its own.
         fused_attn: the module's flag before it was switched on, None where it has none.
+        observers: are told what each attention call computes; copies and files have none.
     """
 
     name: str
@@ -85,6 +91,11 @@ class Site:
     shared: dict[str, Encoding] = field(default_factory=dict)
     roles: tuple[Role, ...] = ()
     fused_attn: bool | None = None
+    observers: tuple[Observer, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and copies see: without observers."""
+        return {name: value for name, value in vars(self).items() if name != "observers"}
 
     def encodings(self, module: Any, names: list[str]) -> list[Any]:
         """The encodings of these names, in order."""
@@ -167,6 +178,18 @@ def _attend(
     terms: list[Term] = []
     for encoding in site.encodings(self, site.attention):
         terms.extend(encoding(query, key, layout, scale=scale))
+    for observe in site.observers:
+        observe(
+            query,
+            key,
+            value,
+            terms,
+            layout,
+            attn_mask=attn_mask,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
+        )
     result = attend(
         query,
         key,

@@ -1,0 +1,192 @@
+"""Does position that knows the body help? The same ViT and budget with each encoding.
+
+    python examples/reid/experiment.py --out docs/reid
+
+Every training of a seed has the same people, the same first weights and the same batches; only the
+encoding differs. Each network is then tested on crops as trained, on crops that are shifted down,
+and on a taller grid. Writes experiment.json, experiment.md and experiment.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from batches import photo_loader
+from config import Config
+from generate import Recipe, write
+from market import Photo, Splits, read_dataset
+from network import ReIDNetwork
+from report import write_report
+from torch import Tensor
+from tqdm import tqdm
+from train import embed, load_network, score, train
+
+import posenc
+
+ENCODINGS = (
+    "none",
+    "learned",
+    "peg",
+    "irpe",
+    "swin",
+    "quadratic",
+    "human_part",
+    "learned+human_part",
+    "irpe+human_part",
+)
+POOLS = {"CLS": "token", "mean": "avg"}
+SHIFT = 1 / 8  # of the height
+TALLER = 3 / 2  # times the height: 16x8 patches become 24x8
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training."""
+
+    encoding: str
+    pool: str  # a key of POOLS
+    seed: int
+
+
+def main() -> None:
+    """Trains all, tests all, writes the report."""
+    args = parse_arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    jobs = [Job(*job) for job in itertools.product(args.encodings, POOLS, range(args.seeds))]
+    config = Config(
+        epochs=args.epochs,
+        warmup_epochs=1,
+        tracker="none",
+        evaluate_every=args.epochs,
+        checkpoint_every=args.epochs,
+    )
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        data = [Path(folder) / f"data-{seed}" for seed in range(args.seeds)]
+        for seed, path in enumerate(data):
+            write(path, Recipe(train_people=args.train_people, seed=seed))
+        results = run_all(jobs, config, data, args.workers, args.out / "experiment.partial.jsonl")
+    report = {
+        "command": " ".join(["python", "examples/reid/experiment.py", *sys.argv[1:]]),
+        "config": asdict(config),
+        "recipe": asdict(Recipe(train_people=args.train_people)),
+        "versions": f"torch {torch.__version__}, timm {timm.__version__}",
+        "minutes": round((time.perf_counter() - started) / 60, 1),
+        "results": results,
+    }
+    (args.out / "experiment.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(write_report(report, args.out))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--encodings", nargs="+", default=list(ENCODINGS), choices=ENCODINGS)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--train-people", type=int, default=Recipe.train_people)
+    parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
+    return parser.parse_args()
+
+
+def run_all(
+    jobs: list[Job], config: Config, data: list[Path], workers: int, kept: Path
+) -> list[dict[str, Any]]:
+    """A record for each job, in their order; finished ones are kept in a file."""
+    results: dict[Job, dict[str, Any]] = {}
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool, kept.open("w") as file:
+        waiting = {pool.submit(run, job, config, data[job.seed]): job for job in jobs}
+        for done in tqdm(as_completed(waiting), total=len(jobs), unit="run", desc="experiment"):
+            job = waiting[done]
+            results[job] = {**asdict(job), **done.result()}
+            file.write(json.dumps(results[job]) + "\n")
+            file.flush()
+    kept.unlink()
+    return [results[job] for job in jobs]
+
+
+def run(job: Job, config: Config, folder: Path) -> dict[str, Any]:
+    """Trains and tests one network: mAP and rank-1 by kind of test."""
+    torch.set_num_threads(1)
+    config = replace(config, encoding=job.encoding, pool=POOLS[job.pool], seed=job.seed)
+    data = read_dataset(folder)
+    started = time.process_time()
+    with tempfile.TemporaryDirectory() as out:
+        train(config, data, Path(out), quiet=True)
+        network = load_network(Path(out))
+    seconds = time.process_time() - started
+    scores = {name: test(network, config, data) for name, test in TESTS.items()}
+    tests = {
+        name: {"mAP": one.mean_average_precision, "rank-1": one.rank(1)}
+        for name, one in scores.items()
+    }
+    return {"tests": tests, "seconds": round(seconds, 1)}
+
+
+# Tests
+
+
+def score_as_trained(network: ReIDNetwork, config: Config, data: Splits) -> Any:
+    """The crops of the training."""
+    return score(*(_embed(network, part, config.size) for part in (data.query, data.gallery)), data)
+
+
+def score_shifted(network: ReIDNetwork, config: Config, data: Splits) -> Any:
+    """Queries shifted down, as by another detector; the gallery as it is."""
+    gallery = _embed(network, data.gallery, config.size)
+    return score(_embed(network, data.query, config.size, shift=SHIFT), gallery, data)
+
+
+def score_taller(network: ReIDNetwork, config: Config, data: Splits) -> Any:
+    """Crops stretched to more rows of patches; the encodings follow."""
+    size = round(config.height * TALLER), config.width
+    set_size(network.vit, size)
+    taller = [_embed(network, part, size) for part in (data.query, data.gallery)]
+    set_size(network.vit, config.size)
+    return score(*taller, data)
+
+
+TESTS = {"as trained": score_as_trained, "shifted": score_shifted, "taller": score_taller}
+
+
+def set_size(vit: Any, size: tuple[int, int]) -> None:
+    """Of the images."""
+    if posenc.is_patched(vit):
+        posenc.set_layout(vit, size)
+    else:
+        vit.set_input_size(img_size=size)
+
+
+def _embed(
+    network: ReIDNetwork, photos: tuple[Photo, ...], size: tuple[int, int], shift: float = 0.0
+) -> Tensor:
+    images = (shifted(batch, shift) for batch, _ in photo_loader(photos, size))
+    return torch.cat(list(embed(network, images)))
+
+
+def shifted(images: Tensor, shift: float) -> Tensor:
+    """Down by this share of the height; the uppermost row fills what becomes free."""
+    rows = round(shift * images.shape[-2])
+    if not rows:
+        return images
+    return torch.cat([images[..., :1, :].expand(-1, -1, rows, -1), images[..., :-rows, :]], dim=-2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What can be reached without learning: colour histograms, raw pixels, a ViT with random weights.
+
+python examples/reid/floors.py demo/pedestrians
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from batches import photo_loader
+from config import Config
+from market import KINDS, Photo, Splits, read_dataset
+from network import build_network
+from torch import Tensor
+from train import describe, embed, score
+
+BINS = 4  # for each colour channel
+STRIPES = 6
+
+
+def main() -> None:
+    """Prints them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--kind", default="market1501", choices=sorted(KINDS))
+    args = parser.parse_args()
+    for name, scores in floors(read_dataset(args.data, args.kind), Config()).items():
+        print(f"{name}: {describe(scores)}")
+
+
+def floors(data: Splits, config: Config) -> dict[str, object]:
+    """Name -> scores, by the evaluation of the trained model."""
+    network = build_network(replace(config, encoding="none"), 2)
+    features: dict[str, Callable[[Tensor], Tensor]] = {
+        "colour histogram": lambda images: colour_histogram(images, 1),
+        f"colour histogram of {STRIPES} stripes": lambda images: colour_histogram(images, STRIPES),
+        "pixels": pixels,
+        "random ViT": lambda images: next(embed(network, [images])),
+    }
+    return {
+        name: score(*(_all(part, config, feature) for part in (data.query, data.gallery)), data)
+        for name, feature in features.items()
+    }
+
+
+def _all(photos: tuple[Photo, ...], config: Config, feature: Callable[[Tensor], Tensor]) -> Tensor:
+    return torch.cat([feature(images) for images, _ in photo_loader(photos, config.size)])
+
+
+def colour_histogram(images: Tensor, stripes: int) -> Tensor:
+    """Roots of the shares of `BINS ** 3` colours in each horizontal stripe: `[B, numbers]`.
+
+    The cosine of roots is the Bhattacharyya coefficient of two histograms.
+    """
+    levels = images.long() * BINS // 256
+    colours = (levels[:, 0] * BINS + levels[:, 1]) * BINS + levels[:, 2]
+    parts = [part.flatten(1) for part in colours.tensor_split(stripes, dim=1)]
+    counts = [
+        torch.zeros(len(images), BINS**3).scatter_add_(1, p, torch.ones(p.shape)) for p in parts
+    ]
+    return torch.cat([(count / count.sum(1, keepdim=True)).sqrt() for count in counts], dim=1)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Each channel without its mean, which is the light: `[B, 3 * height * width]`."""
+    flat = images.float().flatten(2)
+    return (flat - flat.mean(2, keepdim=True)).flatten(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Draws a data set of synthetic pedestrians and writes it as the folders of Market-1501.
+
+    python examples/reid/generate.py demo/pedestrians
+
+The people of the test are others than those of the training, in groups of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from cameras import Camera, draw_cameras, photograph, photograph_nobody
+from identities import GROUP, draw_people
+from PIL import Image
+from tqdm import tqdm
+
+TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
+RECIPE = "recipe.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The same data for the same numbers."""
+
+    train_people: int = 320
+    test_people: int = 80
+    cameras: int = 6
+    photos: int = 12  # of each person
+    distractors: int = 80  # in the gallery: people nobody asks for
+    junk: int = 20  # in the gallery: not to be counted
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks what would make data without a question."""
+        for name in ("train_people", "test_people"):
+            number = getattr(self, name)
+            if number < GROUP or number % GROUP:
+                raise ValueError(f"{name} must be a multiple of {GROUP}, got {number}")
+        if not 2 <= self.cameras <= 9:  # one digit in the file names
+            raise ValueError(f"cameras must be 2 to 9, got {self.cameras}")
+        if self.photos < self.cameras:
+            raise ValueError(
+                f"photos must be at least one for each of {self.cameras} cameras, got {self.photos}"
+            )
+
+
+def main() -> None:
+    """Writes what the options ask for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    for name, default in asdict(Recipe()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    options = vars(parser.parse_args())
+    out = options.pop("out")
+    write(out, Recipe(**options))
+    print(f"written: {out}")
+
+
+def write(out: Path, recipe: Recipe) -> None:
+    """Into `out`; nothing is done where the same data are already there.
+
+    Raises:
+        ValueError: `out` holds something else.
+    """
+    note = out / RECIPE
+    if note.is_file() and json.loads(note.read_text()) == asdict(recipe):
+        return
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and not these data ({RECIPE}); use another folder")
+    for folder in (TRAIN, QUERY, GALLERY):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    total = (recipe.train_people + recipe.test_people) * recipe.photos
+    total += recipe.distractors + recipe.junk
+    for path, photo in tqdm(_photos(recipe), total=total, unit="photo", desc="drawing"):
+        photo.save(out / path, quality=95)
+    note.write_text(json.dumps(asdict(recipe)) + "\n")  # last: says that all is there
+
+
+def _photos(recipe: Recipe) -> Iterator[tuple[str, Image.Image]]:
+    cameras = draw_cameras(recipe.cameras, recipe.seed)
+    count = recipe.train_people + recipe.test_people
+    for number, person in enumerate(draw_people(count, recipe.seed), start=1):
+        is_train = number <= recipe.train_people
+        seen = set()
+        for photo in range(recipe.photos):
+            camera = (number + photo) % recipe.cameras
+            folder = TRAIN if is_train else GALLERY if camera in seen else QUERY
+            seen.add(camera)
+            rng = np.random.default_rng([recipe.seed, 4, number, photo])
+            yield _path(folder, number, camera, photo), photograph(person, cameras[camera], rng)
+    yield from _strangers(recipe, cameras, count)
+    yield from _junk(recipe, cameras)
+
+
+def _strangers(
+    recipe: Recipe, cameras: list[Camera], known: int
+) -> Iterator[tuple[str, Image.Image]]:
+    everyone = draw_people(known + recipe.distractors, recipe.seed)
+    for number, person in enumerate(everyone[known:]):
+        camera = number % recipe.cameras
+        rng = np.random.default_rng([recipe.seed, 5, number])
+        yield _path(GALLERY, 0, camera, number), photograph(person, cameras[camera], rng)
+
+
+def _junk(recipe: Recipe, cameras: list[Camera]) -> Iterator[tuple[str, Image.Image]]:
+    for number in range(recipe.junk):
+        camera = number % recipe.cameras
+        rng = np.random.default_rng([recipe.seed, 6, number])
+        yield _path(GALLERY, -1, camera, number), photograph_nobody(cameras[camera], rng)
+
+
+def _path(folder: str, person: int, camera: int, photo: int) -> str:
+    name = "-1" if person < 0 else f"{person:04d}"
+    return f"{folder}/{name}_c{camera + 1}s1_{photo:06d}_00.jpg"
+
+
+if __name__ == "__main__":
+    main()

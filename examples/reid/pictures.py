@@ -1,0 +1,294 @@
+"""Draws what a trained network finds, where it looks, and what its positions have learned.
+
+    python examples/reid/pictures.py runs/small --data demo/pedestrians --out demo
+    python examples/reid/pictures.py runs/small --data demo/pedestrians --only rollout
+
+Writes rank10.png, hardest.png, rollout.png, bias.png, similarity.png, parts.png and tsne.png, as
+far as the network has what they show.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from batches import photo_loader, read_image
+from config import Config, load_config
+from maps import bias_maps, read_images, rollout_maps
+from market import KINDS, Photo, Splits, read_dataset
+from matplotlib import pyplot as plt
+from network import ReIDNetwork
+from retrieval import Scores, nearest
+from torch import Tensor
+from train import embed, load_network, people_and_cameras, score
+
+from posenc import HumanPart, LearnedAbsolute, is_patched, patched_encodings
+from posenc.analysis import position_similarity
+
+RIGHT, WRONG = "#2a9d3a", "#d1342f"
+QUERIES, RANKS = 6, 10
+PEOPLE = 12  # in the map of features
+PART_NAMES = ("head", "chest", "hips", "thighs", "shins")
+
+
+@dataclass(frozen=True)
+class Album:
+    """A network, its data, and what it makes of them."""
+
+    network: ReIDNetwork
+    config: Config
+    data: Splits
+    query: Tensor  # features
+    gallery: Tensor
+    scores: Scores
+
+    def image(self, photo: Photo) -> np.ndarray:
+        """`[height, width, 3]`."""
+        return read_image(photo.path, self.config.size).permute(1, 2, 0).numpy()
+
+    def encodings(self, kind: type) -> dict[str, Any]:
+        """Site and name -> encoding of this class."""
+        vit = self.network.vit
+        known = patched_encodings(vit) if is_patched(vit) else {}
+        return {name: one for name, one in known.items() if isinstance(one, kind)}
+
+
+def main() -> None:
+    """Draws all of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a training")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--kind", default="market1501", choices=sorted(KINDS))
+    parser.add_argument("--out", type=Path, help="default: the folder of the training")
+    parser.add_argument("--only", nargs="+", default=list(PICTURES), choices=list(PICTURES))
+    args = parser.parse_args()
+    album = open_album(args.run, read_dataset(args.data, args.kind))
+    for path in draw(album, args.out or args.run, args.only):
+        print(path)
+
+
+def open_album(run: Path, data: Splits) -> Album:
+    """Of a finished training."""
+    config = load_config(run)
+    network = load_network(run)
+    query, gallery = (
+        torch.cat(list(embed(network, (images for images, _ in photo_loader(part, config.size)))))
+        for part in (data.query, data.gallery)
+    )
+    return Album(network, config, data, query, gallery, score(query, gallery, data))
+
+
+def draw(album: Album, out: Path, names: Iterable[str] | None = None) -> list[Path]:
+    """These pictures, or all, as far as the network has something for them."""
+    out.mkdir(parents=True, exist_ok=True)
+    matplotlib.use("agg")
+    written = []
+    for name in names or PICTURES:
+        figure = PICTURES[name](album)
+        if figure is not None:
+            figure.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight")
+            plt.close(figure)
+            written.append(out / f"{name}.png")
+    return written
+
+
+# Rankings
+
+
+def draw_first_ranks(album: Album) -> Any:
+    """Queries from all over the set."""
+    valid = album.scores.is_valid.nonzero()[:, 0]
+    chosen = valid[torch.linspace(0, len(valid) - 1, QUERIES).long()]
+    return _draw_ranking(album, chosen.tolist(), "nearest in the gallery")
+
+
+def draw_hardest(album: Album) -> Any:
+    """Those whose person is found last."""
+    valid = album.scores.is_valid.nonzero()[:, 0]
+    hardest = album.scores.average_precision.argsort()[:QUERIES]
+    return _draw_ranking(album, valid[hardest].tolist(), "the hardest queries")
+
+
+def _draw_ranking(album: Album, queries: list[int], title: str) -> Any:
+    people, cameras = people_and_cameras(album.data)
+    found, distances = nearest(
+        album.query[queries],
+        album.gallery,
+        people[0][queries],
+        people[1],
+        cameras[0][queries],
+        cameras[1],
+        count=RANKS,
+    )
+    order = album.scores.is_valid.cumsum(0) - 1
+    figure, axes = _grid(len(queries), RANKS + 1, album.config, title)
+    for line, query in enumerate(queries):
+        photo = album.data.query[query]
+        precision = album.scores.average_precision[order[query]].item()
+        _show(axes[line, 0], album.image(photo), f"{photo.person}, AP {precision:.2f}", "black")
+        for place in range(RANKS):
+            index = int(found[line, place])
+            if index >= 0:
+                other = album.data.gallery[index]
+                colour = RIGHT if other.person == photo.person else WRONG
+                text = f"{distances[line, place]:.2f}"
+                _show(axes[line, place + 1], album.image(other), text, colour)
+    return figure
+
+
+# Attention and positions
+
+
+def draw_rollout(album: Album) -> Any:
+    """Two rows of photos, each over its attention rollout."""
+    step = max(1, len(album.data.query) // 12)
+    photos = album.data.query[::step][:12]
+    images = read_images(photos, album.network, album.config.size)
+    maps = rollout_maps(album.network, images).cpu().numpy()
+    figure, axes = _grid(2, len(photos), album.config, "attention rollout")
+    for column, photo in enumerate(photos):
+        _show(axes[0, column], album.image(photo))
+        _show(axes[1, column], album.image(photo))
+        axes[1, column].imshow(maps[column], cmap="inferno", alpha=0.6)
+    return figure
+
+
+def draw_bias(album: Album) -> Any:
+    """A row for each layer, a column for each head."""
+    photos = album.data.query[:16]
+    images = read_images(photos, album.network, album.config.size)
+    biases = bias_maps(album.network, images, (0.5, 0.5)).cpu()
+    if not biases.numel():
+        return None
+    layers, heads, height, width = biases.shape
+    size = 0.9 * heads + 1.6, 0.9 * layers * height / width + 0.6
+    figure, axes = plt.subplots(layers, heads, figsize=size, squeeze=False, layout="constrained")
+    biases, limit = biases.numpy(), biases.abs().max().item()
+    for layer, head in np.ndindex(layers, heads):
+        axis = axes[layer, head]
+        picture = axis.imshow(biases[layer, head], cmap="coolwarm", vmin=-limit, vmax=limit)
+        axis.plot(width // 2, height // 2, "k+", markersize=5)
+        axis.set(xticks=[], yticks=[])
+        if layer == 0:
+            axis.set_title(f"head {head}", fontsize=8)
+        if head == 0:
+            axis.set_ylabel(f"layer {layer}", fontsize=8)
+    figure.suptitle(f"{album.config.encoding}: bias that the patch at + gives to each patch")
+    figure.colorbar(picture, ax=axes, shrink=0.5, label="logits, less the mean of all keys")
+    return figure
+
+
+def draw_similarity(album: Album) -> Any:
+    """How alike the positions of two patches are, for each patch a map."""
+    tables = list(album.encodings(LearnedAbsolute).values())
+    if not tables:
+        return None
+    maps = position_similarity(tables[0], tables[0].layout).cpu().numpy()
+    height, width = maps.shape[:2]
+    size = 0.7 * width + 1.2, 0.7 * height * height / width + 0.6
+    figure, axes = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
+    for row, column in np.ndindex(height, width):
+        picture = axes[row, column].imshow(maps[row, column], cmap="viridis", vmin=-1, vmax=1)
+        axes[row, column].set(xticks=[], yticks=[])
+    figure.suptitle("similarity of each patch's\nlearned position to the others")
+    figure.colorbar(picture, ax=axes, shrink=0.5, label="cosine")
+    return figure
+
+
+def draw_parts(album: Album) -> Any:
+    """Centres of the body parts in each layer, over the mean of the training photos."""
+    parts = list(album.encodings(HumanPart).values())
+    if not parts:
+        return None
+    photos = album.data.train[:: max(1, len(album.data.train) // 500)]
+    mean = np.mean([album.image(photo) for photo in photos], axis=0) / 255
+    size = 1.3 * len(parts) + 1.8, 4
+    figure, axes = plt.subplots(1, len(parts), figsize=size, squeeze=False, layout="constrained")
+    for layer, (axis, part) in enumerate(zip(axes[0], parts, strict=True)):
+        axis.imshow(mean)
+        _draw_centres(axis, part, album.config)
+        strength = part.strength.detach().abs().mean()
+        axis.set_title(f"layer {layer}\nstrength {strength:.2f}", fontsize=9)
+    axes[0, -1].legend(bbox_to_anchor=(1.05, 1), loc="upper left", title="started as", fontsize=8)
+    figure.suptitle("human_part: centres and width of the parts")
+    return figure
+
+
+def _draw_centres(axis: Any, part: HumanPart, config: Config) -> None:
+    height, width = config.size
+    spread = part.log_part_width.exp().item() * height
+    names = PART_NAMES if len(part.part_centers) == len(PART_NAMES) else range(part.parts)
+    for number, (name, centre) in enumerate(zip(names, part.part_centers.tolist(), strict=True)):
+        y, colour = centre * height, f"C{number}"
+        axis.axhline(y, color=colour, label=str(name))
+        axis.axhspan(y - spread, y + spread, color=colour, alpha=0.15, linewidth=0)
+    axis.set(xticks=[], yticks=[], xlim=(0, width - 1), ylim=(height - 1, 0))
+
+
+def draw_tsne(album: Album) -> Any:
+    """Features of some people, near to each other or not."""
+    from sklearn.manifold import TSNE
+
+    people = np.array([photo.person for photo in album.data.query])
+    chosen = np.unique(people)[:: max(1, len(np.unique(people)) // PEOPLE)][:PEOPLE]
+    photos, features = _all_of(album, chosen)
+    unit = torch.nn.functional.normalize(features, dim=1).numpy()
+    place = TSNE(perplexity=min(10, len(unit) - 1), init="pca", random_state=0).fit_transform(unit)
+    figure, axis = plt.subplots(figsize=(9, 7))
+    for (x, y), photo in zip(place, photos, strict=True):
+        colour = matplotlib.colormaps["tab20"](int(np.searchsorted(chosen, photo.person)))
+        picture = matplotlib.offsetbox.OffsetImage(album.image(photo), zoom=24 / album.config.width)
+        frame = {"edgecolor": colour, "boxstyle": "square,pad=0.05", "linewidth": 1.5}
+        axis.add_artist(matplotlib.offsetbox.AnnotationBbox(picture, (x, y), bboxprops=frame))
+    axis.update_datalim(place)
+    axis.margins(0.1)
+    axis.autoscale()
+    axis.set(xticks=[], yticks=[], title=f"t-SNE of the features of {len(chosen)} people")
+    return figure
+
+
+def _all_of(album: Album, people: np.ndarray) -> tuple[list[Photo], Tensor]:
+    photos = [*album.data.query, *album.data.gallery]
+    chosen = [i for i, photo in enumerate(photos) if photo.person in people]
+    return [photos[i] for i in chosen], torch.cat([album.query, album.gallery])[chosen]
+
+
+PICTURES: dict[str, Callable[[Album], Any]] = {
+    "rank10": draw_first_ranks,
+    "hardest": draw_hardest,
+    "rollout": draw_rollout,
+    "bias": draw_bias,
+    "similarity": draw_similarity,
+    "parts": draw_parts,
+    "tsne": draw_tsne,
+}
+
+
+def _grid(rows: int, columns: int, config: Config, title: str) -> tuple[Any, np.ndarray]:
+    shape = config.height / config.width
+    size = 0.75 * columns, (0.75 * shape + 0.2) * rows + 0.4
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.suptitle(title)
+    return figure, axes
+
+
+def _show(axis: Any, image: np.ndarray, text: str = "", colour: str | None = None) -> None:
+    axis.imshow(image)
+    axis.set_title(text, fontsize=7, pad=2, color=colour or "black")
+    if colour is not None:
+        axis.axis("on")
+        axis.set(xticks=[], yticks=[])
+        for side in axis.spines.values():
+            side.set(color=colour, linewidth=2.5)
+
+
+if __name__ == "__main__":
+    main()

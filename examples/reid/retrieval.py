@@ -1,0 +1,345 @@
+"""Is the right person found first? CMC, mAP and mINP by the protocol of Market-1501."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+METRICS = ("cosine", "euclidean")
+# What a query-gallery pair needs at the peak, measured: distances in float64, sorting, two masks.
+BYTES_PER_PAIR = 48
+CHUNK_BYTES = 2**26
+# Squared distances below this part of the squared norms are rounding, and count as zero.
+ROUNDING = 2.0**-40
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """How well each query found its person.
+
+    Attributes:
+        cmc: `[min(max_rank, num_gallery)]`, the part of the valid queries with a match among the
+            first 1, 2, ... kept items.
+        average_precision: of each valid query, in the order of the queries.
+        inverse_negative_penalty: likewise.
+        is_valid: `[num_query]`, whether a match remained.
+    """
+
+    cmc: Tensor
+    average_precision: Tensor
+    inverse_negative_penalty: Tensor
+    is_valid: Tensor
+
+    @property
+    def mean_average_precision(self) -> float:
+        """MAP: the mean of `average_precision`."""
+        return self.average_precision.mean().item()
+
+    @property
+    def mean_inverse_negative_penalty(self) -> float:
+        """MINP: the mean of `inverse_negative_penalty`."""
+        return self.inverse_negative_penalty.mean().item()
+
+    def rank(self, n: int) -> float:
+        """CMC at rank `n`, counted from 1; beyond the curve only where it has arrived at 1."""
+        if n >= 1 and (n <= len(self.cmc) or self.cmc[-1] == 1):
+            return self.cmc[min(n, len(self.cmc)) - 1].item()
+        raise ValueError(
+            f"the curve has ranks 1 to {len(self.cmc)}, got {n}; score with max_rank={max(n, 1)}"
+        )
+
+
+def score_distances(
+    distances: Tensor,
+    query_people: Tensor,
+    gallery_people: Tensor,
+    query_cameras: Tensor,
+    gallery_cameras: Tensor,
+    max_rank: int = 50,
+) -> Scores:
+    """Score a ranking by distances.
+
+    A query's ranking leaves out the gallery's photos of the same person by the same camera. With
+    `M` matches left, at ranks `r_1 < ... < r_M` counted from 1 in what is left:
+
+        AP = mean_m m / r_m      INP = M / r_M      CMC_r = mean over queries of [r_1 <= r]
+
+    Queries with `M = 0` are left out of all means. Equal distances rank in the gallery's order.
+
+    Args:
+        distances: `[num_query, num_gallery]`, smaller is closer.
+        query_people: `[num_query]` integers.
+        gallery_people: `[num_gallery]` integers.
+        query_cameras: `[num_query]` integers.
+        gallery_cameras: `[num_gallery]` integers.
+        max_rank: the length of the CMC curve, or the gallery's size if that is less.
+
+    Raises:
+        ValueError: shapes do not fit, the gallery is empty, a distance is not finite, or no query
+            has a match.
+
+    Example:
+        >>> distances = torch.tensor([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]])
+        >>> scores = score_distances(distances, [1, 2], [1, 1, 2], [0, 0], [0, 1, 1])
+        >>> scores.mean_average_precision, scores.rank(1)  # the first item of query 0 is left out
+        (1.0, 1.0)
+
+    Reference: Zheng et al. 2015, Scalable person re-identification: a benchmark (the protocol);
+        Ye et al. 2021, arXiv 2001.04193, section 4.1 (mINP).
+    """
+    if distances.ndim != 2 or not distances.is_floating_point():
+        raise ValueError(
+            f"distances must be floating point [num_query, num_gallery], got {distances.dtype} "
+            f"{list(distances.shape)}"
+        )
+    labels = query_people, gallery_people, query_cameras, gallery_cameras
+    pairs = _Pairs(*distances.shape, distances.device, *labels)
+    chunks = _slices(*distances.shape, CHUNK_BYTES)
+    rankings = (_rank(distances[rows], pairs, rows) for rows in chunks)
+    return _scores(rankings, pairs, max_rank)
+
+
+def score_features(
+    query_features: Tensor,
+    gallery_features: Tensor,
+    query_people: Tensor,
+    gallery_people: Tensor,
+    query_cameras: Tensor,
+    gallery_cameras: Tensor,
+    *,
+    metric: str = "cosine",
+    max_rank: int = 50,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Scores:
+    """Score the ranking by distances of features, made for some queries at a time.
+
+    `cosine` is `1 - q.g / (|q| |g|)`, `euclidean` is `|q - g|`. Both are computed in float64, on
+    the features' device, and rounded to float32: neither the chunk nor TF32 changes a ranking.
+
+    Args:
+        query_features: `[num_query, dim]`.
+        gallery_features: `[num_gallery, dim]`.
+        query_people: `[num_query]` integers.
+        gallery_people: `[num_gallery]` integers.
+        query_cameras: `[num_query]` integers.
+        gallery_cameras: `[num_gallery]` integers.
+        metric: `cosine` or `euclidean`.
+        max_rank: the length of the CMC curve, or the gallery's size if that is less.
+        chunk_bytes: about how much memory to use besides the features; at least one query's.
+
+    Raises:
+        ValueError: as `score_distances`, or a feature is not finite, or `metric` is unknown.
+
+    Reference: see `score_distances`.
+    """
+    labels = query_people, gallery_people, query_cameras, gallery_cameras
+    chunks = distance_chunks(query_features, gallery_features, metric, chunk_bytes)
+    pairs = _Pairs(len(query_features), len(gallery_features), query_features.device, *labels)
+    return _scores((_rank(chunk, pairs, rows) for rows, chunk in chunks), pairs, max_rank)
+
+
+def nearest(
+    query_features: Tensor,
+    gallery_features: Tensor,
+    query_people: Tensor,
+    gallery_people: Tensor,
+    query_cameras: Tensor,
+    gallery_cameras: Tensor,
+    count: int = 10,
+    *,
+    metric: str = "cosine",
+    chunk_bytes: int = CHUNK_BYTES,
+) -> tuple[Tensor, Tensor]:
+    """Each query's first items of the ranking that `score_features` scores.
+
+    Args:
+        query_features: `[num_query, dim]`.
+        gallery_features: `[num_gallery, dim]`.
+        query_people: `[num_query]` integers.
+        gallery_people: `[num_gallery]` integers.
+        query_cameras: `[num_query]` integers.
+        gallery_cameras: `[num_gallery]` integers.
+        count: how many items.
+        metric: `cosine` or `euclidean`.
+        chunk_bytes: see `score_features`.
+
+    Returns:
+        Indices into the gallery and distances, both `[num_query, count]`; where fewer items are
+        left, the index is -1 and the distance infinite.
+
+    Raises:
+        ValueError: as `score_features`, or `count` is less than 1.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    labels = query_people, gallery_people, query_cameras, gallery_cameras
+    chunks = distance_chunks(query_features, gallery_features, metric, chunk_bytes)
+    pairs = _Pairs(len(query_features), len(gallery_features), query_features.device, *labels)
+    firsts = [_first(_rank(chunk, pairs, rows), count) for rows, chunk in chunks]
+    return torch.cat([order for order, _ in firsts]), torch.cat([far for _, far in firsts])
+
+
+def distance_chunks(
+    query_features: Tensor,
+    gallery_features: Tensor,
+    metric: str = "cosine",
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Distances of some queries at a time: which queries, and `[queries, num_gallery]`.
+
+    They are those of `score_features`, whose arguments these are, in float32.
+
+    Raises:
+        ValueError: shapes do not fit, a feature is not finite, or `metric` is unknown.
+    """
+    check_features(query_features, gallery_features, metric)
+    query, gallery = query_features.detach().double(), gallery_features.detach().double()
+    if metric == "cosine":
+        query, gallery = F.normalize(query), F.normalize(gallery)
+    slices = _slices(len(query), len(gallery), chunk_bytes)
+    return ((rows, _distances(query[rows], gallery, metric)) for rows in slices)
+
+
+class _Pairs:
+    """Which query-gallery pairs are a match, and which are left out."""
+
+    def __init__(
+        self,
+        num_query: int,
+        num_gallery: int,
+        device: torch.device,
+        query_people: Tensor,
+        gallery_people: Tensor,
+        query_cameras: Tensor,
+        gallery_cameras: Tensor,
+    ) -> None:
+        if num_query == 0 or num_gallery == 0:
+            raise ValueError(
+                f"scores need at least one query and a gallery that is not empty, got {num_query} "
+                f"queries and {num_gallery} gallery items; was the right folder read?"
+            )
+        self.num_query, self.num_gallery, self._device = num_query, num_gallery, device
+        self._people = (
+            self._labels("query_people", query_people, num_query)[:, None],
+            self._labels("gallery_people", gallery_people, num_gallery),
+        )
+        self._cameras = (
+            self._labels("query_cameras", query_cameras, num_query)[:, None],
+            self._labels("gallery_cameras", gallery_cameras, num_gallery),
+        )
+
+    def _labels(self, name: str, given: Tensor, length: int) -> Tensor:
+        labels = torch.as_tensor(given, device=self._device)
+        if labels.shape != (length,) or labels.is_floating_point():
+            raise ValueError(
+                f"{name} must be integers [{length}], for {self.num_query} queries and "
+                f"{self.num_gallery} gallery items; got {labels.dtype} {list(labels.shape)}"
+            )
+        return labels
+
+    def same_person(self, rows: slice) -> Tensor:
+        return self._people[0][rows] == self._people[1]
+
+    def left_out(self, rows: slice) -> Tensor:
+        return self.same_person(rows) & (self._cameras[0][rows] == self._cameras[1])
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranking:
+    """Some queries' distances in order, the gallery's indices, and which are matches.
+
+    What is left out comes last, with an infinite distance.
+    """
+
+    distances: Tensor
+    order: Tensor
+    is_match: Tensor
+
+
+def _rank(distances: Tensor, pairs: _Pairs, rows: slice) -> _Ranking:
+    if not distances.isfinite().all():
+        row, column = (~distances.isfinite()).nonzero()[0].tolist()
+        raise ValueError(
+            f"distances must be finite, got {distances[row, column]} for query {rows.start + row} "
+            f"and gallery item {column}; look for the photo or layer that makes it"
+        )
+    left_out = pairs.left_out(rows)
+    ordered, order = distances.masked_fill(left_out, torch.inf).sort(dim=1, stable=True)
+    is_match = (pairs.same_person(rows) & ~left_out).gather(1, order)
+    return _Ranking(ordered, order, is_match)
+
+
+def _scores(rankings: Iterator[_Ranking], pairs: _Pairs, max_rank: int) -> Scores:
+    if max_rank < 1:
+        raise ValueError(f"max_rank must be at least 1, got {max_rank}")
+    parts = [_score_queries(ranking.is_match) for ranking in rankings]
+    precision, penalty, first, count = map(torch.cat, zip(*parts, strict=True))
+    is_valid = count > 0
+    if not is_valid.any():
+        raise ValueError(
+            f"a query needs another camera's photo of its person: none of {pairs.num_query} "
+            f"queries has one among {pairs.num_gallery} gallery items; do the people and cameras "
+            "belong to these photos?"
+        )
+    first = first[is_valid]
+    ranks = torch.arange(1, min(max_rank, pairs.num_gallery) + 1, device=first.device)
+    found = torch.searchsorted(first.sort().values, ranks, right=True)
+    return Scores(found.double() / len(first), precision[is_valid], penalty[is_valid], is_valid)
+
+
+def _score_queries(is_match: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """AP, INP, rank of the first match and number of matches; meaningless for no match."""
+    query, place = is_match.nonzero(as_tuple=True)  # in the order of queries, then of ranks
+    rank = place + 1
+    count = is_match.sum(dim=1)
+    last = count.cumsum(0)  # where the matches of the next query start
+    match = torch.arange(len(query), device=rank.device) - (last - count)[query] + 1
+    zeros = torch.zeros(len(count), dtype=torch.float64, device=rank.device)
+    precision = zeros.index_add(0, query, match.double() / rank) / count
+    padded = torch.cat([rank, rank.new_ones(1)])  # so that queries without a match have a place
+    penalty = count / padded[last - 1].double()
+    return precision, penalty, padded[last - count], count
+
+
+def _first(ranking: _Ranking, count: int) -> tuple[Tensor, Tensor]:
+    distances = ranking.distances[:, :count]  # a view: padding copies, and lets go of the rest
+    order = ranking.order[:, :count].masked_fill(distances.isinf(), -1)
+    missing = (0, count - order.shape[1])
+    return F.pad(order, missing, value=-1), F.pad(distances, missing, value=torch.inf)
+
+
+def _distances(query: Tensor, gallery: Tensor, metric: str) -> Tensor:
+    """In float32, and zero where rounding hides the difference, so that equal features tie."""
+    if metric == "cosine":  # of unit vectors
+        distances = 1 - query @ gallery.T
+        return distances.masked_fill_(distances < ROUNDING, 0).float()
+    scale = query.square().sum(1, keepdim=True) + gallery.square().sum(1)
+    squares = torch.addmm(scale, query, gallery.T, alpha=-2)
+    return squares.masked_fill_(squares < ROUNDING * scale, 0).sqrt_().float()
+
+
+def _slices(num_query: int, num_gallery: int, chunk_bytes: int) -> Iterator[slice]:
+    step = max(1, chunk_bytes // max(1, BYTES_PER_PAIR * num_gallery))
+    return (slice(start, min(start + step, num_query)) for start in range(0, num_query, step))
+
+
+def check_features(query: Tensor, gallery: Tensor, metric: str) -> None:
+    """Raise `ValueError` for what `distance_chunks` cannot use."""
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            "features must be [num_query, dim] and [num_gallery, dim], got "
+            f"{list(query.shape)} and {list(gallery.shape)}"
+        )
+    for name, features in (("query", query), ("gallery", gallery)):
+        bad = (~features.isfinite()).any(dim=1).nonzero()
+        if len(bad):
+            raise ValueError(
+                f"features must be finite, {len(bad)} of {len(features)} of the {name} are not, "
+                f"first number {bad[0].item()}; look for the photo or layer that makes it"
+            )

@@ -1,0 +1,322 @@
+"""Trains a ViT for person re-identification and evaluates it.
+
+    python examples/reid/train.py runs/small --data demo/pedestrians
+    accelerate launch --num-processes 4 examples/reid/train.py runs/market --data Market-1501 ...
+
+An interrupted training goes on from its last checkpoint when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from batches import PeopleSampler, Photos, photo_loader, training_labels
+from checkpoints import check_same_training, load_newest, save_checkpoint
+from config import CONFIG, Config, add_options, from_options, load_config, save_config
+from losses import batch_hard_triplet, identity_loss, patch_triplet
+from market import KINDS, Photo, Splits, read_dataset
+from network import ReIDNetwork, Seen, build_network, parameter_groups
+from retrieval import Scores, score_features
+from safetensors.torch import load_file, save_model
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+WEIGHTS, SCORES = "network.safetensors", "scores.json"
+
+
+def main() -> None:
+    """Reads the options, trains, prints the scores."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("out", type=Path, help="folder of this training")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--kind", default="market1501", choices=sorted(KINDS))
+    add_options(parser)
+    options = vars(parser.parse_args())
+    out, data, kind = (options.pop(name) for name in ("out", "data", "kind"))
+    config = from_options(options)
+    train(config, read_dataset(data, kind), out)
+
+
+def train(config: Config, data: Splits, out: Path, *, quiet: bool = False) -> Scores:
+    """Trains from the newest checkpoint in `out`, or from the start; writes weights and scores.
+
+    Raises:
+        ValueError: data or options that do not fit, or a checkpoint of another training.
+        FloatingPointError: the loss is not finite any more.
+    """
+    check_same_training(out, config, data)
+    run = Run(config, data, out, quiet)
+    start = load_newest(run.accelerator, out)
+    with tqdm(
+        total=config.epochs * len(run.batches),
+        initial=start * len(run.batches),
+        disable=quiet or not run.accelerator.is_main_process,
+        unit="batch",
+        desc="training",
+    ) as bar:
+        for epoch in range(start, config.epochs):
+            run.one_epoch(epoch, bar)
+            done = epoch + 1
+            if done % config.evaluate_every == 0 and done < config.epochs:
+                run.log_scores(run.evaluate(), done)
+            if done % config.checkpoint_every == 0 and done < config.epochs:
+                save_checkpoint(run.accelerator, out, done)
+    scores = run.evaluate()
+    run.log_scores(scores, config.epochs)
+    run.finish(scores)
+    return scores
+
+
+class Run:
+    """What a training holds."""
+
+    def __init__(self, config: Config, data: Splits, out: Path, quiet: bool) -> None:
+        self.config, self.data, self.out, self.quiet = config, data, out, quiet
+        labels = training_labels(data.train)
+        network = build_network(config, max(labels) + 1)
+        people = [photo.person for photo in data.train]
+        self.sampler = PeopleSampler(people, config.people, config.photos, config.seed)
+        self.photos = Photos(data.train, config.size, seed=config.seed)
+        loader = DataLoader(
+            self.photos, batch_sampler=self.sampler, num_workers=config.workers, pin_memory=False
+        )
+        self.accelerator = make_accelerator(config, out)
+        optimizer = torch.optim.AdamW(parameter_groups(network, config))
+        self.schedule = LambdaLR(optimizer, warm_cosine(config, len(self.sampler)))
+        self.network, self.optimizer, self.batches = self.accelerator.prepare(
+            network, optimizer, loader
+        )
+        self.accelerator.register_for_checkpointing(self.schedule)
+        self.labels = torch.tensor(labels, device=self.accelerator.device)
+        self.triplet = batch_hard_triplet(config.margin, config.triplet_metric)
+        self.patch_triplet = patch_triplet(config.margin, config.triplet_metric)
+        self.clock = Clock()
+        if self.accelerator.is_main_process:
+            out.mkdir(parents=True, exist_ok=True)
+            save_config(config, out)
+        if config.tracker != "none":
+            self.accelerator.init_trackers("reid", config=asdict(config))
+
+    def one_epoch(self, epoch: int, bar: tqdm) -> None:
+        """Through all batches once."""
+        self.sampler.epoch = self.photos.epoch = epoch
+        self.network.train()
+        for images, indices in self.clock.waiting_for(self.batches):
+            losses = self.step(images, indices)
+            bar.update()
+        if not self.quiet:
+            bar.set_postfix({"loss": f"{losses['loss']:.3f}", "waiting": f"{self.clock.share:.0%}"})
+        self.log({**losses, "rate": self.schedule.get_last_lr()[0]}, epoch + 1)
+
+    def step(self, images: Tensor, indices: Tensor) -> dict[str, float]:
+        """One step of the optimiser."""
+        with self.accelerator.autocast():
+            seen = self.network(images)
+        losses = self.losses(seen, indices)
+        self.check_finite(losses, indices)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(losses["loss"])
+        self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def losses(self, seen: Seen, indices: Tensor) -> dict[str, Tensor]:
+        """The sum and its parts, in float32, of the batches of all processes."""
+        people = self.labels[self.accelerator.gather(indices)]
+        losses = {
+            "identity": identity_loss(seen.logits.float(), people, self.config.smoothing),
+            "triplet": self.triplet(seen.features.float(), people),
+        }
+        if self.config.patch_weight:
+            loss = self.patch_triplet(seen.patches.float(), people)
+            losses["patches"] = self.config.patch_weight * loss
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def check_finite(self, losses: dict[str, Tensor], indices: Tensor) -> None:
+        """Stops before the weights are spoiled."""
+        if losses["loss"].isfinite():
+            return
+        names = ", ".join(self.data.train[i].path.name for i in indices.tolist())
+        parts = ", ".join(f"{name} {loss.item()}" for name, loss in losses.items())
+        raise FloatingPointError(
+            f"the loss is not finite ({parts}) after {self.schedule.last_epoch} steps; the batch: "
+            f"{names}. The weights of the last checkpoint in {self.out} are untouched; lower "
+            "--learning-rate or --encoding-rate"
+        )
+
+    def evaluate(self) -> Scores:
+        """On query and gallery."""
+        query, gallery = (self.features(photos) for photos in (self.data.query, self.data.gallery))
+        return score(query, gallery, self.data)
+
+    def features(self, photos: tuple[Photo, ...]) -> Tensor:
+        """`[photos, width]`, each process its share."""
+        loader = self.accelerator.prepare_data_loader(photo_loader(photos, self.config.size))
+        network = self.accelerator.unwrap_model(self.network)
+        with self.accelerator.autocast():
+            parts = embed(network, (images for images, _ in loader))
+            return torch.cat([self.accelerator.gather_for_metrics(part) for part in parts]).cpu()
+
+    def log_scores(self, scores: Scores, epoch: int) -> None:
+        """To the tracker."""
+        self.log({"mAP": scores.mean_average_precision, "rank-1": scores.rank(1)}, epoch)
+        if self.accelerator.is_main_process and self.config.tracker != "none":
+            self.log_maps(epoch)
+
+    def log_maps(self, epoch: int) -> None:
+        """Pictures of where the network looks, and of its positions."""
+        from maps import draw_maps
+
+        network = self.accelerator.unwrap_model(self.network)
+        images = draw_maps(network, self.data.query[:4], self.config.size)
+        for tracker in self.accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images(images, step=epoch, **layout)
+
+    def log(self, numbers: dict[str, float], epoch: int) -> None:
+        """To the tracker."""
+        if self.config.tracker != "none":
+            self.accelerator.log({**numbers, "waiting": self.clock.share}, step=epoch)
+
+    def finish(self, scores: Scores) -> None:
+        """Writes weights and scores."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            network = self.accelerator.unwrap_model(self.network)
+            save_model(network, str(self.out / WEIGHTS))
+            report = {**summarise(scores), "waiting": round(self.clock.share, 3)}
+            (self.out / SCORES).write_text(json.dumps(report, indent=2) + "\n")
+            if not self.quiet:
+                print(f"{describe(scores)}; {self.clock.share:.0%} of the time waiting for data")
+        if self.config.tracker != "none":
+            self.accelerator.end_training()
+
+
+def make_accelerator(config: Config, out: Path) -> Accelerator:
+    """Batches are split between processes, so that their number changes nothing."""
+    from accelerate.utils import DataLoaderConfiguration
+
+    return Accelerator(
+        mixed_precision=config.precision,
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=str(out),
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def warm_cosine(config: Config, steps: int) -> Any:
+    """Of a step: the share of the learning rate; up in a line, then down in a half cosine."""
+    warm, total = config.warmup_epochs * steps, config.epochs * steps
+
+    def share(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+
+    return share
+
+
+def embed(network: ReIDNetwork, images: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Features of batches of images."""
+    was_training = network.training
+    network.eval()
+    with torch.inference_mode():
+        for batch in images:
+            yield network(batch).float()
+    network.train(was_training)
+
+
+def score(query: Tensor, gallery: Tensor, data: Splits) -> Scores:
+    """By cosine, as BNNeck does."""
+    people, cameras = people_and_cameras(data)
+    return score_features(query, gallery, *people, *cameras)
+
+
+def people_and_cameras(data: Splits) -> tuple[list[Tensor], list[Tensor]]:
+    """(people, cameras), each of (query, gallery)."""
+    parts = data.query, data.gallery
+    return (
+        [torch.tensor([photo.person for photo in part]) for part in parts],
+        [torch.tensor([photo.camera for photo in part]) for part in parts],
+    )
+
+
+def load_network(out: Path) -> ReIDNetwork:
+    """Of a finished training.
+
+    Raises:
+        FileNotFoundError: it is not finished, or not there.
+        ValueError: the weights are those of another model.
+    """
+    config, path = load_config(out), out / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"the training in {out} is not finished: no {path}; run train.py")
+    weights = load_file(path)
+    network = build_network(replace(config, pretrained=False, weights=""), num_people(weights))
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit the model of {out / CONFIG}: {error}") from None
+    return network.eval()
+
+
+def num_people(weights: dict[str, Tensor]) -> int:
+    """That the network was trained with."""
+    return len(weights["classifier.weight"])
+
+
+def summarise(scores: Scores) -> dict[str, float]:
+    """As JSON."""
+    return {
+        "mAP": scores.mean_average_precision,
+        "mINP": scores.mean_inverse_negative_penalty,
+        **{f"rank-{n}": scores.rank(n) for n in (1, 5, 10)},
+        "queries": int(scores.is_valid.sum()),
+    }
+
+
+def describe(scores: Scores) -> str:
+    """In a line."""
+    parts = summarise(scores)
+    return ", ".join(f"{name} {100 * parts[name]:.1f}" for name in ("mAP", "mINP", "rank-1"))
+
+
+@dataclass
+class Clock:
+    """How much of the time went into waiting for data."""
+
+    waited: float = 0.0
+    total: float = field(default=1e-9)
+
+    def waiting_for(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches."""
+        start = asked = time.perf_counter()
+        for batch in batches:
+            self.waited += time.perf_counter() - asked
+            yield batch
+            asked = time.perf_counter()
+        self.total += time.perf_counter() - start
+
+    @property
+    def share(self) -> float:
+        """0 to 1."""
+        return self.waited / self.total
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Checks of what the functions of this package receive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from posenc.encodings.base import check_layout
+from posenc.layout import TokenLayout
+
+
+def check_pairs(matrix: Any, layout: TokenLayout, name: str, dims: int | None = None) -> Tensor:
+    """Raises unless `matrix` is `[..., N, N]` with the tokens of `layout`.
+
+    Args:
+        matrix: what was passed.
+        layout: of its tokens.
+        name: of function and argument, for messages.
+        dims: number of dimensions, where it is fixed; 4 is `[B, heads, N, N]`.
+    """
+    check_layout(layout, name)
+    if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
+        got = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
+        raise TypeError(f"{name} must be a floating point tensor, got {got}")
+    tokens = layout.num_tokens
+    right_dims = matrix.dim() == dims if dims is not None else matrix.dim() >= 2
+    if not right_dims or tuple(matrix.shape[-2:]) != (tokens, tokens):
+        before = "B, heads" if dims == 4 else "..."
+        raise ValueError(
+            f"{name} must be [{before}, {tokens}, {tokens}] for the layout {layout} with "
+            f"{tokens} tokens, got {list(matrix.shape)}; pass the layout of these tokens "
+            "(captured.layouts has it)"
+        )
+    return matrix

@@ -1,0 +1,119 @@
+"""Attention rollout: how much each patch reaches the output through all layers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from posenc.analysis.checks import check_pairs
+from posenc.functional.precision import at_least_float32
+from posenc.layout import TokenLayout
+
+HEAD_FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda attention: attention.mean(dim=1),
+    "max": lambda attention: attention.amax(dim=1),
+    "min": lambda attention: attention.amin(dim=1),
+}
+
+
+def attention_rollout(
+    attentions: Sequence[Tensor] | Mapping[str, Tensor],
+    layout: TokenLayout,
+    *,
+    head_fusion: str = "mean",
+    discard_ratio: float = 0.0,
+) -> Tensor:
+    """Rolls attention out through the layers, for each image.
+
+    `R = a_L ... a_2 a_1` with `a_l = normalise(discard(fuse(A_l)) + I)`, where `fuse` joins the
+    heads, `discard` sets the `int(discard_ratio N^2)` smallest entries of each image to 0 (of
+    equal ones the first) and `normalise` divides each row by its sum. With prefix tokens the
+    result is the row of token 0 in R, without any the mean over the rows of all queries; of it
+    the columns of the patches, divided by their maximum. Where no patch is reached, all are 0.
+
+    The entry (0, 0) is never discarded, as in the public code
+    (github.com/jacobgil/vit-explain), which differs in two ways: it divides column j by the sum
+    of row j (the sums lose their axis), so that rows do not sum to 1; and it discards the
+    smallest entries of all images in the first one only.
+
+    Args:
+        attentions: `[B, heads, N, N]` of each layer, the first layer first; or a dictionary of
+            them in that order, such as `captured.attention`.
+        layout: of the tokens.
+        head_fusion: "mean", "max" or "min" over the heads.
+        discard_ratio: at least 0 and less than 1.
+
+    Raises:
+        ValueError: no layers, shapes that fit neither the layout nor each other, or an option
+            out of its range.
+        TypeError: something that is no floating point tensor.
+
+    Returns:
+        `[B, height, width]`, 0 to 1, in at least float32.
+
+    Reference: Abnar and Zuidema 2020, arXiv 2005.00928, section 3.
+
+    >>> layout = TokenLayout(2, 3, prefix=1)
+    >>> first = torch.full((1, 1, 7, 7), 0.1)
+    >>> first[..., 5] = 0.4  # all look at patch (1, 1)
+    >>> attention_rollout([first], layout)
+    tensor([[[0.2500, 0.2500, 0.2500],
+             [0.2500, 1.0000, 0.2500]]])
+    """
+    layers = list(attentions.values() if isinstance(attentions, Mapping) else attentions)
+    _check(layers, layout, head_fusion, discard_ratio)
+    fuse = HEAD_FUSIONS[head_fusion]
+    fused = (fuse(attention.to(at_least_float32(attention.dtype))) for attention in layers)
+    steps = (_mix(_discard(attention, discard_ratio)) for attention in fused)
+    rolled = functools.reduce(lambda below, above: above @ below, steps)
+    reached = rolled[:, 0] if layout.prefix else rolled.mean(dim=1)
+    patches = reached[:, layout.prefix :]
+    largest = patches.amax(dim=-1, keepdim=True)
+    shares = torch.where(largest > 0, patches / largest, torch.zeros_like(patches))
+    return shares.unflatten(-1, layout.grid)
+
+
+def _discard(fused: Tensor, ratio: float) -> Tensor:
+    """The smallest entries of each image set to 0, but not the first."""
+    flat = fused.flatten(1)
+    count = int(flat.shape[-1] * ratio)
+    if count == 0:
+        return fused
+    smallest = flat.argsort(dim=-1, stable=True)[:, :count]
+    kept = flat.scatter(-1, smallest, 0.0)
+    kept[:, 0] = flat[:, 0]
+    return kept.view_as(fused)
+
+
+def _mix(fused: Tensor) -> Tensor:
+    """Half of each token stays where it is, by the residual connection; rows sum to 1."""
+    identity = torch.eye(fused.shape[-1], device=fused.device, dtype=fused.dtype)
+    mixed = fused + identity
+    return mixed / mixed.sum(dim=-1, keepdim=True)
+
+
+def _check(
+    layers: list[Tensor], layout: TokenLayout, head_fusion: str, discard_ratio: float
+) -> None:
+    if not layers:
+        raise ValueError("attention_rollout: attentions must have at least one layer, got none")
+    for index, attention in enumerate(layers):
+        check_pairs(attention, layout, f"attention_rollout: attentions[{index}]", dims=4)
+        if attention.shape[0] != layers[0].shape[0]:
+            raise ValueError(
+                f"attention_rollout: all layers must be of the same images, got "
+                f"{layers[0].shape[0]} in the first and {attention.shape[0]} in attentions[{index}]"
+            )
+    if head_fusion not in HEAD_FUSIONS:
+        known = ", ".join(map(repr, HEAD_FUSIONS))
+        raise ValueError(
+            f"attention_rollout: head_fusion must be one of {known}, got {head_fusion!r}"
+        )
+    if not 0 <= discard_ratio < 1:
+        raise ValueError(
+            "attention_rollout: discard_ratio must be at least 0 and less than 1, got "
+            f"{discard_ratio!r}"
+        )
