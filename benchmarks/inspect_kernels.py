@@ -107,7 +107,9 @@ def _report(kernel: Any, capability: int) -> dict[str, Any]:
         file.write(kernel.asm["ptx"])
         file.flush()
         gpu = f"sm_{capability}" + ("a" if capability >= 90 else "")
-        ptxas = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name", gpu, file.name]
+        tools = triton.knobs.nvidia
+        tool = tools.ptxas_blackwell if capability >= 100 else tools.ptxas
+        ptxas = [tool.path, "-v", "--gpu-name", gpu, file.name]
         text = subprocess.run(
             [*ptxas, "-o", "/dev/null"], capture_output=True, text=True, check=True
         ).stderr

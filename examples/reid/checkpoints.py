@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import SAFE_WEIGHTS_NAME
-from config import CONFIG, Config, load_config
+from config import Config, load_config, save_config
 from market import Splits
-from safetensors import safe_open
 
 FOLDER, FINISHED, PARTIAL = "checkpoints", "epoch-", "partial-"
+WEIGHTS, DATA = "network.safetensors", "data.sha256"
 # What may change between a start and a resumption.
 FREE = {"evaluate_every", "checkpoint_every", "tracker", "workers"}
 
@@ -31,40 +31,56 @@ def save_checkpoint(accelerator: Accelerator, out: Path, epoch: int) -> None:
 
 
 def load_newest(accelerator: Accelerator, out: Path) -> int:
-    """The number of epochs that are done, 0 when there is no checkpoint."""
-    finished = sorted((out / FOLDER).glob(f"{FINISHED}*"))
+    """The number of epochs that are done, 0 when there is no checkpoint.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    finished = _finished(out)
     if not finished:
         return 0
-    accelerator.load_state(str(finished[-1]))
+    try:
+        accelerator.load_state(str(finished[-1]))
+    except Exception as error:
+        raise ValueError(
+            f"the checkpoint {finished[-1]} cannot be read ({error}); remove it to start anew"
+        ) from error
     return int(finished[-1].name.removeprefix(FINISHED))
+
+
+def begin(out: Path, config: Config, data: Splits) -> None:
+    """Writes what a resumption is compared with."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / DATA).write_text(_fingerprint(data))
+    save_config(config, out)
 
 
 def check_same_training(out: Path, config: Config, data: Splits) -> None:
     """Before anything is written.
 
     Raises:
-        ValueError: `out` holds another training.
+        ValueError: `out` holds a checkpoint or the weights of another training.
     """
-    if not (out / CONFIG).is_file():
-        return
+    if not _finished(out) and not (out / WEIGHTS).is_file():
+        return  # nothing to lose
     before, now = (dataclasses.asdict(c) for c in (load_config(out), config))
     if other := [name for name in now if name not in FREE and before[name] != now[name]]:
         changes = ", ".join(f"{name} {before[name]!r} -> {now[name]!r}" for name in other)
         raise ValueError(
             f"{out} holds another training ({changes}); use its options, or another folder"
         )
-    people, known = len({photo.person for photo in data.train}), _num_people(out)
-    if known not in (None, people):
+    if (out / DATA).read_text() != _fingerprint(data):
         raise ValueError(
-            f"{out} was trained on {known} people, the data have {people}; use its data, or "
+            f"{out} was trained on other photos than these {len(data.train)}; use its data, or "
             "another folder"
         )
 
 
-def _num_people(out: Path) -> int | None:
-    """Of the newest checkpoint, without loading it."""
-    files = sorted((out / FOLDER).glob(f"{FINISHED}*/{SAFE_WEIGHTS_NAME}"))
-    if not files:
-        return None
-    with safe_open(files[-1], "pt") as weights:
-        return weights.get_slice("classifier.weight").get_shape()[0]
+def _finished(out: Path) -> list[Path]:
+    return sorted((out / FOLDER).glob(f"{FINISHED}*"))
+
+
+def _fingerprint(data: Splits) -> str:
+    """Of the names and people of the training set."""
+    lines = sorted(f"{photo.path.name} {photo.person}" for photo in data.train)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

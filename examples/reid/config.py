@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = "config.json"
+POSITIVE = (
+    *("height", "width", "epochs", "encoding_rate", "clip"),
+    *("evaluate_every", "checkpoint_every"),
+)
 CHOICES = {
     "triplet_metric": ("euclidean", "cosine"),
     "precision": ("no", "fp16", "bf16"),
     "tracker": ("tensorboard", "wandb", "none"),
+    "pool": ("token", "avg"),
 }
 
 
@@ -58,8 +63,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Checks what would fail late."""
-        if self.pool not in ("token", "avg"):
-            raise ValueError(f'pool must be "token" (CLS) or "avg" (mean token), got {self.pool!r}')
+        for name in POSITIVE:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs must be fewer than epochs, got {self.warmup_epochs} of "
@@ -114,7 +120,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         if isinstance(default, bool):
             group.add_argument(name, action=argparse.BooleanOptionalAction, default=default)
         else:
-            group.add_argument(name, type=type(default), default=default, help=f"{default}")
+            choices = CHOICES.get(field.name)
+            group.add_argument(
+                name, type=type(default), default=default, choices=choices, help=f"{default}"
+            )
 
 
 def from_options(options: dict[str, Any]) -> Config:
@@ -124,8 +133,9 @@ def from_options(options: dict[str, Any]) -> Config:
 
 def save_config(config: Config, folder: Path) -> None:
     """As `config.json`."""
-    text = json.dumps(dataclasses.asdict(config), indent=2)
-    (folder / CONFIG).write_text(text + "\n")
+    partial = folder / f"partial-{CONFIG}"
+    partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    partial.replace(folder / CONFIG)
 
 
 def load_config(folder: Path) -> Config:
@@ -133,8 +143,12 @@ def load_config(folder: Path) -> Config:
 
     Raises:
         FileNotFoundError: there is none in the folder.
+        ValueError: it cannot be read.
     """
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"no training in {folder}: expected {path}, written by train.py")
-    return Config(**json.loads(path.read_text()))
+    try:
+        return Config(**json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is not the record of a training: {error}") from None

@@ -45,8 +45,9 @@ class Figure:
         self.picture, self.pen = picture, ImageDraw.Draw(picture)
         self.person, self.stance, self.frame = person, stance, frame
         self.is_side = stance.view == "side"
-        # Where the person's left is in the picture.
+        # Where the person's left is in the picture, 0 where it is behind or in front.
         self.left = {"front": 1, "back": -1, "side": 0}[stance.view]
+        self.near = -stance.facing  # who walks to the right shows the right side, -1
         narrow = 0.62 if self.is_side else 1.0
         self.shoulders, self.hips = person.shoulders * narrow, person.hips * narrow
         swing = math.sin(stance.phase) * stance.stride
@@ -55,7 +56,7 @@ class Figure:
 
     def draw(self) -> None:
         """From back to front."""
-        if self.person.bag == "backpack" and self.stance.view != "back":
+        if self.person.bag == "backpack" and self.is_side:
             self._backpack()
         if self.is_side:
             self._draw_arm(self.arms[0])
@@ -69,7 +70,7 @@ class Figure:
             self._draw_arm(arm)
         for mark in self.person.marks:
             self._mark(mark)
-        if self.person.bag == "backpack" and self.stance.view == "back":
+        if self.person.bag == "backpack" and not self.is_side:
             self._backpack()
         self._carried()
 
@@ -192,7 +193,7 @@ class Figure:
     def _place(self, mark: Mark) -> Point | None:
         """None where it cannot be seen."""
         if self.is_side:
-            if mark.side != self.stance.facing:
+            if mark.side != self.near:
                 return None  # on the other side of the person
             limb = {"arm": self.arms[1], "thigh": self.legs[1], "shin": self.legs[1]}
             trunk = {"chest": (0.15 * self.stance.facing, 1.8), "belly": (0.1, 3.0)}
@@ -222,8 +223,8 @@ class Figure:
 
     def _carried(self) -> None:
         person = self.person
-        side = person.bag_side * (self.left or self.stance.facing)
-        if self.is_side and person.bag_side != self.stance.facing:
+        side = person.bag_side * self.left or -self.stance.facing  # from the side: at the back
+        if self.is_side and person.bag_side != self.near:
             return
         if person.bag == "shoulder":
             place = (side * (self.hips + 0.1), 3.7)

@@ -1,6 +1,7 @@
 """Does position that knows the body help? The same ViT and budget with each encoding.
 
-    python examples/reid/experiment.py --out docs/reid
+    python examples/reid/experiment.py --out docs/reid           # 8x4 patches, on a CPU
+    python examples/reid/experiment.py --out full --full         # 16x8 patches, for a GPU
 
 Every training of a seed has the same people, the same first weights and the same batches; only the
 encoding differs. Each network is then tested on crops as trained, on crops that are shifted down,
@@ -49,7 +50,13 @@ ENCODINGS = (
 )
 POOLS = {"CLS": "token", "mean": "avg"}
 SHIFT = 1 / 8  # of the height
-TALLER = 3 / 2  # times the height: 16x8 patches become 24x8
+TALLER = 3 / 2  # times the height: 8x4 patches become 12x4, and 16x8 become 24x8
+FULL = {
+    "height": 128,
+    "width": 64,
+    "vit_args": '{"patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3, '
+    '"pos_embed": "none", "weight_init": "moco"}',
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     jobs = [Job(*job) for job in itertools.product(args.encodings, POOLS, range(args.seeds))]
     config = Config(
+        **(FULL if args.full else {}),
         epochs=args.epochs,
         warmup_epochs=1,
         tracker="none",
@@ -97,28 +105,62 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--encodings", nargs="+", default=list(ENCODINGS), choices=ENCODINGS)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--full", action="store_true", help="16x8 patches, 6 layers, 40 epochs")
+    parser.add_argument("--epochs", type=int, help="default 8, with --full 40")
     parser.add_argument("--train-people", type=int, default=Recipe.train_people)
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.epochs = args.epochs or (40 if args.full else 8)
+    return args
 
 
 def run_all(
     jobs: list[Job], config: Config, data: list[Path], workers: int, kept: Path
 ) -> list[dict[str, Any]]:
-    """A record for each job, in their order; finished ones are kept in a file."""
-    results: dict[Job, dict[str, Any]] = {}
+    """A record for each job, in their order.
+
+    Finished ones are kept in a file: an interrupted experiment goes on where it was.
+
+    Raises:
+        RuntimeError: some failed; the others are kept.
+    """
+    results = read_kept(kept, config)
+    failed = []
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool, kept.open("w") as file:
-        waiting = {pool.submit(run, job, config, data[job.seed]): job for job in jobs}
-        for done in tqdm(as_completed(waiting), total=len(jobs), unit="run", desc="experiment"):
+    with ProcessPoolExecutor(workers, mp_context=context) as pool, kept.open("a") as file:
+        missing = [job for job in jobs if job not in results]
+        waiting = {pool.submit(run, job, config, data[job.seed]): job for job in missing}
+        for done in tqdm(as_completed(waiting), total=len(missing), unit="run", desc="experiment"):
             job = waiting[done]
+            if (error := done.exception()) is not None:
+                failed.append(f"{job}: {error!r}")
+                continue
             results[job] = {**asdict(job), **done.result()}
             file.write(json.dumps(results[job]) + "\n")
             file.flush()
+    if failed:
+        raise RuntimeError(f"{len(failed)} trainings failed, {kept} has the others: {failed}")
     kept.unlink()
     return [results[job] for job in jobs]
+
+
+def read_kept(kept: Path, config: Config) -> dict[Job, dict[str, Any]]:
+    """What an earlier run finished; begins the file if there is none.
+
+    Raises:
+        ValueError: it was another experiment.
+    """
+    head = json.dumps(asdict(config))
+    if not kept.is_file():
+        kept.write_text(head + "\n")
+    first, *lines = kept.read_text().splitlines()
+    if first != head:
+        raise ValueError(f"{kept} is left from an experiment with other numbers; remove it")
+    records = [json.loads(line) for line in lines]
+    return {
+        Job(*(record[name] for name in ("encoding", "pool", "seed"))): record for record in records
+    }
 
 
 def run(job: Job, config: Config, folder: Path) -> dict[str, Any]:
@@ -176,8 +218,8 @@ def set_size(vit: Any, size: tuple[int, int]) -> None:
 def _embed(
     network: ReIDNetwork, photos: tuple[Photo, ...], size: tuple[int, int], shift: float = 0.0
 ) -> Tensor:
-    images = (shifted(batch, shift) for batch, _ in photo_loader(photos, size))
-    return torch.cat(list(embed(network, images)))
+    batches = ((shifted(images, shift), at) for images, at in photo_loader(photos, size))
+    return torch.cat(embed(network, batches)).cpu()
 
 
 def shifted(images: Tensor, shift: float) -> Tensor:

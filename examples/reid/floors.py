@@ -39,7 +39,7 @@ def floors(data: Splits, config: Config) -> dict[str, object]:
         "colour histogram": lambda images: colour_histogram(images, 1),
         f"colour histogram of {STRIPES} stripes": lambda images: colour_histogram(images, STRIPES),
         "pixels": pixels,
-        "random ViT": lambda images: next(embed(network, [images])),
+        "random ViT": lambda images: embed(network, [(images, None)])[0],
     }
     return {
         name: score(*(_all(part, config, feature) for part in (data.query, data.gallery)), data)

@@ -13,7 +13,13 @@ from matplotlib import colormaps
 from network import ReIDNetwork
 from torch import Tensor
 
-from posenc.analysis import attention_rollout, bias_map, capture_attention
+from posenc import LearnedAbsolute, is_patched, patched_encodings
+from posenc.analysis import (
+    attention_rollout,
+    bias_map,
+    capture_attention,
+    position_similarity,
+)
 
 GAP = 2  # pixels between pictures
 
@@ -22,7 +28,8 @@ def rollout_maps(network: ReIDNetwork, images: Tensor) -> Tensor:
     """Attention rollout `[B, height, width]` over the crops `[B, 3, height, width]`, 0 to 1."""
     captured = _capture(network, images)
     (layout,) = set(captured.layouts.values())
-    maps = attention_rollout(captured.attention, layout, discard_ratio=0.5)
+    pool = network.vit.global_pool  # the tokens that the feature is made of
+    maps = attention_rollout(captured.attention, layout, discard_ratio=0.5, pool=pool)
     size = images.shape[-2:]
     smooth = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
     low, high = (extreme(smooth, dim=(1, 2), keepdim=True) for extreme in (torch.amin, torch.amax))
@@ -44,6 +51,17 @@ def bias_maps(network: ReIDNetwork, images: Tensor, query: tuple[float, float]) 
     return torch.stack(maps) if maps else torch.empty(0)
 
 
+def similarities(network: ReIDNetwork) -> dict[str, Tensor]:
+    """Name -> cosine similarity of each patch's learned position to all: `[h, w, h, w]`."""
+    known = patched_encodings(network.vit) if is_patched(network.vit) else {}
+    tables = {name: one for name, one in known.items() if isinstance(one, LearnedAbsolute)}
+    return {
+        name: position_similarity(table, table.layout)
+        for name, table in tables.items()
+        if table.table.any()  # zero at the start: without a direction
+    }
+
+
 def _capture(network: ReIDNetwork, images: Tensor) -> object:
     was_training = network.training
     network.eval()
@@ -62,9 +80,12 @@ def read_images(photos: Sequence[Photo], network: ReIDNetwork, size: tuple[int, 
 def draw_maps(
     network: ReIDNetwork, photos: Sequence[Photo], size: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """Pictures `[1, height, width, 3]` for a tracker: rollout over photos, biases of the centre."""
+    """Pictures `[1, height, width, 3]` for a tracker: rollout over photos, and of positions."""
     images = read_images(photos, network, size)
     pictures = {"rollout": side_by_side(overlays(images, rollout_maps(network, images)))}
+    for name, similarity in similarities(network).items():
+        rows = [side_by_side([coloured(_zoomed(one)) for one in row]) for row in similarity.cpu()]
+        pictures[f"similarity, {name}"] = np.concatenate(rows)
     biases = bias_maps(network, images, (0.5, 0.5)).cpu()
     if biases.numel():
         rows = [side_by_side([coloured(_zoomed(head)) for head in layer]) for layer in biases]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
@@ -30,15 +32,17 @@ class Seen(NamedTuple):
 class ReIDNetwork(nn.Module):
     """Training: `Seen`. Evaluation: the feature that is searched with, `[B, width]`."""
 
-    def __init__(self, vit: Any, num_people: int) -> None:
+    def __init__(
+        self, vit: Any, num_people: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+    ) -> None:
         super().__init__()
         self.vit = vit
         self.neck = nn.BatchNorm1d(vit.num_features)
         self.neck.bias.requires_grad_(False)  # as in the paper: no shift of the classes' centre
         self.classifier = nn.Linear(vit.num_features, num_people, bias=False)
         nn.init.normal_(self.classifier.weight, std=0.001)
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Seen | Tensor:
         """Images are `[B, 3, height, width]`, uint8."""
@@ -60,24 +64,40 @@ def of_all_processes(x: Tensor) -> Tensor:
     """
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return x
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(x.contiguous()))
+    return _AllGather.apply(x)
 
 
-def build_network(config: Config, num_people: int) -> ReIDNetwork:
-    """Seeded: the same weights for the same configuration, whatever the encoding."""
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [
+            torch.empty_like(x, memory_format=torch.contiguous_format)
+            for _ in range(torch.distributed.get_world_size())
+        ]
+        torch.distributed.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """The sum of what all processes send back to this one."""
+        grad = grad.contiguous()
+        torch.distributed.all_reduce(grad)
+        return grad.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+
+
+def build_network(config: Config, num_people: int, *, load_pretrained: bool = True) -> ReIDNetwork:
+    """Seeded: the same weights for the same configuration, whatever the encoding.
+
+    Raises:
+        FileNotFoundError: there is no file of weights.
+        ValueError: timm does not build such a model, or its patches do not fill the images.
+    """
     torch.manual_seed(config.seed)
-    vit = timm.create_model(
-        config.vit,
-        pretrained=config.pretrained or bool(config.weights),
-        pretrained_cfg_overlay={"file": config.weights} if config.weights else None,
-        img_size=config.size,
-        num_classes=0,
-        global_pool=config.pool,
-        **json.loads(config.vit_args),
-    )
-    network = ReIDNetwork(vit, num_people)
+    is_pretrained = config.pretrained or bool(config.weights)
+    vit = _build_vit(config, is_pretrained and load_pretrained)
+    # Weights of timm were trained on images that were normalised in their own way.
+    own = vit.pretrained_cfg if is_pretrained else {"mean": MEAN, "std": STD}
+    network = ReIDNetwork(vit, num_people, own["mean"], own["std"])
     if config.encoding != "none":
         with warnings.catch_warnings():
             # quadratic and sinusoidal act from the start: here that is what we want.
@@ -86,15 +106,47 @@ def build_network(config: Config, num_people: int) -> ReIDNetwork:
     return network
 
 
+def _build_vit(config: Config, load: bool) -> Any:
+    if load and config.weights and not Path(config.weights).is_file():
+        raise FileNotFoundError(f"no file of weights at {config.weights} (--weights)")
+    try:
+        vit = timm.create_model(
+            config.vit,
+            pretrained=load,
+            pretrained_cfg_overlay={"file": config.weights} if config.weights else None,
+            img_size=config.size,
+            num_classes=0,
+            global_pool=config.pool,
+            **json.loads(config.vit_args),
+        )
+    except TypeError as error:
+        raise ValueError(
+            f"{config.vit} with {config.vit_args} is no vision transformer that takes an image "
+            f"size: {error}"
+        ) from None
+    for side, patch in zip(config.size, vit.patch_embed.patch_size, strict=True):
+        if side % patch:
+            raise ValueError(
+                f"patches of {patch} pixels do not fill images of {config.height}x{config.width}"
+            )
+    return vit
+
+
 def parameter_groups(network: ReIDNetwork, config: Config) -> list[dict[str, Any]]:
-    """Matrices decay, vectors do not; encodings start at zero and get a higher rate."""
+    """Matrices decay; vectors and the model's tokens and positions do not, nor encodings.
+
+    Encodings start at zero and get a higher rate.
+    """
     encodings = {}
     if posenc.is_patched(network.vit):
         encodings = {id(p): p for _, p in posenc.encoding_parameters(network.vit)}
-    rest = [p for p in network.parameters() if p.requires_grad and id(p) not in encodings]
+    exempt = {f"vit.{name}" for name in network.vit.no_weight_decay()}
+    rest = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    rest = {n: p for n, p in rest.items() if id(p) not in encodings}
+    decaying = {n: p for n, p in rest.items() if p.dim() > 1 and n not in exempt}
     groups = [
-        {"params": [p for p in rest if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.dim() <= 1]},
+        {"params": list(decaying.values()), "weight_decay": config.weight_decay},
+        {"params": [p for n, p in rest.items() if n not in decaying]},
         {"params": list(encodings.values()), "lr": config.learning_rate * config.encoding_rate},
     ]
     default = {"lr": config.learning_rate, "weight_decay": 0.0}

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from batches import photo_loader, read_image
 from config import Config, load_config
-from maps import bias_maps, read_images, rollout_maps
+from maps import bias_maps, read_images, rollout_maps, similarities
 from market import KINDS, Photo, Splits, read_dataset
 from matplotlib import pyplot as plt
 from network import ReIDNetwork
@@ -28,8 +28,7 @@ from retrieval import Scores, nearest
 from torch import Tensor
 from train import embed, load_network, people_and_cameras, score
 
-from posenc import HumanPart, LearnedAbsolute, is_patched, patched_encodings
-from posenc.analysis import position_similarity
+from posenc import HumanPart, is_patched, patched_encodings
 
 RIGHT, WRONG = "#2a9d3a", "#d1342f"
 QUERIES, RANKS = 6, 10
@@ -69,8 +68,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(PICTURES), choices=list(PICTURES))
     args = parser.parse_args()
     album = open_album(args.run, read_dataset(args.data, args.kind))
-    for path in draw(album, args.out or args.run, args.only):
+    written = draw(album, args.out or args.run, args.only)
+    for path in written:
         print(path)
+    if missing := set(args.only) - {path.stem for path in written}:
+        print(f"nothing to show of {album.config.encoding!r}: {', '.join(sorted(missing))}")
 
 
 def open_album(run: Path, data: Splits) -> Album:
@@ -78,7 +80,7 @@ def open_album(run: Path, data: Splits) -> Album:
     config = load_config(run)
     network = load_network(run)
     query, gallery = (
-        torch.cat(list(embed(network, (images for images, _ in photo_loader(part, config.size)))))
+        torch.cat(embed(network, photo_loader(part, config.size))).cpu()
         for part in (data.query, data.gallery)
     )
     return Album(network, config, data, query, gallery, score(query, gallery, data))
@@ -186,10 +188,10 @@ def draw_bias(album: Album) -> Any:
 
 def draw_similarity(album: Album) -> Any:
     """How alike the positions of two patches are, for each patch a map."""
-    tables = list(album.encodings(LearnedAbsolute).values())
-    if not tables:
+    found = list(similarities(album.network).values())
+    if not found:
         return None
-    maps = position_similarity(tables[0], tables[0].layout).cpu().numpy()
+    maps = found[0].cpu().numpy()
     height, width = maps.shape[:2]
     size = 0.7 * width + 1.2, 0.7 * height * height / width + 0.6
     figure, axes = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")

@@ -13,26 +13,27 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from batches import PeopleSampler, Photos, photo_loader, training_labels
-from checkpoints import check_same_training, load_newest, save_checkpoint
-from config import CONFIG, Config, add_options, from_options, load_config, save_config
+from checkpoints import WEIGHTS, begin, check_same_training, load_newest, save_checkpoint
+from config import CONFIG, Config, add_options, from_options, load_config
 from losses import batch_hard_triplet, identity_loss, patch_triplet
 from market import KINDS, Photo, Splits, read_dataset
 from network import ReIDNetwork, Seen, build_network, parameter_groups
 from retrieval import Scores, score_features
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-WEIGHTS, SCORES = "network.safetensors", "scores.json"
+SCORES = "scores.json"
 
 
 def main() -> None:
@@ -58,6 +59,7 @@ def train(config: Config, data: Splits, out: Path, *, quiet: bool = False) -> Sc
         FloatingPointError: the loss is not finite any more.
     """
     check_same_training(out, config, data)
+    check_has_answers(data)
     run = Run(config, data, out, quiet)
     start = load_newest(run.accelerator, out)
     with tqdm(
@@ -70,10 +72,11 @@ def train(config: Config, data: Splits, out: Path, *, quiet: bool = False) -> Sc
         for epoch in range(start, config.epochs):
             run.one_epoch(epoch, bar)
             done = epoch + 1
-            if done % config.evaluate_every == 0 and done < config.epochs:
-                run.log_scores(run.evaluate(), done)
-            if done % config.checkpoint_every == 0 and done < config.epochs:
+            is_last = done == config.epochs
+            if is_last or done % config.checkpoint_every == 0:
                 save_checkpoint(run.accelerator, out, done)
+            if not is_last and done % config.evaluate_every == 0:
+                run.log_scores(run.evaluate(), done)
     scores = run.evaluate()
     run.log_scores(scores, config.epochs)
     run.finish(scores)
@@ -105,8 +108,7 @@ class Run:
         self.patch_triplet = patch_triplet(config.margin, config.triplet_metric)
         self.clock = Clock()
         if self.accelerator.is_main_process:
-            out.mkdir(parents=True, exist_ok=True)
-            save_config(config, out)
+            begin(out, config, data)
         if config.tracker != "none":
             self.accelerator.init_trackers("reid", config=asdict(config))
 
@@ -129,7 +131,9 @@ class Run:
         self.check_finite(losses, indices)
         self.optimizer.zero_grad()
         self.accelerator.backward(losses["loss"])
-        self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        if self.config.precision != "fp16":  # whose scaler leaves such a step out
+            self.check_finite({"norm of the gradient": norm}, indices)
         self.optimizer.step()
         self.schedule.step()
         return {name: loss.item() for name, loss in losses.items()}
@@ -146,16 +150,16 @@ class Run:
             losses["patches"] = self.config.patch_weight * loss
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
-    def check_finite(self, losses: dict[str, Tensor], indices: Tensor) -> None:
+    def check_finite(self, numbers: dict[str, Tensor], indices: Tensor) -> None:
         """Stops before the weights are spoiled."""
-        if losses["loss"].isfinite():
+        if all(number.isfinite() for number in numbers.values()):
             return
         names = ", ".join(self.data.train[i].path.name for i in indices.tolist())
-        parts = ", ".join(f"{name} {loss.item()}" for name, loss in losses.items())
+        parts = ", ".join(f"{name} {number.item()}" for name, number in numbers.items())
         raise FloatingPointError(
-            f"the loss is not finite ({parts}) after {self.schedule.last_epoch} steps; the batch: "
-            f"{names}. The weights of the last checkpoint in {self.out} are untouched; lower "
-            "--learning-rate or --encoding-rate"
+            f"the training is not finite ({parts}) after {self.schedule.last_epoch} steps; the "
+            f"batch: {names}. What {self.out} holds is untouched; try a lower --learning-rate or "
+            "--encoding-rate in another folder"
         )
 
     def evaluate(self) -> Scores:
@@ -165,11 +169,13 @@ class Run:
 
     def features(self, photos: tuple[Photo, ...]) -> Tensor:
         """`[photos, width]`, each process its share."""
-        loader = self.accelerator.prepare_data_loader(photo_loader(photos, self.config.size))
+        batch = 64 * self.accelerator.num_processes  # of all together
+        loader = photo_loader(photos, self.config.size, batch, self.config.workers)
         network = self.accelerator.unwrap_model(self.network)
         with self.accelerator.autocast():
-            parts = embed(network, (images for images, _ in loader))
-            return torch.cat([self.accelerator.gather_for_metrics(part) for part in parts]).cpu()
+            parts = embed(network, self.accelerator.prepare_data_loader(loader))
+        whole = torch.cat([self.accelerator.gather(part) for part in parts])
+        return whole[: len(photos)].cpu()  # without what filled the last batch
 
     def log_scores(self, scores: Scores, epoch: int) -> None:
         """To the tracker."""
@@ -197,7 +203,9 @@ class Run:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             network = self.accelerator.unwrap_model(self.network)
-            save_model(network, str(self.out / WEIGHTS))
+            partial = self.out / f"partial-{WEIGHTS}"
+            save_model(network, str(partial))
+            partial.replace(self.out / WEIGHTS)
             report = {**summarise(scores), "waiting": round(self.clock.share, 3)}
             (self.out / SCORES).write_text(json.dumps(report, indent=2) + "\n")
             if not self.quiet:
@@ -211,6 +219,7 @@ def make_accelerator(config: Config, out: Path) -> Accelerator:
     from accelerate.utils import DataLoaderConfiguration
 
     return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else several processes do not find each other
         mixed_precision=config.precision,
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir=str(out),
@@ -231,14 +240,15 @@ def warm_cosine(config: Config, steps: int) -> Any:
     return share
 
 
-def embed(network: ReIDNetwork, images: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Features of batches of images."""
-    was_training = network.training
+def embed(network: ReIDNetwork, batches: Iterable[tuple[Tensor, Any]]) -> list[Tensor]:
+    """Features of batches of a `photo_loader`, on the device of the network."""
+    device, was_training = network.mean.device, network.training
     network.eval()
-    with torch.inference_mode():
-        for batch in images:
-            yield network(batch).float()
-    network.train(was_training)
+    try:
+        with torch.inference_mode():
+            return [network(images.to(device)).float() for images, _ in batches]
+    finally:
+        network.train(was_training)
 
 
 def score(query: Tensor, gallery: Tensor, data: Splits) -> Scores:
@@ -256,8 +266,24 @@ def people_and_cameras(data: Splits) -> tuple[list[Tensor], list[Tensor]]:
     )
 
 
-def load_network(out: Path) -> ReIDNetwork:
-    """Of a finished training.
+def check_has_answers(data: Splits) -> None:
+    """Before the training, not after it.
+
+    Raises:
+        ValueError: no query has a photo of its person by another camera in the gallery.
+    """
+    cameras: dict[int, set[int]] = {}
+    for photo in data.gallery:
+        cameras.setdefault(photo.person, set()).add(photo.camera)
+    if not any(cameras.get(photo.person, set()) - {photo.camera} for photo in data.query):
+        raise ValueError(
+            f"none of {len(data.query)} queries has a photo of its person by another camera among "
+            f"the {len(data.gallery)} of the gallery, so that nothing could be evaluated"
+        )
+
+
+def load_network(out: Path, device: torch.device | str | None = None) -> ReIDNetwork:
+    """Of a finished training; on the accelerator where there is one.
 
     Raises:
         FileNotFoundError: it is not finished, or not there.
@@ -266,18 +292,16 @@ def load_network(out: Path) -> ReIDNetwork:
     config, path = load_config(out), out / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"the training in {out} is not finished: no {path}; run train.py")
-    weights = load_file(path)
-    network = build_network(replace(config, pretrained=False, weights=""), num_people(weights))
     try:
+        weights = load_file(path)
+        people = len(weights["classifier.weight"])
+        network = build_network(config, people, load_pretrained=False)
         network.load_state_dict(weights)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"{path} does not fit the model of {out / CONFIG}: {error}") from None
-    return network.eval()
-
-
-def num_people(weights: dict[str, Tensor]) -> int:
-    """That the network was trained with."""
-    return len(weights["classifier.weight"])
+    if device is None and torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator()
+    return network.to(device).eval()
 
 
 def summarise(scores: Scores) -> dict[str, float]:

@@ -25,14 +25,15 @@ def attention_rollout(
     *,
     head_fusion: str = "mean",
     discard_ratio: float = 0.0,
+    pool: str | None = None,
 ) -> Tensor:
     """Rolls attention out through the layers, for each image.
 
     `R = a_L ... a_2 a_1` with `a_l = normalise(discard(fuse(A_l)) + I)`, where `fuse` joins the
     heads, `discard` sets the `int(discard_ratio N^2)` smallest entries of each image to 0 (of
-    equal ones the first) and `normalise` divides each row by its sum. With prefix tokens the
-    result is the row of token 0 in R, without any the mean over the rows of all queries; of it
-    the columns of the patches, divided by their maximum. Where no patch is reached, all are 0.
+    equal ones the first) and `normalise` divides each row by its sum. The result is what the
+    model reads out of R: the row of token 0, or the mean over the rows of patches; of it the
+    columns of the patches, divided by their maximum. Where no patch is reached, all are 0.
 
     The entry (0, 0) is never discarded, as in the public code
     (github.com/jacobgil/vit-explain), which differs in two ways: it divides column j by the sum
@@ -45,6 +46,8 @@ def attention_rollout(
         layout: of the tokens.
         head_fusion: "mean", "max" or "min" over the heads.
         discard_ratio: at least 0 and less than 1.
+        pool: what the model reads, as timm's `global_pool`: "token" (token 0, the CLS token) or
+            "avg" (the mean of the patches). Default: "token" where there are prefix tokens.
 
     Raises:
         ValueError: no layers, shapes that fit neither the layout nor each other, or an option
@@ -65,11 +68,13 @@ def attention_rollout(
     """
     layers = list(attentions.values() if isinstance(attentions, Mapping) else attentions)
     _check(layers, layout, head_fusion, discard_ratio)
+    pool = pool or ("token" if layout.prefix else "avg")
+    _check_pool(pool, layout)
     fuse = HEAD_FUSIONS[head_fusion]
     fused = (fuse(attention.to(at_least_float32(attention.dtype))) for attention in layers)
     steps = (_mix(_discard(attention, discard_ratio)) for attention in fused)
     rolled = functools.reduce(lambda below, above: above @ below, steps)
-    reached = rolled[:, 0] if layout.prefix else rolled.mean(dim=1)
+    reached = rolled[:, 0] if pool == "token" else rolled[:, layout.prefix :].mean(dim=1)
     patches = reached[:, layout.prefix :]
     largest = patches.amax(dim=-1, keepdim=True)
     shares = torch.where(largest > 0, patches / largest, torch.zeros_like(patches))
@@ -116,4 +121,14 @@ def _check(
         raise ValueError(
             "attention_rollout: discard_ratio must be at least 0 and less than 1, got "
             f"{discard_ratio!r}"
+        )
+
+
+def _check_pool(pool: str, layout: TokenLayout) -> None:
+    if pool not in ("token", "avg"):
+        raise ValueError(f'attention_rollout: pool must be "token" or "avg", got {pool!r}')
+    if pool == "token" and not layout.prefix:
+        raise ValueError(
+            f'attention_rollout: pool="token" reads a prefix token, the layout {layout} has none; '
+            'use pool="avg"'
         )

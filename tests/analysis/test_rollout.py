@@ -68,6 +68,30 @@ def test_golden(name):
         assert (actual[0] - torch.from_numpy(stored["mask_as_is"])).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_what_the_model_reads(prefix):
+    layout = TokenLayout(2, 3, prefix)
+    layers = [torch.rand(2, 3, layout.num_tokens, layout.num_tokens).softmax(-1) for _ in range(2)]
+    mixed = [layer.mean(1) + torch.eye(layout.num_tokens) for layer in layers]
+    mixed = [layer / layer.sum(-1, keepdim=True) for layer in mixed]
+    rolled = mixed[1] @ mixed[0]
+    average = rolled[:, prefix:].mean(1)[:, prefix:]
+    expected = (average / average.amax(-1, keepdim=True)).view(2, 2, 3)
+    torch.testing.assert_close(attention_rollout(layers, layout, pool="avg"), expected)
+    if prefix:
+        token = attention_rollout(layers, layout, pool="token")
+        assert torch.equal(token, attention_rollout(layers, layout))
+        assert (token - expected).abs().max() > 0.01
+    else:
+        with pytest.raises(ValueError, match='pool="token" reads a prefix token'):
+            attention_rollout(layers, layout, pool="token")
+
+
+def test_pools_that_are_not_known():
+    with pytest.raises(ValueError, match='pool must be "token" or "avg", got \'max\''):
+        attention_rollout([torch.rand(1, 1, 6, 6)], TokenLayout(2, 3), pool="max")
+
+
 def test_there_are_golden_cases():
     assert len(GOLDEN) == 9
 

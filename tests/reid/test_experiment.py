@@ -13,8 +13,6 @@ from floors import colour_histogram, floors, pixels
 from network import build_network
 from scipy.stats import ttest_rel
 
-import posenc
-
 
 def test_shifted_down():
     images = torch.arange(16).view(1, 1, 8, 2)
@@ -114,6 +112,19 @@ def test_all_trainings_in_processes(folder, tmp_path):
     assert not kept.exists()
 
 
+def test_what_is_finished_is_kept(folder, tmp_path):
+    good, bad = Job("none", "mean", 0), Job("nonsense", "mean", 0)
+    kept, config = tmp_path / "kept.jsonl", tiny_reid.config(epochs=2)
+    with pytest.raises(RuntimeError, match=r"1 trainings failed, .*kept.jsonl has the others"):
+        experiment.run_all([bad, good], config, [folder], 1, kept)
+    assert list(experiment.read_kept(kept, config)) == [good]
+    (record,) = experiment.run_all([good], config, [], 1, kept)  # without its data: not again
+    assert record["tests"]["as trained"]["mAP"] > 0
+    kept.write_text("{}\n")
+    with pytest.raises(ValueError, match="left from an experiment with other numbers"):
+        experiment.run_all([good], config, [folder], 1, kept)
+
+
 # Floors
 
 
@@ -122,7 +133,6 @@ def test_floors_use_the_same_evaluation(data):
     names = ["colour histogram", "colour histogram of 6 stripes", "pixels", "random ViT"]
     assert list(found) == names
     assert all(len(scores.is_valid) == len(data.query) for scores in found.values())
-    assert not posenc.is_patched(torch.nn.Identity())
 
 
 def test_colour_histogram():

@@ -126,9 +126,17 @@ def test_marks_on_the_chest_are_not_seen_from_behind():
 
 
 def test_marks_on_the_far_side_are_not_seen():
-    plain, person = marked("thigh", 1)
+    """Who walks to the right of the picture shows the right side."""
+    plain, person = marked("thigh", -1)
     assert (drawn(person, "side", 1) != drawn(plain, "side", 1)).any()
     assert (drawn(person, "side", -1) == drawn(plain, "side", -1)).all()
+
+
+@pytest.mark.parametrize(("view", "pixels"), [("front", 100), ("back", 400), ("side", 250)])
+def test_backpacks_are_seen_from_everywhere(view, pixels):
+    plain, _ = marked("arm", 1)
+    person = replace(plain, bag="backpack", bag_colour=(1, 2, 3))
+    assert (drawn(person, view) == (1, 2, 3)).all(-1).sum() > pixels
 
 
 def test_photos_differ_but_not_for_the_same_generator():

@@ -11,6 +11,7 @@ from train import train
 
 import posenc
 from posenc import TokenLayout
+from posenc.analysis import attention_rollout, capture_attention
 
 SIZE = 32, 16
 
@@ -110,6 +111,14 @@ def test_rollout_is_over_the_crop(album):
     for one in maps:
         assert one.min() == 0
         assert one.max() == pytest.approx(1)
+    with capture_attention(album.network.vit) as captured, torch.no_grad():
+        album.network(images)
+    layout = captured.layouts["blocks.0.attn"]
+    read = attention_rollout(captured.attention, layout, discard_ratio=0.5, pool="avg")
+    for one, grid in zip(maps, read, strict=True):
+        # the centres of the patches, stretched as the map is
+        shown = one.view(4, 8, 2, 8)[:, 3:5, :, 3:5].mean((1, 3))
+        assert torch.corrcoef(torch.stack([shown.flatten(), grid.flatten()]))[0, 1] > 0.99
 
 
 def test_bias_maps_show_the_bias(data):
@@ -148,7 +157,8 @@ def test_bias_maps_of_a_contextual_encoding(data):
 
 def test_pictures_for_trackers(album):
     pictures = draw_maps(album.network, album.data.query[:3], SIZE)
-    assert set(pictures) == {"rollout", "bias of the centre"}
+    assert set(pictures) == {"rollout", "bias of the centre", "similarity, learned"}
+    assert pictures["similarity, learned"].shape == (1, 4 * 26, 2 * 14, 3)  # a map for each patch
     assert pictures["rollout"].shape == (1, 34, 6 * 18, 3)
     assert all(picture.dtype == np.uint8 for picture in pictures.values())
 

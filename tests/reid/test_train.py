@@ -15,11 +15,11 @@ import timm
 import tiny_reid
 import torch
 import train as training
-from batches import training_labels
+from batches import UnreadableImageError, training_labels
 from checkpoints import load_newest
 from config import Config, load_config
 from losses import batch_hard_triplet, identity_loss
-from market import Splits
+from market import Splits, read_dataset
 from network import build_network, parameter_groups
 from safetensors.torch import load_file
 from train import SCORES, WEIGHTS, load_network, train
@@ -164,7 +164,7 @@ def test_a_checkpoint_that_is_not_complete_does_not_count(data, trained, tmp_pat
     out = tmp_path / "copy"
     shutil.copytree(trained, out)
     (finished,) = (out / "checkpoints").iterdir()
-    finished.rename(out / "checkpoints" / "partial-00002")
+    finished.rename(out / "checkpoints" / "partial-00003")
     step = training.Run(tiny_reid.config(), data, out, quiet=True)
     assert load_newest(step.accelerator, out) == 0
 
@@ -264,7 +264,99 @@ def test_pretrained_weights_from_a_file(tmp_path):
     torch.testing.assert_close(own.pos_embed[:, 0], pretrained.pos_embed[:, 0])
 
 
+def test_a_finished_training_is_not_trained_again(data, trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path / "copy")
+    monkeypatch.setattr(training.Run, "step", None)
+    scores = train(tiny_reid.config(), data, tmp_path / "copy", quiet=True)
+    assert equal(weights(tmp_path / "copy"), weights(trained))
+    assert scores.mean_average_precision == json.loads((trained / SCORES).read_text())["mAP"]
+
+
+def test_pretrained_weights_have_their_own_normalisation():
+    vit = '{"depth": 1, "embed_dim": 24, "num_heads": 2}'
+    config = Config(vit_args=vit, pretrained=True, height=32, width=16)
+    network = build_network(config, 4, load_pretrained=False)
+    assert network.std.flatten().tolist() == [0.5, 0.5, 0.5]  # of timm's vit_tiny
+    assert build_network(tiny_reid.config(), 4).std.flatten()[0] == pytest.approx(0.229)
+
+
 # What stops it
+
+
+def test_a_photo_of_the_test_that_is_corrupt(folder, tmp_path):
+    """The training is not lost."""
+    shutil.copytree(folder, tmp_path / "data")
+    query = next((tmp_path / "data" / "query").iterdir())
+    whole = query.read_bytes()
+    query.write_bytes(whole[:100])
+    config = tiny_reid.config(checkpoint_every=10, evaluate_every=10)
+    with pytest.raises(UnreadableImageError, match=query.name):
+        train(config, read_dataset(tmp_path / "data"), tmp_path / "out", quiet=True)
+    assert (tmp_path / "out" / "checkpoints" / "epoch-00003").is_dir()
+    query.write_bytes(whole)
+    train(config, read_dataset(tmp_path / "data"), tmp_path / "out", quiet=True)
+    assert (tmp_path / "out" / WEIGHTS).is_file()
+
+
+def test_a_gradient_that_is_not_finite(data, tmp_path, monkeypatch):
+    """With a loss that is: it must not reach the weights."""
+    step = training.Run(tiny_reid.config(), data, tmp_path, quiet=True)
+    batch = next(iter(step.batches))
+    before = {n: p.clone() for n, p in step.network.named_parameters()}
+    step.network.classifier.weight.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(FloatingPointError, match="norm of the gradient nan"):
+        step.step(*batch)
+    assert all(torch.equal(p, before[n]) for n, p in step.network.named_parameters())
+
+
+def test_no_query_has_an_answer(data, tmp_path):
+    lonely = dataclasses.replace(data, gallery=data.gallery[:2])  # distractors
+    with pytest.raises(ValueError, match="none of 8 queries has a photo of its person by another"):
+        train(tiny_reid.config(), lonely, tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_start_does_not_lock_its_folder(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "identity_loss", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(FloatingPointError):
+        train(tiny_reid.config(), data, tmp_path, quiet=True)
+    monkeypatch.undo()
+    torch.set_num_threads(1)
+    train(tiny_reid.config(learning_rate=1e-4), data, tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "rule"),
+    [
+        ({"vit": "resnet18"}, ValueError, "resnet18 with .* is no vision transformer"),
+        ({"vit_args": '{"num_classes": 3}'}, ValueError, "multiple values"),
+        ({"weights": "nowhere.pth"}, FileNotFoundError, "no file of weights at nowhere.pth"),
+        ({"height": 36}, ValueError, "patches of 8 pixels do not fill images of 36x16"),
+    ],
+)
+def test_models_that_cannot_be_built(change, error, rule):
+    with pytest.raises(error, match=rule):
+        build_network(tiny_reid.config(**change), 4)
+
+
+@pytest.mark.parametrize("name", ["network.safetensors", "config.json"])
+@pytest.mark.parametrize("content", [b"", b"{}"])
+def test_spoiled_files_are_named(trained, tmp_path, name, content):
+    shutil.copytree(trained, tmp_path / "copy")
+    (tmp_path / "copy" / name).write_bytes(content)
+    if (name, content) == ("config.json", b"{}"):
+        content = b'{"colour": 3}'
+        (tmp_path / "copy" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        load_network(tmp_path / "copy")
+
+
+def test_a_spoiled_checkpoint_is_named(data, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "copy")
+    (checkpoint,) = (tmp_path / "copy" / "checkpoints").iterdir()
+    (checkpoint / "optimizer.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"epoch-00003 cannot be read"):
+        train(tiny_reid.config(), data, tmp_path / "copy", quiet=True)
 
 
 def test_a_loss_that_is_not_finite(data, tmp_path, monkeypatch):
@@ -291,7 +383,7 @@ def test_a_folder_of_another_training(data, trained):
 
 def test_other_people_than_before(data, trained):
     fewer = dataclasses.replace(data, train=data.train[:-4])
-    with pytest.raises(ValueError, match="trained on 8 people, the data have 7"):
+    with pytest.raises(ValueError, match="was trained on other photos than these 28"):
         train(tiny_reid.config(), fewer, trained, quiet=True)
 
 
@@ -317,13 +409,15 @@ def test_a_training_that_is_not_finished(trained, tmp_path):
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"pool": "max"}, 'pool must be "token"'),
+        ({"pool": "max"}, "pool must be one of token, avg"),
         ({"warmup_epochs": 3}, "warmup_epochs must be fewer than epochs, got 3 of 3"),
         ({"vit_args": "depth=3"}, "vit_args must be JSON"),
         ({"encoding_args": "[1]"}, "encoding_args must be an object"),
         ({"triplet": "hard"}, 'triplet must be a margin or "soft"'),
         ({"precision": "half"}, "precision must be one of no, fp16, bf16"),
         ({"tracker": "paper"}, "tracker must be one of tensorboard, wandb, none"),
+        ({"clip": 0.0}, r"clip must be positive, got 0\.0"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be positive, got 0"),
         ({"people": 1}, "people and photos must be at least 2, got 1 and 2"),
     ],
 )

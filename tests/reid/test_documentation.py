@@ -1,0 +1,41 @@
+"""What the example's page says can be typed."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "examples" / "reid" / "README.md"
+COMMANDS = sorted(
+    set(
+        re.findall(r"(?:python|launch [^|`]*?) (examples/reid/\w+\.py[^|`\n]*)", README.read_text())
+    )
+)
+
+
+def test_there_are_commands():
+    assert {command.split()[0].split("/")[-1] for command in COMMANDS} == {
+        *("demo.py", "train.py", "pictures.py", "floors.py", "experiment.py")
+    }
+
+
+@pytest.mark.parametrize("script", sorted({command.split()[0] for command in COMMANDS}))
+def test_scripts_know_the_options(script):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True
+    )
+    for command in COMMANDS:
+        name, *words = shlex.split(command)
+        if name == script:
+            assert {w for w in words if w.startswith("--")} <= set(
+                re.findall(r"--[\w-]+", done.stdout)
+            )
+
+
+def test_every_file_is_listed():
+    files = {path.name for path in README.parent.glob("*.py")}
+    assert set(re.findall(r"\[(\w+\.py)\]", README.read_text())) == files
