@@ -47,7 +47,7 @@ class Config:
     # The training
     people: int = 16  # in a batch
     photos: int = 4  # of each of them
-    epochs: int = 36
+    epochs: int = 24
     warmup_epochs: int = 3
     learning_rate: float = 1.5e-3
     encoding_rate: float = 10.0  # times the learning rate

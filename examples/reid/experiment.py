@@ -15,6 +15,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -91,12 +92,20 @@ def main() -> None:
         "command": " ".join(["python", "examples/reid/experiment.py", *sys.argv[1:]]),
         "config": asdict(config),
         "recipe": asdict(Recipe(train_people=args.train_people)),
+        "commit": commit(),
         "versions": f"torch {torch.__version__}, timm {timm.__version__}",
         "minutes": round((time.perf_counter() - started) / 60, 1),
         "results": results,
     }
     (args.out / "experiment.json").write_text(json.dumps(report, indent=1) + "\n")
     print(write_report(report, args.out))
+
+
+def commit() -> str:
+    """Of this code, where git knows it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -103,7 +103,8 @@ def draw(results: Results, pools: list[str], path: Path) -> None:
 
     encodings = list(dict.fromkeys(encoding for encoding, _, _ in results))
     tests = list(dict.fromkeys(test for _, _, test in results))
-    figure, axes = plt.subplots(1, len(tests), figsize=(4 * len(tests), 4), sharey=True)
+    size = 4 * len(tests), 4.2
+    figure, axes = plt.subplots(1, len(tests), figsize=size, sharey=True, layout="constrained")
     for axis, test in zip(axes, tests, strict=True):
         for number, pool in enumerate(pools):
             for place, encoding in enumerate(encodings):
@@ -115,8 +116,8 @@ def draw(results: Results, pools: list[str], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_yticks([len(encodings) - i for i in range(len(encodings))], encodings)
     handles = [plt.Line2D([], [], marker="o", ls="", color=f"C{i}") for i in range(len(pools))]
-    axes[-1].legend(handles, [_readout(pool) for pool in pools], fontsize=8)
-    figure.tight_layout()
+    labels = [_readout(pool) for pool in pools]
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(pools))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -143,5 +144,5 @@ def _notes(report: dict[str, Any]) -> list[str]:
         f"{config['width']}",
         f"- training: {config['epochs']} epochs of {recipe['train_people']} synthetic people with "
         f"{recipe['photos']} photos each, test on {recipe['test_people']} others",
-        f"- versions: {report['versions']}",
+        f"- commit {report['commit']}, {report['versions']}",
     ]
