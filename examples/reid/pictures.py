@@ -210,7 +210,7 @@ def draw_parts(album: Album) -> Any:
         return None
     photos = album.data.train[:: max(1, len(album.data.train) // 500)]
     mean = np.mean([album.image(photo) for photo in photos], axis=0) / 255
-    size = 1.3 * len(parts) + 1.8, 4
+    size = 1.3 * len(parts) + 1.8, 5
     figure, axes = plt.subplots(1, len(parts), figsize=size, squeeze=False, layout="constrained")
     for layer, (axis, part) in enumerate(zip(axes[0], parts, strict=True)):
         axis.imshow(mean)
@@ -230,6 +230,9 @@ def _draw_centres(axis: Any, part: HumanPart, config: Config) -> None:
         y, colour = centre * height, f"C{number}"
         axis.axhline(y, color=colour, label=str(name))
         axis.axhspan(y - spread, y + spread, color=colour, alpha=0.15, linewidth=0)
+    centres = zip(names, part.part_centers.tolist(), strict=True)
+    outside = [f"{name} at {centre:.2f}" for name, centre in centres if not 0 <= centre <= 1]
+    axis.set_xlabel("\n".join(["outside:", *outside] if outside else []), fontsize=7)
     axis.set(xticks=[], yticks=[], xlim=(0, width - 1), ylim=(height - 1, 0))
 
 

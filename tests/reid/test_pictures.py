@@ -87,6 +87,9 @@ def test_part_centres_are_drawn_where_they_are(album):
     axis = draw_parts(album).axes[1]
     lines = [line.get_ydata()[0] for line in axis.lines]
     assert lines == pytest.approx([3.2, 9.6, 16, 22.4, 28.8], rel=1e-5)
+    with torch.no_grad():
+        encodings[1].part_centers[4] = 1.3
+    assert draw_parts(album).axes[1].get_xlabel() == "outside:\nshins at 1.30"
 
 
 def test_similarity_of_learned_positions(album):
