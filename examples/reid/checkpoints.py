@@ -7,9 +7,13 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
-from config import Config, load_config, save_config
+from config import CONFIG, Config, load_config, save_config
 from market import Splits
+from network import ReIDNetwork, build_network
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 FOLDER, FINISHED, PARTIAL = "checkpoints", "epoch-", "partial-"
 WEIGHTS, DATA = "network.safetensors", "data.sha256"
@@ -46,6 +50,28 @@ def load_newest(accelerator: Accelerator, out: Path) -> int:
             f"the checkpoint {finished[-1]} cannot be read ({error}); remove it to start anew"
         ) from error
     return int(finished[-1].name.removeprefix(FINISHED))
+
+
+def load_network(out: Path, device: torch.device | str | None = None) -> ReIDNetwork:
+    """Of a finished training; on the accelerator where there is one.
+
+    Raises:
+        FileNotFoundError: it is not finished, or not there.
+        ValueError: the weights are those of another model.
+    """
+    config, path = load_config(out), out / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"the training in {out} is not finished: no {path}; run train.py")
+    try:
+        weights = load_file(path)
+        people = len(weights["classifier.weight"])
+        network = build_network(config, people, load_pretrained=False)
+        network.load_state_dict(weights)
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{path} does not fit the model of {out / CONFIG}: {error}") from None
+    if device is None and torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator()
+    return network.to(device).eval()
 
 
 def begin(out: Path, config: Config, data: Splits) -> None:

@@ -2,7 +2,7 @@
 
     python examples/reid/demo.py --out demo
 
-About three minutes on two CPU cores. Writes the pictures and reid.json to --out, the data and the
+Under three minutes on two CPU cores. Writes the pictures and reid.json to --out, the data and the
 training to its folders pedestrians/ and reid/; what is there already is used.
 """
 
@@ -13,15 +13,15 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import pictures
 import torch
 from config import Config
+from evaluate import describe, summarise
 from floors import floors
 from generate import Recipe, write
 from market import read_dataset
-from train import describe, summarise, train
+from train import train
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     # A core reads photos while the others train: on two cores faster than both in turns.
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
     config = Config(epochs=args.epochs, workers=1)
-    reached: dict[str, Any] = floors(data, config)
+    reached = floors(data, config)
     trained = train(config, data, run)
     for name, scores in reached.items():
         print(f"floor, {name}: {describe(scores)}")

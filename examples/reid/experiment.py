@@ -27,14 +27,16 @@ from typing import Any
 import timm
 import torch
 from batches import photo_loader
+from checkpoints import load_network
 from config import Config
+from evaluate import embed, score
 from generate import Recipe, write
 from market import Photo, Splits, read_dataset
 from network import ReIDNetwork
 from report import write_report
 from torch import Tensor
 from tqdm import tqdm
-from train import embed, load_network, score, train
+from train import train
 
 import posenc
 

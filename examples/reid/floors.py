@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from batches import photo_loader
 from config import Config
+from evaluate import describe, embed, score
 from market import KINDS, Photo, Splits, read_dataset
 from network import build_network
+from retrieval import Scores
 from torch import Tensor
-from train import describe, embed, score
 
 BINS = 4  # for each colour channel
 STRIPES = 6
@@ -32,7 +33,7 @@ def main() -> None:
         print(f"{name}: {describe(scores)}")
 
 
-def floors(data: Splits, config: Config) -> dict[str, object]:
+def floors(data: Splits, config: Config) -> dict[str, Scores]:
     """Name -> scores, by the evaluation of the trained model."""
     network = build_network(replace(config, encoding="none"), 2)
     features: dict[str, Callable[[Tensor], Tensor]] = {

@@ -19,14 +19,15 @@ import matplotlib
 import numpy as np
 import torch
 from batches import photo_loader, read_image
+from checkpoints import load_network
 from config import Config, load_config
+from evaluate import embed, people_and_cameras, score
 from maps import bias_maps, read_images, rollout_maps, similarities
 from market import KINDS, Photo, Splits, read_dataset
 from matplotlib import pyplot as plt
 from network import ReIDNetwork
 from retrieval import Scores, nearest
 from torch import Tensor
-from train import embed, load_network, people_and_cameras, score
 
 from posenc import HumanPart, is_patched, patched_encodings
 

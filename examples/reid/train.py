@@ -21,13 +21,13 @@ import torch
 from accelerate import Accelerator
 from batches import PeopleSampler, Photos, photo_loader, training_labels
 from checkpoints import WEIGHTS, begin, check_same_training, load_newest, save_checkpoint
-from config import CONFIG, Config, add_options, from_options, load_config
+from config import Config, add_options, from_options
+from evaluate import check_has_answers, describe, embed, score, summarise
 from losses import batch_hard_triplet, identity_loss, patch_triplet
 from market import KINDS, Photo, Splits, read_dataset
-from network import ReIDNetwork, Seen, build_network, parameter_groups
-from retrieval import Scores, score_features
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_model
+from network import Seen, build_network, parameter_groups
+from retrieval import Scores
+from safetensors.torch import save_model
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -238,86 +238,6 @@ def warm_cosine(config: Config, steps: int) -> Any:
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
 
     return share
-
-
-def embed(network: ReIDNetwork, batches: Iterable[tuple[Tensor, Any]]) -> list[Tensor]:
-    """Features of batches of a `photo_loader`, on the device of the network."""
-    device, was_training = network.mean.device, network.training
-    network.eval()
-    try:
-        with torch.inference_mode():
-            return [network(images.to(device)).float() for images, _ in batches]
-    finally:
-        network.train(was_training)
-
-
-def score(query: Tensor, gallery: Tensor, data: Splits) -> Scores:
-    """By cosine, as BNNeck does."""
-    people, cameras = people_and_cameras(data)
-    return score_features(query, gallery, *people, *cameras)
-
-
-def people_and_cameras(data: Splits) -> tuple[list[Tensor], list[Tensor]]:
-    """(people, cameras), each of (query, gallery)."""
-    parts = data.query, data.gallery
-    return (
-        [torch.tensor([photo.person for photo in part]) for part in parts],
-        [torch.tensor([photo.camera for photo in part]) for part in parts],
-    )
-
-
-def check_has_answers(data: Splits) -> None:
-    """Before the training, not after it.
-
-    Raises:
-        ValueError: no query has a photo of its person by another camera in the gallery.
-    """
-    cameras: dict[int, set[int]] = {}
-    for photo in data.gallery:
-        cameras.setdefault(photo.person, set()).add(photo.camera)
-    if not any(cameras.get(photo.person, set()) - {photo.camera} for photo in data.query):
-        raise ValueError(
-            f"none of {len(data.query)} queries has a photo of its person by another camera among "
-            f"the {len(data.gallery)} of the gallery, so that nothing could be evaluated"
-        )
-
-
-def load_network(out: Path, device: torch.device | str | None = None) -> ReIDNetwork:
-    """Of a finished training; on the accelerator where there is one.
-
-    Raises:
-        FileNotFoundError: it is not finished, or not there.
-        ValueError: the weights are those of another model.
-    """
-    config, path = load_config(out), out / WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"the training in {out} is not finished: no {path}; run train.py")
-    try:
-        weights = load_file(path)
-        people = len(weights["classifier.weight"])
-        network = build_network(config, people, load_pretrained=False)
-        network.load_state_dict(weights)
-    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{path} does not fit the model of {out / CONFIG}: {error}") from None
-    if device is None and torch.accelerator.is_available():
-        device = torch.accelerator.current_accelerator()
-    return network.to(device).eval()
-
-
-def summarise(scores: Scores) -> dict[str, float]:
-    """As JSON."""
-    return {
-        "mAP": scores.mean_average_precision,
-        "mINP": scores.mean_inverse_negative_penalty,
-        **{f"rank-{n}": scores.rank(n) for n in (1, 5, 10)},
-        "queries": int(scores.is_valid.sum()),
-    }
-
-
-def describe(scores: Scores) -> str:
-    """In a line."""
-    parts = summarise(scores)
-    return ", ".join(f"{name} {100 * parts[name]:.1f}" for name in ("mAP", "mINP", "rank-1"))
 
 
 @dataclass

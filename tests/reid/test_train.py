@@ -16,13 +16,13 @@ import tiny_reid
 import torch
 import train as training
 from batches import UnreadableImageError, training_labels
-from checkpoints import load_newest
+from checkpoints import WEIGHTS, load_network, load_newest
 from config import Config, load_config
 from losses import batch_hard_triplet, identity_loss
 from market import Splits, read_dataset
 from network import build_network, parameter_groups
 from safetensors.torch import load_file
-from train import SCORES, WEIGHTS, load_network, train
+from train import SCORES, train
 
 import posenc
 

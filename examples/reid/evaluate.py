@@ -1,0 +1,70 @@
+"""Features of photos, and how well they find each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from market import Splits
+from network import ReIDNetwork
+from retrieval import Scores, score_features
+from torch import Tensor
+
+
+def embed(network: ReIDNetwork, batches: Iterable[tuple[Tensor, Any]]) -> list[Tensor]:
+    """Features of batches of a `photo_loader`, on the device of the network."""
+    device, was_training = network.mean.device, network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            return [network(images.to(device)).float() for images, _ in batches]
+    finally:
+        network.train(was_training)
+
+
+def score(query: Tensor, gallery: Tensor, data: Splits) -> Scores:
+    """By cosine, as BNNeck does."""
+    people, cameras = people_and_cameras(data)
+    return score_features(query, gallery, *people, *cameras)
+
+
+def people_and_cameras(data: Splits) -> tuple[list[Tensor], list[Tensor]]:
+    """(people, cameras), each of (query, gallery)."""
+    parts = data.query, data.gallery
+    return (
+        [torch.tensor([photo.person for photo in part]) for part in parts],
+        [torch.tensor([photo.camera for photo in part]) for part in parts],
+    )
+
+
+def check_has_answers(data: Splits) -> None:
+    """Before the training, not after it.
+
+    Raises:
+        ValueError: no query has a photo of its person by another camera in the gallery.
+    """
+    cameras: dict[int, set[int]] = {}
+    for photo in data.gallery:
+        cameras.setdefault(photo.person, set()).add(photo.camera)
+    if not any(cameras.get(photo.person, set()) - {photo.camera} for photo in data.query):
+        raise ValueError(
+            f"none of {len(data.query)} queries has a photo of its person by another camera among "
+            f"the {len(data.gallery)} of the gallery, so that nothing could be evaluated"
+        )
+
+
+def summarise(scores: Scores) -> dict[str, float]:
+    """As JSON."""
+    return {
+        "mAP": scores.mean_average_precision,
+        "mINP": scores.mean_inverse_negative_penalty,
+        **{f"rank-{n}": scores.rank(n) for n in (1, 5, 10)},
+        "queries": int(scores.is_valid.sum()),
+    }
+
+
+def describe(scores: Scores) -> str:
+    """In a line."""
+    parts = summarise(scores)
+    return ", ".join(f"{name} {100 * parts[name]:.1f}" for name in ("mAP", "mINP", "rank-1"))
