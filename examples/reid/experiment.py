@@ -71,6 +71,31 @@ class Job:
     seed: int
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What an interrupted experiment has finished: its numbers, then a record in each line."""
+
+    path: Path
+    numbers: dict[str, Any]
+
+    def read(self) -> dict[Job, dict[str, Any]]:
+        """The records; begins the file if there is none.
+
+        Raises:
+            ValueError: it was another experiment.
+        """
+        head = json.dumps(self.numbers)
+        if not self.path.is_file():
+            self.path.write_text(head + "\n")
+        first, *lines = self.path.read_text().splitlines()
+        if first != head:
+            raise ValueError(
+                f"{self.path} is left from an experiment with other numbers; remove it"
+            )
+        records = [json.loads(line) for line in lines]
+        return {Job(*(one[key] for key in ("encoding", "pool", "seed"))): one for one in records}
+
+
 def main() -> None:
     """Trains all, tests all, writes the report."""
     args = parse_arguments()
@@ -84,16 +109,19 @@ def main() -> None:
         evaluate_every=args.epochs,
         checkpoint_every=args.epochs,
     )
+    recipe = Recipe(train_people=args.train_people)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         data = [Path(folder) / f"data-{seed}" for seed in range(args.seeds)]
         for seed, path in enumerate(data):
-            write(path, Recipe(train_people=args.train_people, seed=seed))
-        results = run_all(jobs, config, data, args.workers, args.out / "experiment.partial.jsonl")
+            write(path, replace(recipe, seed=seed))
+        numbers = {"config": asdict(config), "recipe": asdict(recipe)}
+        kept = Kept(args.out / "experiment.partial.jsonl", numbers)
+        results = run_all(jobs, config, data, args.workers, kept)
     report = {
         "command": " ".join(["python", "examples/reid/experiment.py", *sys.argv[1:]]),
         "config": asdict(config),
-        "recipe": asdict(Recipe(train_people=args.train_people)),
+        "recipe": asdict(recipe),
         "commit": commit(),
         "versions": f"torch {torch.__version__}, timm {timm.__version__}",
         "minutes": round((time.perf_counter() - started) / 60, 1),
@@ -126,7 +154,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run_all(
-    jobs: list[Job], config: Config, data: list[Path], workers: int, kept: Path
+    jobs: list[Job], config: Config, data: list[Path], workers: int, kept: Kept
 ) -> list[dict[str, Any]]:
     """A record for each job, in their order.
 
@@ -135,11 +163,11 @@ def run_all(
     Raises:
         RuntimeError: some failed; the others are kept.
     """
-    results = read_kept(kept, config)
+    results = kept.read()
     failed = []
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool, kept.open("a") as file:
+    with ProcessPoolExecutor(workers, mp_context=context) as pool, kept.path.open("a") as file:
         missing = [job for job in jobs if job not in results]
         waiting = {pool.submit(run, job, config, data[job.seed]): job for job in missing}
         for done in tqdm(as_completed(waiting), total=len(missing), unit="run", desc="experiment"):
@@ -151,27 +179,9 @@ def run_all(
             file.write(json.dumps(results[job]) + "\n")
             file.flush()
     if failed:
-        raise RuntimeError(f"{len(failed)} trainings failed, {kept} has the others: {failed}")
-    kept.unlink()
+        raise RuntimeError(f"{len(failed)} trainings failed, {kept.path} has the others: {failed}")
+    kept.path.unlink()
     return [results[job] for job in jobs]
-
-
-def read_kept(kept: Path, config: Config) -> dict[Job, dict[str, Any]]:
-    """What an earlier run finished; begins the file if there is none.
-
-    Raises:
-        ValueError: it was another experiment.
-    """
-    head = json.dumps(asdict(config))
-    if not kept.is_file():
-        kept.write_text(head + "\n")
-    first, *lines = kept.read_text().splitlines()
-    if first != head:
-        raise ValueError(f"{kept} is left from an experiment with other numbers; remove it")
-    records = [json.loads(line) for line in lines]
-    return {
-        Job(*(record[name] for name in ("encoding", "pool", "seed"))): record for record in records
-    }
 
 
 def run(job: Job, config: Config, folder: Path) -> dict[str, Any]:

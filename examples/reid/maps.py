@@ -15,6 +15,7 @@ from torch import Tensor
 
 from posenc import LearnedAbsolute, is_patched, patched_encodings
 from posenc.analysis import (
+    CapturedAttention,
     attention_rollout,
     bias_map,
     capture_attention,
@@ -37,9 +38,10 @@ def rollout_maps(network: ReIDNetwork, images: Tensor) -> Tensor:
 
 
 def bias_maps(network: ReIDNetwork, images: Tensor, query: tuple[float, float]) -> Tensor:
-    """`[layers, heads, grid height, grid width]`: the bias of the patch at (y, x), 0 to 1 each.
+    """What one patch gives to each, in logits: `[layers, heads, grid height, grid width]`.
 
-    The mean over the images, for encodings that depend on them. Empty without any bias.
+    The patch is the one at (y, x), in heights and widths of the crop. The mean over the images,
+    for encodings that depend on them. Empty without any bias.
     """
     captured = _capture(network, images)
     maps = []
@@ -62,7 +64,7 @@ def similarities(network: ReIDNetwork) -> dict[str, Tensor]:
     }
 
 
-def _capture(network: ReIDNetwork, images: Tensor) -> object:
+def _capture(network: ReIDNetwork, images: Tensor) -> CapturedAttention:
     was_training = network.training
     network.eval()
     with torch.no_grad(), capture_attention(network.vit) as captured:

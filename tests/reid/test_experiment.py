@@ -8,7 +8,7 @@ import pytest
 import report
 import tiny_reid
 import torch
-from experiment import Job, run, score_as_trained, score_shifted, score_taller, shifted
+from experiment import Job, Kept, run, score_as_trained, score_shifted, score_taller, shifted
 from floors import colour_histogram, floors, pixels
 from network import build_network
 from scipy.stats import ttest_rel
@@ -106,23 +106,23 @@ def fake(jobs):
 
 def test_all_trainings_in_processes(folder, tmp_path):
     jobs = [Job("learned", "mean", 0), Job("none", "mean", 0)]
-    kept = tmp_path / "kept.jsonl"
+    kept = Kept(tmp_path / "kept.jsonl", {})
     results = experiment.run_all(jobs, tiny_reid.config(epochs=2), [folder], 1, kept)
     assert [record["encoding"] for record in results] == ["learned", "none"]
-    assert not kept.exists()
+    assert not kept.path.exists()
 
 
 def test_what_is_finished_is_kept(folder, tmp_path):
     good, bad = Job("none", "mean", 0), Job("nonsense", "mean", 0)
-    kept, config = tmp_path / "kept.jsonl", tiny_reid.config(epochs=2)
+    kept, config = Kept(tmp_path / "kept.jsonl", {"people": 8}), tiny_reid.config(epochs=2)
     with pytest.raises(RuntimeError, match=r"1 trainings failed, .*kept.jsonl has the others"):
         experiment.run_all([bad, good], config, [folder], 1, kept)
-    assert list(experiment.read_kept(kept, config)) == [good]
+    assert list(kept.read()) == [good]
     (record,) = experiment.run_all([good], config, [], 1, kept)  # without its data: not again
     assert record["tests"]["as trained"]["mAP"] > 0
-    kept.write_text("{}\n")
+    kept.read()
     with pytest.raises(ValueError, match="left from an experiment with other numbers"):
-        experiment.run_all([good], config, [folder], 1, kept)
+        Kept(kept.path, {"people": 12}).read()
 
 
 # Floors
