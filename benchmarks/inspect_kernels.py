@@ -27,7 +27,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import posenc
-from posenc.attention import triton as backend
+from posenc.attention.backends import triton as backend
 from posenc.attention.call import AttentionCall
 from posenc.attention.kernels import launch
 

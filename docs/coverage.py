@@ -21,7 +21,7 @@ from timm.models import list_models
 from tqdm import tqdm
 
 import posenc
-from posenc.patching.families import GLOBAL_FAMILIES, REFUSED, STAGED_FAMILIES
+from posenc.patching.models.timm import GLOBAL_FAMILIES, REFUSED, STAGED_FAMILIES
 
 OUT = pathlib.Path(__file__).with_name("coverage.md")
 ENCODINGS = ("irpe", "swin", "quadratic", "human_part")

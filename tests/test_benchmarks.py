@@ -14,7 +14,8 @@ from memory import allocations, peak_bytes
 from peers import OfficialPeer, find_official, peers_of
 from timing import Times, measured_bandwidth, measured_ceiling, paired_times
 
-from posenc.attention import api, sdpa
+from posenc.attention import api
+from posenc.attention.backends import sdpa
 
 CPU = torch.device("cpu")
 TINY = Shape(batch=2, heads=2, head_dim=16, height=2, width=3)

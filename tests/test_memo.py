@@ -8,8 +8,8 @@ import torch
 
 import posenc
 from posenc import memo
+from posenc.functional.buckets import irpe_index, swin_index
 from posenc.functional.coordinates import patch_coordinates, unit_coordinates
-from posenc.functional.pairs import irpe_index, swin_index
 from posenc.functional.resample import resample_offsets
 from posenc.functional.sincos import sincos_table
 from posenc.layout import TokenLayout

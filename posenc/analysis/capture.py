@@ -9,7 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from posenc.analysis.aside import (
+from posenc.analysis.recorder import CapturedAttention, Recorder
+from posenc.layout import TokenLayout
+from posenc.patching.layouts import GivenLayout, LayoutSource, SeenLayout
+from posenc.patching.models.examine import Anatomy, check_model
+from posenc.patching.models.timm import UnsupportedModelError, adapted_of, family_of
+from posenc.patching.observe import (
     around_forward,
     examine_originals,
     follow_images,
@@ -17,13 +22,8 @@ from posenc.analysis.aside import (
     record_aside,
     site_of,
 )
-from posenc.analysis.recorder import CapturedAttention, Recorder
-from posenc.layout import TokenLayout
-from posenc.patching.anatomy import Anatomy, check_model
-from posenc.patching.families import UnsupportedModelError, adapted_of, family_of
-from posenc.patching.layouts import GivenLayout, LayoutSource, SeenLayout
 from posenc.patching.patch import find_patched, named_backbone, site_modules
-from posenc.patching.sites import Site
+from posenc.patching.sites.classes import Site
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ from posenc.encodings import LearnedAbsolute, Sinusoidal
 from posenc.encodings.base import check_layout
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
-from posenc.patching.freeze import FrozenBias
+from posenc.patching.fold import FrozenBias
 from posenc.patching.patch import named_backbone, site_modules
-from posenc.patching.sites import Site
+from posenc.patching.sites.classes import Site
 
 
 def position_similarity(

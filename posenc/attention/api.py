@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from posenc.attention import flex, lowrank, reference, sdpa, tiled, triton
+from posenc.attention.backends import flex, lowrank, reference, sdpa, tiled, triton
 from posenc.attention.call import AttentionCall, as_terms, check_call
 from posenc.attention.picker import pick
 from posenc.functional.precision import autocast_dtype, without_autocast

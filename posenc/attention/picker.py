@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from posenc.attention import lowrank, sdpa, tiled, triton
+from posenc.attention.backends import lowrank, sdpa, tiled, triton
 from posenc.attention.call import AttentionCall
 from posenc.terms import DenseBias
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_choice, check_number
-from posenc.functional.pairs import (
+from posenc.functional.buckets import (
     PREFIX_PAIRS,
     fit_buckets,
     irpe_index,
@@ -25,7 +25,7 @@ class IRPE(AttentionEncoding):
     """Bucketed relative position, as a bias or in the context of queries, keys and values.
 
     With `s` the attention's scale, `id(i, j)` the bucket of the offset query i minus key j
-    (`posenc.functional.pairs.irpe_index`) and tables `T`:
+    (`posenc.functional.buckets.irpe_index`) and tables `T`:
 
     - contextual, on k: `b[i, j] += (s q_i) . T_k[:, id(i, j)]`;
     - contextual, on q: `b[i, j] += (s k_j) . T_q[:, id(j, i)]`;

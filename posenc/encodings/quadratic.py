@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_choice, check_number
+from posenc.functional.buckets import fit_buckets, swin_index
 from posenc.functional.coordinates import patch_coordinates, patch_offsets
-from posenc.functional.pairs import fit_buckets, swin_index
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
 from posenc.terms import LookupBias, LowRankBias, Term

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_choice
-from posenc.functional.pairs import PREFIX_PAIRS, fit_buckets, num_prefix_buckets, swin_index
+from posenc.functional.buckets import PREFIX_PAIRS, fit_buckets, num_prefix_buckets, swin_index
 from posenc.functional.precision import at_least_float32
 from posenc.functional.resample import resample_offsets
 from posenc.layout import TokenLayout

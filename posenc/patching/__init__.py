@@ -8,7 +8,7 @@ from posenc.patching.checkpoint import (
     patched_encodings,
     save_encodings,
 )
-from posenc.patching.freeze import freeze
+from posenc.patching.fold import freeze
 from posenc.patching.patch import is_patched, patch_model, unpatch_model
 from posenc.patching.report import summary, supports
 from posenc.patching.resize import set_layout

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from posenc.encodings.base import Encoding
 from posenc.layout import TokenLayout
-from posenc.patching.anatomy import Anatomy, examine
-from posenc.patching.families import OTHER
-from posenc.patching.freeze import FrozenBias
+from posenc.patching.fold import FrozenBias
+from posenc.patching.models.examine import Anatomy, examine
+from posenc.patching.models.timm import OTHER
 from posenc.patching.names import is_of_encoding
 from posenc.patching.patch import (
     apply_plan,

@@ -11,12 +11,12 @@ from torch import nn
 from posenc.encodings.base import is_finite
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
-from posenc.patching.anatomy import check_model
-from posenc.patching.families import OTHER
 from posenc.patching.layouts import EmbeddingLayout, LayoutSource
+from posenc.patching.models.examine import check_model
+from posenc.patching.models.timm import OTHER
 from posenc.patching.names import is_of_encoding
 from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
-from posenc.patching.sites import Site, site_class
+from posenc.patching.sites.classes import Site, site_class
 from posenc.registry import resolved_options
 
 

@@ -19,16 +19,16 @@ from posenc.encodings.learned import LearnedAbsolute
 from posenc.encodings.peg import check_after
 from posenc.intercept import CannotRewrite
 from posenc.layout import TokenLayout
-from posenc.patching.anatomy import (
+from posenc.patching.layouts import LayoutSource, SeenLayout
+from posenc.patching.models.examine import (
     Anatomy,
     AttentionSite,
     check_fused_flag,
     examine,
     warn_if_pointless,
 )
-from posenc.patching.families import OTHER, UnsupportedModelError
-from posenc.patching.layouts import LayoutSource, SeenLayout
-from posenc.patching.sites import Role, Site, acts_on, site_class
+from posenc.patching.models.timm import OTHER, UnsupportedModelError
+from posenc.patching.sites.classes import Role, Site, acts_on, site_class
 from posenc.patching.spec import Spec, parse_specs
 
 Blocks = Sequence[int] | slice | int | Callable[[str], bool] | None

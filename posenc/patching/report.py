@@ -11,13 +11,13 @@ from torch import nn
 from posenc.encodings.base import AttentionEncoding
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
-from posenc.patching.anatomy import check_fused_flag, examine
 from posenc.patching.checkpoint import patched_encodings
-from posenc.patching.families import OTHER, UnsupportedModelError
 from posenc.patching.layouts import SeenLayout
+from posenc.patching.models.examine import check_fused_flag, examine
+from posenc.patching.models.timm import OTHER, UnsupportedModelError
 from posenc.patching.patch import PatchRecord, find_patched, patched_backbone, site_modules
 from posenc.patching.plan import explain_site
-from posenc.patching.sites import Site
+from posenc.patching.sites.classes import Site
 
 
 @dataclass(frozen=True)

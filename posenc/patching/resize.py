@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from posenc.layout import TokenLayout
-from posenc.patching.families import UnsupportedModelError, family_of
 from posenc.patching.layouts import EmbeddingLayout, GivenLayout, SeenLayout
+from posenc.patching.models.timm import UnsupportedModelError, family_of
 from posenc.patching.patch import PatchRecord, patched_backbone
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from posenc import IRPE, TokenLayout, attend
-from posenc.functional.pairs import swin_index
+from posenc.functional.buckets import swin_index
 from posenc.terms import DenseBias, LookupBias, LowRankBias
 
 WITH_TERMS = ["reference", "sdpa", "tiled"]

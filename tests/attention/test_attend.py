@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from posenc import TokenLayout, attend, explain
-from posenc.attention import tiled
-from posenc.functional.pairs import irpe_index, swin_index
+from posenc.attention.backends import tiled
+from posenc.functional.buckets import irpe_index, swin_index
 from posenc.terms import DenseBias, LookupBias, LowRankBias, ValueLookup
 
 BACKENDS = ["reference", "sdpa"]

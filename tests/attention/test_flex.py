@@ -10,8 +10,8 @@ from random_calls import BATCH, DIM, HEADS, KINDS, MASKS, mask_of, qkv, random_i
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from posenc import TokenLayout, attend, explain
-from posenc.attention import flex
-from posenc.functional.pairs import swin_index
+from posenc.attention.backends import flex
+from posenc.functional.buckets import swin_index
 from posenc.terms import LookupBias, LowRankBias, ValueLookup
 
 LAYOUTS = [(3, 5, 0), (7, 4, 1), (1, 6, 2), (4, 1, 5), (1, 1, 0)]

@@ -9,7 +9,7 @@ import torch
 import posenc
 from posenc import TokenLayout, attend, explain, memo
 from posenc.attention import picker
-from posenc.functional.pairs import irpe_index, swin_index
+from posenc.functional.buckets import irpe_index, swin_index
 from posenc.memo import Memo
 from posenc.terms import DenseBias, LookupBias, LowRankBias, ValueLookup
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import posenc
 from posenc import TokenLayout, attend, explain, memo, terms
-from posenc.attention import tiled
+from posenc.attention.backends import tiled
 from posenc.terms import DenseBias
 
 BATCH, HEADS, DIM = 3, 4, 5

@@ -12,12 +12,12 @@ from random_calls import KINDS, MASKS, mask_of, random_index, terms_of
 
 import posenc
 from posenc import TokenLayout, attend, explain
-from posenc.attention import triton
+from posenc.attention.backends import triton
 from posenc.attention.call import AttentionCall
 from posenc.attention.kernels import blocks, memory, operands, ops
 from posenc.attention.kernels.blocks import Blocks
 from posenc.attention.kernels.operands import read_call
-from posenc.functional.pairs import irpe_index
+from posenc.functional.buckets import irpe_index
 from posenc.terms import DenseBias, LookupBias, LowRankBias, ValueLookup
 
 run = pytest.importorskip("posenc.attention.kernels.run", exc_type=ImportError)

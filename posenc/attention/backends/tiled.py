@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from posenc.attention.backends.tile_terms import BiasPart, Tensors, Tile, ValuePart, bias_parts
 from posenc.attention.call import AttentionCall
-from posenc.attention.parts import BiasPart, Tensors, Tile, ValuePart, bias_parts
 from posenc.functional.precision import without_autocast
 from posenc.memo import is_transformed
 from posenc.terms import LowRankBias

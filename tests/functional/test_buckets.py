@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from posenc import TokenLayout
-from posenc.functional.pairs import irpe_index, piecewise_index, swin_index
+from posenc.functional.buckets import irpe_index, piecewise_index, swin_index
 from posenc.terms import PairIndex
 
 METHODS = {

@@ -15,11 +15,11 @@ from posenc.attention import attend
 from posenc.encodings.base import AttentionEncoding, Encoding, TokenEncoding
 from posenc.intercept import generate_class, rebuild_with, rewritten_forward
 from posenc.layout import TokenLayout
-from posenc.patching import huggingface, multihead
-from posenc.patching.families import SeenGrid
-from posenc.patching.hide import hidden_table, with_hidden_table
 from posenc.patching.layouts import GivenLayout, LayoutSource, SeenLayout
-from posenc.patching.optimizer import group_matcher, no_weight_decay
+from posenc.patching.models.timm import SeenGrid
+from posenc.patching.sites import huggingface, multihead
+from posenc.patching.sites.hide import hidden_table, with_hidden_table
+from posenc.patching.sites.optimizer import group_matcher, no_weight_decay
 from posenc.terms import Term
 
 # What a site does, in the order in which it is done around its forward:

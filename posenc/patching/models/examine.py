@@ -12,7 +12,14 @@ from torch import nn
 
 from posenc.intercept import CannotRewrite, rewritten_forward
 from posenc.layout import TokenLayout
-from posenc.patching.families import (
+from posenc.patching.layouts import (
+    EmbeddingLayout,
+    GivenLayout,
+    LayoutSource,
+    MapLayout,
+    SeenLayout,
+)
+from posenc.patching.models.timm import (
     ADAPTED,
     OTHER,
     Attention,
@@ -25,14 +32,7 @@ from posenc.patching.families import (
     known_families,
     refusal_of,
 )
-from posenc.patching.layouts import (
-    EmbeddingLayout,
-    GivenLayout,
-    LayoutSource,
-    MapLayout,
-    SeenLayout,
-)
-from posenc.patching.sites import ADAPTERS
+from posenc.patching.sites.classes import ADAPTERS
 
 
 @dataclass(frozen=True)

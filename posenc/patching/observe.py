@@ -17,9 +17,9 @@ from torch import nn
 
 from posenc.analysis.recorder import Recorder, is_replayed
 from posenc.layout import TokenLayout
-from posenc.patching.anatomy import Anatomy, AttentionSite, examine
 from posenc.patching.layouts import LayoutSource, SeenLayout
-from posenc.patching.sites import Observer, Role, Site, site_class
+from posenc.patching.models.examine import Anatomy, AttentionSite, examine
+from posenc.patching.sites.classes import Observer, Role, Site, site_class
 
 
 def site_of(found: AttentionSite, layout: LayoutSource | None, observer: Observer) -> Site:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from posenc.encodings.base import AttentionEncoding
 from posenc.layout import TokenLayout
 from posenc.patching.patch import patched_backbone, site_modules
-from posenc.patching.sites import Site
+from posenc.patching.sites.classes import Site
 from posenc.terms import DenseBias, LowRankBias, Term
 
 

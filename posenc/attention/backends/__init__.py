@@ -1,0 +1,1 @@
+"""Ways to compute an attention call, one file each; a backend knows no other."""

@@ -1,0 +1,1 @@
+"""What a module does whose class a patch has swapped."""
