@@ -5,7 +5,7 @@
 
 Every run starts from the same weights for its seed and sees the same batches in the same order;
 only the encoding differs. The classifier reads the CLS token or the mean of the patch tokens.
-Writes comparison.md, comparison.json, accuracy.png and bias_from_centre.png to --out.
+Writes comparison.md, comparison.json, accuracy.png and bias_from_center.png to --out.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main() -> None:
     (args.out / "comparison.json").write_text(json.dumps(report, indent=2) + "\n")
     compare_figures.draw_accuracy(rows, args.out / "accuracy.png")
     images = split()[2]
-    compare_figures.draw_learned(models, images, args.out / "bias_from_centre.png")
+    compare_figures.draw_learned(models, images, args.out / "bias_from_center.png")
     print(f"figures and tables: {args.out}")
 
 

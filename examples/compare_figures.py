@@ -90,7 +90,7 @@ def pictures(
 
 
 def biases(model: nn.Module, images: Tensor) -> Iterator[tuple[str, Tensor, tuple[int, int]]]:
-    """The bias from the centre patch to all patches, per head, relative to its mean.
+    """The bias from the center patch to all patches, per head, relative to its mean.
 
     A bias is defined up to a constant per query, so only differences mean something. Contextual
     biases depend on the image: they are averaged over real ones.
@@ -104,11 +104,11 @@ def biases(model: nn.Module, images: Tensor) -> Iterator[tuple[str, Tensor, tupl
     with torch.no_grad():
         model.eval()(images)
     hook.remove()
-    centre = GRID // 2
-    query = 1 + centre * GRID + centre  # after the CLS token
+    center = GRID // 2
+    query = 1 + center * GRID + center  # after the CLS token
     rows = seen[0].mean(dim=0)[:, query, 1:]
     for head, row in enumerate(rows.expand(4, -1)):
-        yield f"head {head}", (row - row.mean()).reshape(GRID, GRID), (centre, centre)
+        yield f"head {head}", (row - row.mean()).reshape(GRID, GRID), (center, center)
 
 
 def similarities(encoding: nn.Module) -> Iterator[tuple[str, Tensor, tuple[int, int]]]:
@@ -117,12 +117,12 @@ def similarities(encoding: nn.Module) -> Iterator[tuple[str, Tensor, tuple[int, 
     with torch.no_grad():
         table = encoding(torch.zeros(1, layout.num_tokens, encoding.embed_dim), layout)[0, 1:]
     table = torch.nn.functional.normalize(table - table.mean(dim=0), dim=-1)
-    last, centre = GRID - 1, GRID // 2
+    last, center = GRID - 1, GRID // 2
     for title, (row, column) in {
-        "from the centre": (centre, centre),
+        "from the center": (center, center),
         "from the corner": (0, 0),
-        "from the top": (0, centre),
-        "from the right": (centre, last),
+        "from the top": (0, center),
+        "from the right": (center, last),
     }.items():
         picture = (table @ table[row * GRID + column]).reshape(GRID, GRID)
         yield title, picture, (row, column)

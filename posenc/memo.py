@@ -11,6 +11,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from posenc._torch import (
+    has_dispatch_mode,
+    has_forward_gradients,
+    is_function_transformed,
+    is_tracing,
+)
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 LIMIT_BYTES = 512 * 2**20  # all remembered tensors together; the least recently used go first
@@ -54,10 +61,10 @@ def is_transformed(*tensors: torch.Tensor) -> bool:
     """
     return (
         torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() > 0
+        or is_tracing()
+        or is_function_transformed()
+        or has_forward_gradients()
+        or has_dispatch_mode()
         or any(type(tensor) not in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
     )
 

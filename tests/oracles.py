@@ -304,7 +304,7 @@ def human_part_bias(parameters: dict[str, Tensor], height: int, width: int, pref
     """
     heads = range(len(parameters["strength"]))
 
-    def centre(token: int) -> tuple[float, float]:
+    def center(token: int) -> tuple[float, float]:
         row, column = position(token, width, prefix)
         return (row + 0.5) / height, (column + 0.5) / width
 
@@ -320,10 +320,10 @@ def human_part_bias(parameters: dict[str, Tensor], height: int, width: int, pref
             return torch.zeros((), dtype=affinity.dtype)
         if i < prefix:
             u = parameters["prefix_query"][head]
-            return (u - u.mean()) @ affinity @ membership(centre(j)[0])
+            return (u - u.mean()) @ affinity @ membership(center(j)[0])
         if j < prefix:
-            return membership(centre(i)[0]) @ parameters["prefix_key"][head]
-        (y_i, x_i), (y_j, x_j) = centre(i), centre(j)
+            return membership(center(i)[0]) @ parameters["prefix_key"][head]
+        (y_i, x_i), (y_j, x_j) = center(i), center(j)
         vertical = parameters["log_vertical_extent"][head].exp()
         horizontal = parameters["log_horizontal_extent"][head].exp()
         window = (y_i - y_j) ** 2 / (2 * vertical**2) + (x_i - x_j) ** 2 / (2 * horizontal**2)

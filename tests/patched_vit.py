@@ -16,7 +16,7 @@ CASES = {
     "swin shared": {"encoding": "swin", "share": True},
     "peg+learned": {"encoding": "peg+learned"},
     "peg+learned shared": {"encoding": "peg+learned", "share": True},
-    "removed": {"encoding": "swin+learned", "absolute": "remove"},
+    "removed": {"encoding": "swin+learned", "absolute": "hide"},
 }
 each_case = pytest.mark.parametrize("case", CASES)
 some_cases = pytest.mark.parametrize("case", ["irpe", "swin shared", "peg+learned"])

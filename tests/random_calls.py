@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from posenc.terms import DenseBias, LookupBias, LowRankBias, PairIndex
+from posenc.pairs import PairIndex
+from posenc.terms import DenseBias, LookupBias, LowRankBias
 
 KINDS = ["dense", "static", "query", "key", "low_rank", "all"]
 MASKS = ["BHNN", "B1NN", "1HNN", "B11N", "B1N1", "HNN", "NN", "1N", "N1", "11"]

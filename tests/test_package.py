@@ -11,7 +11,7 @@ FUNCTIONS = {
     "encoding_parameters",
     "encoding_state_dict",
     "explain",
-    "freeze",
+    "fold_biases",
     "is_patched",
     "list_encodings",
     "load_encodings",

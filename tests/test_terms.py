@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from posenc import TokenLayout
-from posenc.terms import DenseBias, LookupBias, LowRankBias, PairIndex, ValueLookup
+from posenc.pairs import PairIndex
+from posenc.terms import DenseBias, LookupBias, LowRankBias, ValueLookup
 
 LAYOUTS = [(2, 5, 0), (4, 3, 1), (1, 6, 2), (3, 2, 5), (1, 1, 0), (1, 1, 1)]
 

@@ -28,7 +28,7 @@ CASES = {
     "human_part shared": ("human_part", {"share": True}, {}),
     "swin": ("swin", {"prefix_pairs": "separate"}, {}),
     "quadratic": ("quadratic", {"strength": 0.0}, {}),
-    "learned": ("learned", {"absolute": "remove"}, {}),
+    "learned": ("learned", {"absolute": "hide"}, {}),
     "sinusoidal": ("sinusoidal", {"strength": 0.0}, {}),
     "peg+swin": ("peg+swin", {"share": True}, {}),
 }

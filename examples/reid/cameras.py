@@ -101,7 +101,7 @@ def _frame(rng: np.random.Generator) -> Frame:
     else:
         top = (height - HEADS * head) / 2
     return Frame(
-        centre=WIDTH * OVERSAMPLING * rng.uniform(0.42, 0.58),
+        center=WIDTH * OVERSAMPLING * rng.uniform(0.42, 0.58),
         top=top + height * rng.uniform(-0.08, 0.08),
         head=head,
     )

@@ -29,13 +29,13 @@ class Stance:
 class Frame:
     """Where the figure is in the picture, in pixels."""
 
-    centre: float
+    center: float
     top: float
     head: float  # height of a head
 
     def at(self, x: float, y: float) -> Point:
         """Of a point in heads."""
-        return self.centre + x * self.head, self.top + y * self.head
+        return self.center + x * self.head, self.top + y * self.head
 
 
 class Figure:
@@ -153,8 +153,8 @@ class Figure:
         if pattern == "yoke":
             boxes += [(-2, 0, 2, 2.0)]
         if pattern == "dots":
-            centres = [(x, y) for y in (1.5, 2.1, 2.7, 3.3) for x in (-0.7, -0.2, 0.3, 0.8)]
-            boxes += [(x - 0.1, y - 0.1, x + 0.1, y + 0.1) for x, y in centres]
+            centers = [(x, y) for y in (1.5, 2.1, 2.7, 3.3) for x in (-0.7, -0.2, 0.3, 0.8)]
+            boxes += [(x - 0.1, y - 0.1, x + 0.1, y + 0.1) for x, y in centers]
         for left, top, right, bottom in boxes:
             pen.rectangle([self.frame.at(left, top), self.frame.at(right, bottom)], fill=colour)
         if pattern == "sash":
@@ -246,15 +246,15 @@ class Figure:
         for point in (start, end):
             self._disc(point, radius, colour)
 
-    def _disc(self, centre: Point, radius: float, colour: Colour) -> None:
-        self._ellipse(*centre, radius, radius, colour)
+    def _disc(self, center: Point, radius: float, colour: Colour) -> None:
+        self._ellipse(*center, radius, radius, colour)
 
     def _ellipse(self, x: float, y: float, width: float, height: float, colour: Colour) -> None:
         corners = [self.frame.at(x - width, y - height), self.frame.at(x + width, y + height)]
         self.pen.ellipse(corners, fill=colour)
 
-    def _box(self, centre: Point, width: float, height: float, colour: Colour) -> None:
-        (x, y) = centre
+    def _box(self, center: Point, width: float, height: float, colour: Colour) -> None:
+        (x, y) = center
         corners = [self.frame.at(x - width, y - height), self.frame.at(x + width, y + height)]
         self.pen.rectangle(corners, fill=colour)
 

@@ -91,7 +91,7 @@ def draw_maps(
     biases = bias_maps(network, images, (0.5, 0.5)).cpu()
     if biases.numel():
         rows = [side_by_side([coloured(_zoomed(head)) for head in layer]) for layer in biases]
-        pictures["bias of the centre"] = np.concatenate(rows)
+        pictures["bias of the center"] = np.concatenate(rows)
     return {name: picture[None] for name, picture in pictures.items()}
 
 

@@ -38,7 +38,7 @@ class ReIDNetwork(nn.Module):
         super().__init__()
         self.vit = vit
         self.neck = nn.BatchNorm1d(vit.num_features)
-        self.neck.bias.requires_grad_(False)  # as in the paper: no shift of the classes' centre
+        self.neck.bias.requires_grad_(False)  # as in the paper: no shift of the classes' center
         self.classifier = nn.Linear(vit.num_features, num_people, bias=False)
         nn.init.normal_(self.classifier.weight, std=0.001)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)

@@ -205,7 +205,7 @@ def draw_similarity(album: Album) -> Any:
 
 
 def draw_parts(album: Album) -> Any:
-    """Centres of the body parts in each layer, over the mean of the training photos."""
+    """Centers of the body parts in each layer, over the mean of the training photos."""
     parts = list(album.encodings(HumanPart).values())
     if not parts:
         return None
@@ -215,24 +215,24 @@ def draw_parts(album: Album) -> Any:
     figure, axes = plt.subplots(1, len(parts), figsize=size, squeeze=False, layout="constrained")
     for layer, (axis, part) in enumerate(zip(axes[0], parts, strict=True)):
         axis.imshow(mean)
-        _draw_centres(axis, part, album.config)
+        _draw_centers(axis, part, album.config)
         strength = part.strength.detach().abs().mean()
         axis.set_title(f"layer {layer}\nstrength {strength:.2f}", fontsize=9)
     axes[0, -1].legend(bbox_to_anchor=(1.05, 1), loc="upper left", title="started as", fontsize=8)
-    figure.suptitle("human_part: centres and width of the parts")
+    figure.suptitle("human_part: centers and width of the parts")
     return figure
 
 
-def _draw_centres(axis: Any, part: HumanPart, config: Config) -> None:
+def _draw_centers(axis: Any, part: HumanPart, config: Config) -> None:
     height, width = config.size
     spread = part.log_part_width.exp().item() * height
     names = PART_NAMES if len(part.part_centers) == len(PART_NAMES) else range(part.parts)
-    for number, (name, centre) in enumerate(zip(names, part.part_centers.tolist(), strict=True)):
-        y, colour = centre * height, f"C{number}"
+    for number, (name, center) in enumerate(zip(names, part.part_centers.tolist(), strict=True)):
+        y, colour = center * height, f"C{number}"
         axis.axhline(y, color=colour, label=str(name))
         axis.axhspan(y - spread, y + spread, color=colour, alpha=0.15, linewidth=0)
-    centres = zip(names, part.part_centers.tolist(), strict=True)
-    outside = [f"{name} at {centre:.2f}" for name, centre in centres if not 0 <= centre <= 1]
+    centers = zip(names, part.part_centers.tolist(), strict=True)
+    outside = [f"{name} at {center:.2f}" for name, center in centers if not 0 <= center <= 1]
     axis.set_xlabel("\n".join(["outside:", *outside] if outside else []), fontsize=7)
     axis.set(xticks=[], yticks=[], xlim=(0, width - 1), ylim=(height - 1, 0))
 

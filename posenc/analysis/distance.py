@@ -21,7 +21,7 @@ def mean_attention_distance(
 ) -> Tensor:
     """The mean distance between a query patch and the patches that it attends to.
 
-    `d = mean_i sum_j A_ij |p_i - p_j| / sum_j A_ij` over pairs of patches, with `p` the centres;
+    `d = mean_i sum_j A_ij |p_i - p_j| / sum_j A_ij` over pairs of patches, with `p` the centers;
     rows and columns of prefix tokens are left out. Without `renormalize` nothing is divided: what
     a patch gives to prefix tokens then shortens its distance, as in the published code
     (github.com/sayakpaul/probing-vits).
@@ -61,7 +61,7 @@ def mean_attention_distance(
 
 
 def _distances(layout: TokenLayout, size: tuple[float, float], like: Tensor) -> Tensor:
-    """`[num_grid, num_grid]` between the centres of patches of this size."""
+    """`[num_grid, num_grid]` between the centers of patches of this size."""
     rows = torch.arange(layout.height, device=like.device, dtype=like.dtype) * size[0]
     columns = torch.arange(layout.width, device=like.device, dtype=like.dtype) * size[1]
     y = rows.repeat_interleave(layout.width)

@@ -14,9 +14,9 @@ from posenc.encodings import LearnedAbsolute, Sinusoidal
 from posenc.encodings.base import check_layout
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
-from posenc.patching.fold import FrozenBias
+from posenc.patching.fold import FoldedBias
 from posenc.patching.patch import named_backbone, site_modules
-from posenc.patching.sites.classes import Site
+from posenc.patching.sites.site import Site
 
 
 def position_similarity(
@@ -41,7 +41,7 @@ def position_similarity(
         `[height, width, height, width]`, in at least float32, without graph: entry `[y, x]` is
         the map of the patch in row y and column x.
 
-    Reference: Dosovitskiy et al. 2021, arXiv 2010.11929, figure 7, centre.
+    Reference: Dosovitskiy et al. 2021, arXiv 2010.11929, figure 7, center.
 
     >>> layout = TokenLayout(2, 3, prefix=1)
     >>> maps = position_similarity(Sinusoidal(layout, embed_dim=8), layout)
@@ -67,7 +67,7 @@ def bias_map(
     layout: TokenLayout,
     query: int | tuple[int, int],
     *,
-    centre: bool = True,
+    center: bool = True,
 ) -> Tensor:
     """The bias that one query gives to each patch.
 
@@ -78,7 +78,7 @@ def bias_map(
         bias: `[..., N, N]`, rows are queries, such as `captured.bias["blocks.0.attn"]`.
         layout: of the tokens.
         query: (row, column) of a patch, or the index of a prefix token.
-        centre: subtract the mean.
+        center: subtract the mean.
 
     Raises:
         ValueError: a shape that does not fit the layout, or a query that is not in it.
@@ -94,7 +94,7 @@ def bias_map(
     """
     check_pairs(bias, layout, "bias_map: bias")
     row = bias[..., _index(query, layout), :]
-    if centre:
+    if center:
         row = row - row.mean(dim=-1, keepdim=True)
     return row[..., layout.prefix :].unflatten(-1, layout.grid)
 
@@ -103,8 +103,8 @@ def position_biases(model: nn.Module) -> dict[str, Tensor]:
     """The biases of a patched model, without any image.
 
     For encodings that read neither queries nor keys (`swin`, `quadratic`, `human_part`, `irpe`
-    with mode="bias", and any that `posenc.freeze` has frozen), at the layout that the model has
-    now. Several encodings of a module add up; each row is defined up to a constant.
+    with mode="bias", and any that `posenc.fold_biases` has folded), at the layout that the model
+    has now. Several encodings of a module add up; each row is defined up to a constant.
 
     Args:
         model: a patched model; its own biases are not included.
@@ -140,12 +140,12 @@ def position_biases(model: nn.Module) -> dict[str, Tensor]:
 
 def _static_bias(name: str, module: Any) -> Tensor | None:
     site: Site = module._posenc
-    layout, parameter = site.layout.now(), next(module.parameters())
+    layout, parameter = site.layout.latest(), next(module.parameters())
     shape = (1, site.num_heads, layout.num_tokens, site.head_dim)
     like = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
     terms = []
     for label, encoding in zip(site.attention, site.encodings(module, site.attention), strict=True):
-        if not (encoding.is_static or isinstance(encoding, FrozenBias)):
+        if not (encoding.is_static or isinstance(encoding, FoldedBias)):
             raise ValueError(
                 f"position_biases: {label} of {name} depends on queries and keys, so it has no "
                 "bias without an image: use posenc.analysis.capture_attention(model), run images "

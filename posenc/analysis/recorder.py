@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from posenc.attention import attention_matrix
+from posenc.attention.api import matrix_of
+from posenc.attention.call import AttentionCall
 from posenc.functional.precision import at_least_float32, without_autocast
 from posenc.layout import TokenLayout
 from posenc.memo import is_transformed
+from posenc.patching.observe import is_replayed
 from posenc.terms import Term, ValueLookup
-
-NO_BACKWARD = -1  # what torch calls the backward pass of a thread that is in none
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,22 +54,14 @@ class Recorder:
         _check_plain_forward(self.name)
         self.is_first = True
 
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        terms: Sequence[Term],
-        layout: TokenLayout,
-        **options: Any,
-    ) -> None:
+    def __call__(self, call: AttentionCall, layout: TokenLayout) -> None:
         """An attention call, as a site tells it."""
         if is_replayed():
             return
-        _check_plain_forward(self.name, query, key)
+        _check_plain_forward(self.name, call.query, call.key)
         with torch.no_grad():
-            attention = attention_matrix(query, key, value, terms, **options)
-        bias = dense_bias(terms, query)
+            attention = matrix_of(call)
+        bias = dense_bias(call.terms, call.query)
         self.captured.layouts[self.name] = layout
         self._keep(self.captured.attention, attention)
         if bias is None:
@@ -92,11 +83,6 @@ def _check_plain_forward(name: str, *tensors: Tensor) -> None:
             "transform or dispatch mode, or on a tensor subclass, where nothing can be recorded: "
             "call the model itself, in plain eager mode"
         )
-
-
-def is_replayed() -> bool:
-    """Whether activation checkpointing runs a forward again, inside backward."""
-    return torch._C._current_graph_task_id() != NO_BACKWARD
 
 
 def dense_bias(terms: Sequence[Term], like: Tensor) -> Tensor | None:

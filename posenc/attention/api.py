@@ -99,12 +99,8 @@ def attend(
     Returns:
         `[B, heads, N, Dv]` in the dtype of `q` (under autocast, in autocast's, as SDPA does).
     """
-    call = _prepare(q, k, v, terms, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    compute = BACKENDS[_choose(call, backend)[0]].compute
-    if autocast_dtype(q.device) is None:  # the usual case, without a context
-        return compute(call)
-    with without_autocast(q.device):
-        return compute(call)
+    call = make_call(q, k, v, terms, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    return compute_call(call, backend)
 
 
 def explain(
@@ -121,8 +117,8 @@ def explain(
     backend: str = "auto",
 ) -> Explanation:
     """What `attend` would do with the same arguments, without computing it."""
-    call = _prepare(q, k, v, terms, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    return Explanation(*_choose(call, backend), _rejections(call))
+    call = make_call(q, k, v, terms, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    return explain_call(call, backend)
 
 
 def attention_matrix(
@@ -153,9 +149,7 @@ def attention_matrix(
     tensor([[[[0.5000, 0.5000],
               [0.5000, 0.5000]]]])
     """
-    call = _prepare(q, k, v, terms, attn_mask, 0.0, is_causal, scale, enable_gqa)
-    with without_autocast(q.device):
-        return reference.attention_matrix(call)
+    return matrix_of(make_call(q, k, v, terms, attn_mask, 0.0, is_causal, scale, enable_gqa))
 
 
 def check_backend(name: str) -> None:
@@ -165,7 +159,7 @@ def check_backend(name: str) -> None:
         raise ValueError(f"unknown attention backend {name!r}; there are: {known}")
 
 
-def _prepare(
+def make_call(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -176,6 +170,7 @@ def _prepare(
     scale: float | None,
     enable_gqa: bool,
 ) -> AttentionCall:
+    """The arguments of `attend` as a call: in autocast's dtype where it is on, and checked."""
     call = AttentionCall(
         q, k, v, as_terms(terms), attn_mask, dropout_p, is_causal, scale, enable_gqa
     )
@@ -183,6 +178,26 @@ def _prepare(
         call = _autocast(call, dtype)
     check_call(call)
     return call
+
+
+def compute_call(call: AttentionCall, backend: str) -> Tensor:
+    """What `attend` returns."""
+    compute = BACKENDS[_choose(call, backend)[0]].compute
+    if autocast_dtype(call.query.device) is None:  # the usual case, without a context
+        return compute(call)
+    with without_autocast(call.query.device):
+        return compute(call)
+
+
+def explain_call(call: AttentionCall, backend: str) -> Explanation:
+    """What `compute_call` would do."""
+    return Explanation(*_choose(call, backend), _rejections(call))
+
+
+def matrix_of(call: AttentionCall) -> Tensor:
+    """The attention weights of a call before dropout, `[B, heads, N, N]`."""
+    with without_autocast(call.query.device):
+        return reference.attention_matrix(call)
 
 
 def _autocast(call: AttentionCall, dtype: torch.dtype) -> AttentionCall:

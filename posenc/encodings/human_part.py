@@ -20,7 +20,7 @@ FIVE_PARTS = (1 / 16, 3 / 16, 7 / 16, 10 / 16, 14 / 16)
 class HumanPart(AttentionEncoding):
     """Body parts along the height attend to each other, within a learned window.
 
-    With patch centres (y, x) in (0, 1), for grid tokens:
+    With patch centers (y, x) in (0, 1), for grid tokens:
 
     `b_h(i, j) = g_h (S_i^T A_h S_j - (y_i - y_j)^2 / (2 sv_h^2) - (x_i - x_j)^2 / (2 sh_h^2))`,
     `S_i = softmax_p(-(y_i - c_p)^2 / (2 t^2))`, the soft membership of a row in P parts.
@@ -117,12 +117,12 @@ class HumanPart(AttentionEncoding):
             ],
             dim=-1,
         )[:, None, :]  # [heads, 1, 2]: 1 / sv^2, 1 / sh^2
-        centred = (self._coordinates(layout, dtype) - 0.5).expand(self.num_heads, -1, -1)
-        alone = -0.5 * (precision * centred**2).sum(-1, keepdim=True)  # [heads, n, 1]
+        centered = (self._coordinates(layout, dtype) - 0.5).expand(self.num_heads, -1, -1)
+        alone = -0.5 * (precision * centered**2).sum(-1, keepdim=True)  # [heads, n, 1]
         affinity = self.affinity.to(dtype)
         part_keys = membership @ affinity.transpose(-2, -1)  # A S_j
-        left = torch.cat([membership, precision * centred, alone], dim=-1)
-        right = torch.cat([part_keys + alone, centred, torch.zeros_like(alone)], dim=-1)
+        left = torch.cat([membership, precision * centered, alone], dim=-1)
+        right = torch.cat([part_keys + alone, centered, torch.zeros_like(alone)], dim=-1)
         if layout.prefix:
             left, right = self._add_prefix(left, right, layout.prefix)
         strength = self.strength.to(dtype)[:, None, None]

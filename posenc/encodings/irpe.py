@@ -15,7 +15,8 @@ from posenc.functional.buckets import (
 )
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
-from posenc.terms import LookupBias, PairIndex, Term, ValueLookup
+from posenc.pairs import PairIndex
+from posenc.terms import LookupBias, Term, ValueLookup
 
 METHODS = ("product", "cross", "euclidean", "quantized")
 MODES = ("contextual", "bias")

@@ -31,8 +31,8 @@ class Quadratic(AttentionEncoding):
         layout: the tokens; no parameter size depends on it.
         num_heads: heads of the attention.
         head_dim: not needed.
-        init: "stencil": heads take the offsets nearest the centre, ties row-major, so K x K
-            heads are exactly the K x K stencil (K odd); "normal": centres drawn from N(0, 2 I),
+        init: "stencil": heads take the offsets nearest the center, ties row-major, so K x K
+            heads are exactly the K x K stencil (K odd); "normal": centers drawn from N(0, 2 I),
             as in the paper's experiments.
         alpha: start of `alpha`.
         strength: start of `strength`; 0 leaves the model unchanged at first.
@@ -107,7 +107,7 @@ class Quadratic(AttentionEncoding):
         The last part depends on the query only and is dropped for grid keys; prefix keys, whose
         bias is 0, get its opposite.
         """
-        grid = patch_coordinates(layout, weight.device, weight.dtype)  # [n, 2], centred
+        grid = patch_coordinates(layout, weight.device, weight.dtype)  # [n, 2], centered
         target = grid + centers  # [heads, n, 2]
         left = torch.cat([target.new_ones(*target.shape[:2], 1), target], dim=-1)
         keys = torch.cat([-grid.square().sum(-1, keepdim=True), 2 * grid], dim=-1)
@@ -131,7 +131,7 @@ def _table(layout: TokenLayout, centers: Tensor, weight: Tensor) -> LookupBias:
 
 
 def _stencil(count: int) -> Tensor:
-    """The `count` offsets nearest the centre, nearest first, ties row-major: `[count, 2]`.
+    """The `count` offsets nearest the center, nearest first, ties row-major: `[count, 2]`.
 
     Square rings come one after the other and each is sorted by distance, so that the first K^2
     offsets are the K x K square for every odd K.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from posenc.layout import TokenLayout
 from posenc.memo import memoised
-from posenc.terms import PairIndex
+from posenc.pairs import PairIndex
 
 IRPE_METHODS = ("product", "euclidean", "quantized", "rows", "cols")
 PREFIX_PAIRS = ("none", "shared", "separate")

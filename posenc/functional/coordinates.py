@@ -11,9 +11,9 @@ from posenc.memo import memoised
 
 @memoised
 def patch_coordinates(layout: TokenLayout, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(row, column) of every patch in patches, relative to the grid's centre: `[h * w, 2]`.
+    """(row, column) of every patch in patches, relative to the grid's center: `[h * w, 2]`.
 
-    Centred, because factors of a bias lose least precision near zero.
+    Centered, because factors of a bias lose least precision near zero.
     """
     height, width = layout.grid
     rows = torch.arange(height, device="cpu", dtype=torch.float64) - (height - 1) / 2
@@ -24,7 +24,7 @@ def patch_coordinates(layout: TokenLayout, device: torch.device, dtype: torch.dt
 
 @memoised
 def unit_coordinates(layout: TokenLayout, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(y, x) of every patch centre, in (0, 1) of the image: `[h * w, 2]`."""
+    """(y, x) of every patch center, in (0, 1) of the image: `[h * w, 2]`."""
     height, width = layout.grid
     rows = (torch.arange(height, device="cpu", dtype=torch.float64) + 0.5) / height
     columns = (torch.arange(width, device="cpu", dtype=torch.float64) + 0.5) / width

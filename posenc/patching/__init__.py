@@ -8,7 +8,7 @@ from posenc.patching.checkpoint import (
     patched_encodings,
     save_encodings,
 )
-from posenc.patching.fold import freeze
+from posenc.patching.fold import fold_biases
 from posenc.patching.patch import is_patched, patch_model, unpatch_model
 from posenc.patching.report import summary, supports
 from posenc.patching.resize import set_layout
@@ -17,7 +17,7 @@ __all__ = [
     "encoding_config",
     "encoding_parameters",
     "encoding_state_dict",
-    "freeze",
+    "fold_biases",
     "is_patched",
     "load_encodings",
     "patch_model",

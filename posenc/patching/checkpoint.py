@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from posenc.encodings.base import Encoding
 from posenc.layout import TokenLayout
-from posenc.patching.fold import FrozenBias
-from posenc.patching.models.examine import Anatomy, examine
-from posenc.patching.models.timm import OTHER
+from posenc.patching.fold import FoldedBias
+from posenc.patching.models.examine import Backbone, examine
+from posenc.patching.models.others import OTHER
 from posenc.patching.names import is_of_encoding
 from posenc.patching.patch import (
     apply_plan,
@@ -108,14 +108,15 @@ def save_encodings(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Writes the encodings and how they were patched in, to one safetensors file.
 
     Raises:
-        ValueError: the model is not patched, or frozen; its blocks were wrapped or moved since
+        ValueError: the model is not patched, or folded; its blocks were wrapped or moved since
             the patch; or an encoding has no registered name.
     """
     from safetensors.torch import save_file
 
-    if any(isinstance(encoding, FrozenBias) for encoding in patched_encodings(model).values()):
+    if any(isinstance(encoding, FoldedBias) for encoding in patched_encodings(model).values()):
         raise ValueError(
-            "the model is frozen, its tables are gone: save the encodings before posenc.freeze"
+            "the biases of the model are folded, its tables are gone: save the encodings before "
+            "posenc.fold_biases"
         )
     _check_in_place(patched_backbone(model))
     metadata = {_METADATA_KEY: json.dumps(encoding_config(model))}
@@ -196,16 +197,16 @@ def _patch_as(model: nn.Module, config: dict[str, Any], state: dict[str, Tensor]
         raise
 
 
-def _compare_layouts(config: dict[str, Any], anatomy: Anatomy) -> None:
-    source, made_for = anatomy.layout, config.get("model")
-    if anatomy.family is OTHER and made_for != type(anatomy.backbone).__name__:
+def _compare_layouts(config: dict[str, Any], backbone: Backbone) -> None:
+    source, made_for = backbone.layout, config.get("model")
+    if backbone.family is OTHER and made_for != type(backbone.module).__name__:
         raise ValueError(
             f"the file does not fit this model: it was made for a {made_for}, and this is a "
-            f"{type(anatomy.backbone).__name__}; pass the part that was patched, such as "
+            f"{type(backbone.module).__name__}; pass the part that was patched, such as "
             "model.visual"
         )
-    windows = {n: list(g) for n, g in anatomy.windows().items() if n in config["sites"]}
-    current = {"layout": source and vars(source.at_rest()), "windows": windows}
+    windows = {n: list(g) for n, g in backbone.windows().items() if n in config["sites"]}
+    current = {"layout": source and vars(source.default()), "windows": windows}
     _compare({key: config[key] for key in current}, current)
 
 

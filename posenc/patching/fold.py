@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from posenc.encodings.base import AttentionEncoding
 from posenc.layout import TokenLayout
 from posenc.patching.patch import patched_backbone, site_modules
-from posenc.patching.sites.classes import Site
+from posenc.patching.sites.site import Site
 from posenc.terms import DenseBias, LowRankBias, Term
 
 
-class FrozenBias(AttentionEncoding):
+class FoldedBias(AttentionEncoding):
     """The terms that a static encoding had for one layout, as buffers.
 
     A bias that can be read from a table (`swin`, `irpe`, `quadratic`) becomes dense,
@@ -49,8 +49,8 @@ class FrozenBias(AttentionEncoding):
         """The buffers."""
         if layout != self.layout:
             raise RuntimeError(
-                f"posenc: {self.name} was frozen for the layout {self.layout}, got {layout}: "
-                "freeze a model that has the new size (posenc.unpatch_model, load, set_layout)"
+                f"posenc: {self.name} was folded for the layout {self.layout}, got {layout}: "
+                "fold a model that has the new size (posenc.unpatch_model, load, set_layout)"
             )
         return tuple(self._term(position, wide) for position, wide in enumerate(self._wide))
 
@@ -65,13 +65,13 @@ class FrozenBias(AttentionEncoding):
         return f"{self.name}, {self.layout}"
 
 
-def freeze(model: nn.Module) -> nn.Module:
+def fold_biases(model: nn.Module) -> nn.Module:
     """Folds the static biases of a patched model into buffers, in place, for deployment.
 
     Encodings that read neither queries nor keys (`swin`, `quadratic`, `human_part`, `irpe` with
     mode="bias") become constants of the layout that the model has now: no tables are looked up
     and exported graphs hold the finished bias. Contextual and token encodings stay as they are.
-    There is no way back but `unpatch_model`, so save the encodings first; the frozen model takes
+    There is no way back but `unpatch_model`, so save the encodings first; the folded model takes
     one layout and raises for others.
 
     Raises:
@@ -81,31 +81,31 @@ def freeze(model: nn.Module) -> nn.Module:
         The same model.
     """
     backbone = patched_backbone(model)
-    frozen: dict[int, FrozenBias] = {}  # a shared encoding is frozen once
+    folded: dict[int, FoldedBias] = {}  # a shared encoding is folded once
     for module in site_modules(backbone).values():
         site: Site = module._posenc
         for name in site.attention:
             (encoding,) = site.encodings(module, [name])
-            if not encoding.is_static or isinstance(encoding, FrozenBias):
+            if not encoding.is_static or isinstance(encoding, FoldedBias):
                 continue
-            if id(encoding) not in frozen:
-                frozen[id(encoding)] = _freeze(module, site, encoding)
+            if id(encoding) not in folded:
+                folded[id(encoding)] = _fold(module, site, encoding)
             owner = backbone if name in site.shared else module
-            owner.posenc[name] = frozen[id(encoding)]
+            owner.posenc[name] = folded[id(encoding)]
             if name in site.shared:
-                site.shared[name] = frozen[id(encoding)]
-    if not frozen and any(isinstance(m, FrozenBias) for m in backbone.modules()):
-        raise ValueError("the model is frozen already")
-    if not frozen:
+                site.shared[name] = folded[id(encoding)]
+    if not folded and any(isinstance(m, FoldedBias) for m in backbone.modules()):
+        raise ValueError("the biases of the model are folded already")
+    if not folded:
         raise ValueError(
-            "nothing to freeze: no encoding of the model is static (contextual ones depend on "
+            "nothing to fold: no encoding of the model is static (contextual ones depend on "
             "queries and keys)"
         )
     return model
 
 
-def _freeze(module: nn.Module, site: Site, encoding: AttentionEncoding) -> FrozenBias:
-    layout = site.layout.now()
+def _fold(module: nn.Module, site: Site, encoding: AttentionEncoding) -> FoldedBias:
+    layout = site.layout.latest()
     parameter = next(module.parameters())
     like = torch.zeros(
         1,
@@ -115,6 +115,6 @@ def _freeze(module: nn.Module, site: Site, encoding: AttentionEncoding) -> Froze
         device=parameter.device,
         dtype=parameter.dtype,
     )
-    frozen = FrozenBias(encoding, layout, like)
-    frozen.train(encoding.training)
-    return frozen
+    folded = FoldedBias(encoding, layout, like)
+    folded.train(encoding.training)
+    return folded

@@ -1,7 +1,9 @@
-"""Records attention modules that are not patched, beside their own forward.
+"""The one door through which analysis watches a model: each attention call, as it is computed.
 
-A twin of the module, whose class has its attention calls replaced, runs on the same arguments, so
-that the output stays what it is: that of another way to compute attention would round otherwise.
+Modules that are patched tell it themselves. Those that are not are computed a second time beside
+their own forward: a twin of the module, whose class has its attention calls replaced, runs on the
+same arguments, so that the output stays what it is (that of another way to compute attention would
+round otherwise).
 """
 
 from __future__ import annotations
@@ -15,21 +17,180 @@ from typing import Any
 import torch
 from torch import nn
 
-from posenc.analysis.recorder import Recorder, is_replayed
+from posenc._torch import NO_BACKWARD, backward_task, is_compiled_in_place
 from posenc.layout import TokenLayout
-from posenc.patching.layouts import LayoutSource, SeenLayout
-from posenc.patching.models.examine import Anatomy, AttentionSite, examine
-from posenc.patching.sites.classes import Observer, Role, Site, site_class
+from posenc.patching.layouts import GivenLayout, LayoutSource, SeenLayout
+from posenc.patching.models.examine import AttentionSite, Backbone, check_model, examine
+from posenc.patching.models.kinds import UnsupportedModelError
+from posenc.patching.models.known import adapted_of, family_of
+from posenc.patching.patch import find_patched, named_backbone, site_modules
+from posenc.patching.sites.classes import site_class
+from posenc.patching.sites.roles import ReplaceAttention, Role, SeeMap, in_order
+from posenc.patching.sites.site import Observer, Site
+
+ObserverOf = Callable[[str], Observer]  # name of an attention module -> its observer
 
 
-def site_of(found: AttentionSite, layout: LayoutSource | None, observer: Observer) -> Site:
+@contextlib.contextmanager
+def observe_attention(
+    model: nn.Module, layout: TokenLayout | None, observer_of: ObserverOf, caller: str
+) -> Iterator[dict[str, str]]:
+    """Inside, each attention module tells its observer what it computes.
+
+    Outputs, gradients and the random state of the model are bit for bit those without it.
+
+    Args:
+        model: any model that could be patched, or is.
+        layout: as for `patch_model`.
+        observer_of: makes the observer of a module.
+        caller: who asks, for messages.
+
+    Raises:
+        ValueError: the model is compiled, or not known and not patched (with the reason).
+
+    Yields:
+        Name of an attention module that is not observed -> why.
+    """
+    _check_recordable(model, caller)
+    with contextlib.ExitStack() as stack:
+        watch = _Watch(observer_of, stack, caller)
+        if find_patched(model) is not None:
+            _watch_patched(model, layout, watch)
+        else:
+            _watch_plain(model, layout, watch)
+        yield watch.left_out
+
+
+def is_replayed() -> bool:
+    """Whether activation checkpointing runs a forward again, inside backward."""
+    return backward_task() != NO_BACKWARD
+
+
+@dataclasses.dataclass
+class _Watch:
+    """What is done to watch, and undone at the end by the stack."""
+
+    observer_of: ObserverOf
+    stack: contextlib.ExitStack
+    caller: str
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def leave_out(self, prefix: str, reasons: dict[str, str]) -> None:
+        """Notes modules that are not observed."""
+        for name, reason in reasons.items():
+            self.left_out[".".join(filter(None, [prefix, name]))] = reason
+
+
+def _check_recordable(model: Any, caller: str) -> None:
+    if not isinstance(model, nn.Module):
+        check_model(model)  # which says what it is
+    for name, module in model.named_modules():
+        if type(module).__name__ == "OptimizedModule" or is_compiled_in_place(module):
+            raise ValueError(
+                f"{caller}: {name or 'the model'} is compiled by torch.compile, and "
+                "compiled code does not record: pass the model that was compiled (what went into "
+                "torch.compile), and call that one, or capture before model.compile()"
+            )
+
+
+def _watch_patched(model: nn.Module, layout: TokenLayout | None, watch: _Watch) -> None:
+    """Observes the sites of a patched model, and the attention modules that are none."""
+    if layout is not None:
+        raise ValueError(
+            f"{watch.caller}: layout={layout} was passed, but the model is patched and knows "
+            "its layout: leave layout= out, or call posenc.set_layout(model, layout)"
+        )
+    prefix, module = named_backbone(model)
+    observed = {n: m for n, m in site_modules(module).items() if m._posenc.attention}
+    source: LayoutSource | None = module._posenc_record.layout
+    if family_of(module) is None:
+        watch.leave_out(prefix, _unpatched_outside_timm(module, observed))
+    else:
+        given = source.default() if isinstance(source, GivenLayout | SeenLayout) else None
+        backbone = examine_originals(module, given)
+        there = set(map(id, observed.values()))
+        backbone.attention = [site for site in backbone.attention if id(site.module) not in there]
+        _watch_twins(backbone, source, prefix, watch)
+    for name, site_module in observed.items():
+        observer = watch.observer_of(_full_name(prefix, name, site_module))
+        _observe_site(site_module, observer, watch.stack)
+
+
+def _watch_plain(model: nn.Module, layout: TokenLayout | None, watch: _Watch) -> None:
+    """Observes the attention modules of a model that is not patched."""
+    backbone = examine_originals(model, layout)
+    backbone.check_one_place()
+    if not backbone.attention:
+        reasons = "; ".join(f"{n}: {why}" for n, why in _reasons(backbone).items())
+        raise UnsupportedModelError(
+            f"{watch.caller}: {type(model).__name__} has no attention that can be recorded "
+            f"({reasons or 'none that posenc knows'})"
+        )
+    _check_not_bypassed(model, watch.caller)
+    if isinstance(backbone.layout, SeenLayout):
+        watch.stack.enter_context(_follow_images(backbone, backbone.layout))
+    _watch_twins(backbone, backbone.layout, backbone.name, watch)
+
+
+def _check_not_bypassed(model: nn.Module, caller: str) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            raise UnsupportedModelError(
+                f"{caller}: {name or 'the model'} is a {type(module).__name__}, which "
+                "does not call its attention module in eval but computes all by itself: patch the "
+                "model first (posenc.patch_model, with an encoding that starts without effect)"
+            )
+
+
+def _unpatched_outside_timm(module: nn.Module, observed: dict[str, Any]) -> dict[str, str]:
+    """Its attention modules may belong to other tokens: their layout is not known."""
+    reason = "it is not patched, and the model's layout may not be that of its tokens"
+    there = set(map(id, observed.values()))
+    return {
+        name: reason
+        for name, each in module.named_modules()
+        if adapted_of(each) is not None and id(each) not in there
+    }
+
+
+def _watch_twins(
+    backbone: Backbone, layout: LayoutSource | None, prefix: str, watch: _Watch
+) -> None:
+    """Observes attention modules that are not patched; `layout` is that of all tokens."""
+    watch.leave_out(prefix, _reasons(backbone))
+    for found in backbone.attention:
+        observer = watch.observer_of(_full_name(prefix, found.name, found.module))
+        own = layout if found.layout is backbone.layout else found.layout
+        run = functools.partial(_run_twin, _twin_site(found, own, observer), observer)
+        watch.stack.enter_context(_around_forward(found.module, before=run))
+
+
+def _observe_site(module: Any, observer: Observer, stack: contextlib.ExitStack) -> None:
+    site: Site = module._posenc
+
+    def stop() -> None:
+        site.observers = tuple(each for each in site.observers if each is not observer)
+
+    site.observers = (*site.observers, observer)
+    stack.callback(stop)
+    stack.enter_context(_around_forward(module, before=lambda *_: observer.start()))
+
+
+def _reasons(backbone: Backbone) -> dict[str, str]:
+    return {**backbone.refused, **backbone.left_alone}
+
+
+def _full_name(prefix: str, name: str, module: nn.Module) -> str:
+    return ".".join(filter(None, [prefix, name])) or original_class(module).__name__
+
+
+def _twin_site(found: AttentionSite, layout: LayoutSource | None, observer: Observer) -> Site:
     """What the module would have as a site without encodings, in addition to what it is now."""
     known: Any = layout
     own: Site | None = vars(found.module).get("_posenc")
-    adapter = (found.kind.adapter,) if found.kind.adapter else ()
-    roles: set[Role] = {("attention", *adapter), *(own.roles if own else ())}
+    roles: set[Role] = {ReplaceAttention(found.kind.adapter), *(own.roles if own else ())}
     if found.kind.map is not None:
-        roles.add(("map", found.kind.map))
+        roles.add(SeeMap(found.kind.map))
     return dataclasses.replace(
         own or Site(found.name, known, "auto"),
         layout=known,
@@ -37,19 +198,16 @@ def site_of(found: AttentionSite, layout: LayoutSource | None, observer: Observe
         num_heads=found.num_heads,
         head_dim=found.head_dim,
         value_dim=found.value_dim,
-        roles=tuple(sorted(roles)),
+        roles=in_order(list(roles)),
         observers=(observer,),
     )
 
 
-def record_aside(
-    site: Site, recorder: Recorder, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+def _run_twin(
+    site: Site, observer: Observer, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Runs the forward of a module as that of a site, for what it records alone.
-
-    The module's own forward then gives the output: one without fused attention rounds otherwise.
-    """
-    recorder.start()
+    """Runs the forward of a module as that of a site, for what it tells alone."""
+    observer.start()
     if is_replayed():
         return
     twin: Any = object.__new__(site_class(original_class(module), site.roles))
@@ -79,19 +237,21 @@ def _without_a_trace(module: nn.Module) -> Iterator[None]:
         torch.set_autocast_cache_enabled(remembers_casts)
 
 
-def follow_images(anatomy: Anatomy, source: SeenLayout) -> contextlib.AbstractContextManager[None]:
+def _follow_images(
+    backbone: Backbone, source: SeenLayout
+) -> contextlib.AbstractContextManager[None]:
     """Tells the layout of the image that the embedding saw."""
-    family = anatomy.family
+    family = backbone.family
 
     def see(embedding: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         image = args[0] if args else next(iter(kwargs.values()))
         source.see(*family.seen_grid(embedding, image, result))
 
-    return around_forward(anatomy.backbone.get_submodule(family.embedding), after=see)
+    return _around_forward(backbone.module.get_submodule(family.embedding), after=see)
 
 
 @contextlib.contextmanager
-def around_forward(
+def _around_forward(
     module: Any,
     before: Callable[[Any, tuple[Any, ...], dict[str, Any]], None] | None = None,
     after: Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None] | None = None,
@@ -126,7 +286,7 @@ def around_forward(
         module.__class__ = original
 
 
-def examine_originals(model: nn.Module, layout: TokenLayout | None) -> Anatomy:
+def examine_originals(model: nn.Module, layout: TokenLayout | None) -> Backbone:
     """The parts of a model, whose modules have their original classes meanwhile."""
     classes = {module: type(module) for module in model.modules()}
     try:

@@ -8,15 +8,18 @@ from typing import Any
 
 from torch import nn
 
+from posenc._torch import load_hooks
 from posenc.encodings.base import is_finite
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import EmbeddingLayout, LayoutSource
 from posenc.patching.models.examine import check_model
-from posenc.patching.models.timm import OTHER
+from posenc.patching.models.others import OTHER
 from posenc.patching.names import is_of_encoding
 from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
-from posenc.patching.sites.classes import Site, site_class
+from posenc.patching.sites.classes import site_class
+from posenc.patching.sites.roles import in_order
+from posenc.patching.sites.site import Site
 from posenc.registry import resolved_options
 
 
@@ -66,7 +69,7 @@ def patch_model(
         blocks: the attention modules to patch: None (all), indices, a slice, or a predicate on
             the module name. PEG's place is its own option `after`.
         share: one encoding for all sites instead of one each.
-        absolute: "keep" the model's own position table, or "remove" it (hidden, not deleted;
+        absolute: "keep" the model's own position table, or "hide" it (not deleted;
             "learned" then takes over its values).
         backend: of `posenc.attend`, for all sites.
         **options: of the encoding; with several, options that only one of them has, or
@@ -125,12 +128,12 @@ def unpatch_model(model: nn.Module) -> nn.Module:
         if site.fused_attn is not None:
             module.fused_attn = site.fused_attn
     if record.hidden:
-        # A model that was frozen since stays frozen.
+        # A model whose training was switched off since stays so.
         trained = any(parameter.requires_grad for parameter in backbone.parameters())
         wanted = record.table_required_grad and trained
         backbone.get_parameter(record.hidden).requires_grad_(wanted)
     del backbone._posenc_record
-    hooks = backbone._load_state_dict_pre_hooks
+    hooks = load_hooks(backbone)
     for key in [key for key, hook in hooks.items() if hook.hook is _check_state_dict]:
         del hooks[key]
     return model
@@ -179,18 +182,18 @@ def site_modules(backbone: Any) -> dict[str, Any]:
 
 def apply_plan(plan: Plan) -> None:
     """Changes the model; nothing here can fail."""
-    backbone: Any = plan.anatomy.backbone
-    table = plan.anatomy.table
-    hidden = plan.absolute == "remove"
+    backbone: Any = plan.backbone.module
+    table = plan.backbone.table
+    hidden = plan.absolute == "hide"
     record = PatchRecord(
-        layout=plan.anatomy.layout,
+        layout=plan.backbone.layout,
         hidden=_table_name(plan) if hidden else None,
         table_required_grad=bool(table is not None and table.requires_grad),
         config=_config(plan),
     )
     for planned in plan.sites.values():
         module: Any = planned.module
-        planned.site.roles = tuple(sorted(planned.roles))
+        planned.site.roles = in_order(planned.roles)
         planned.site.fused_attn = _fused(planned)
         module.__class__ = planned.new_class()
         module._posenc = planned.site
@@ -205,7 +208,7 @@ def apply_plan(plan: Plan) -> None:
 
 
 def _table_name(plan: Plan) -> str:
-    where: Any = plan.anatomy.family.table
+    where: Any = plan.backbone.family.table
     return ".".join(filter(None, [where.module, where.name]))
 
 
@@ -235,29 +238,29 @@ def _fused(planned: PlannedSite) -> Any:
 
 
 def _config(plan: Plan) -> dict[str, Any]:
-    source = plan.anatomy.layout
+    source = plan.backbone.layout
     # Outside timm, names of sites are relative to what was passed; a part of it has them too.
-    passed = {"model": type(plan.anatomy.backbone).__name__}
+    passed = {"model": type(plan.backbone.module).__name__}
     return {
         "encodings": [
             {"name": spec.name, "options": resolved_options(spec.build, spec.options)}
             for spec in plan.specs
         ],
-        "layout": None if source is None else vars(source.at_rest()).copy(),
+        "layout": None if source is None else vars(source.default()).copy(),
         "layout_given": not isinstance(source, EmbeddingLayout | None),
-        "windows": {n: list(g) for n, g in plan.anatomy.windows().items() if n in plan.sites},
+        "windows": {n: list(g) for n, g in plan.backbone.windows().items() if n in plan.sites},
         "sites": sorted(name for name, p in plan.sites.items() if p.is_attention),
         "share": plan.share,
         "absolute": plan.absolute,
         "backend": plan.backend,
-        **(passed if plan.anatomy.family is OTHER else {}),
+        **(passed if plan.backbone.family is OTHER else {}),
     }
 
 
 def _warn_of_changes(plan: Plan) -> None:
     changing = sorted({type(e).__name__ for e in plan.encodings if e.changes_at_start()})
     inherits = any(isinstance(encoding, LearnedAbsolute) for encoding in plan.encodings)
-    removed = plan.absolute == "remove" and not inherits
+    removed = plan.absolute == "hide" and not inherits
     reasons = [f"{name} has an effect from the start" for name in changing]
     reasons += ["the model's position table is hidden"] if removed else []
     if reasons:

@@ -21,14 +21,29 @@ from posenc.intercept import CannotRewrite
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import LayoutSource, SeenLayout
 from posenc.patching.models.examine import (
-    Anatomy,
     AttentionSite,
+    Backbone,
     check_fused_flag,
     examine,
     warn_if_pointless,
 )
-from posenc.patching.models.timm import OTHER, UnsupportedModelError
-from posenc.patching.sites.classes import Role, Site, acts_on, site_class
+from posenc.patching.models.kinds import UnsupportedModelError
+from posenc.patching.models.others import OTHER
+from posenc.patching.sites.classes import site_class
+from posenc.patching.sites.roles import (
+    BindLayout,
+    EncodeInput,
+    EncodeOutput,
+    EncodePositions,
+    HideTable,
+    ReplaceAttention,
+    Role,
+    Root,
+    SeeImage,
+    SeeMap,
+    in_order,
+)
+from posenc.patching.sites.site import Site, acts_on
 from posenc.patching.spec import Spec, parse_specs
 
 Blocks = Sequence[int] | slice | int | Callable[[str], bool] | None
@@ -46,7 +61,7 @@ class PlannedSite:
     @property
     def is_attention(self) -> bool:
         """Whether calls in its forward are replaced."""
-        return any(role[0] == "attention" for role in self.roles)
+        return any(isinstance(role, ReplaceAttention) for role in self.roles)
 
     def new_class(self) -> type[nn.Module]:
         """The generated class; without any role the module's own.
@@ -58,7 +73,7 @@ class PlannedSite:
         if not self.roles:
             return original
         try:
-            return site_class(original, tuple(sorted(self.roles)))
+            return site_class(original, in_order(self.roles))
         except CannotRewrite as reason:
             raise UnsupportedModelError(
                 f"{self.site.name} ({original.__name__}): {reason}"
@@ -69,7 +84,7 @@ class PlannedSite:
 class Plan:
     """All sites of a patch; the one named "" is the backbone."""
 
-    anatomy: Anatomy
+    backbone: Backbone
     specs: list[Spec]
     sites: dict[str, PlannedSite]
     share: bool
@@ -97,13 +112,13 @@ def make_plan(
     check_backend(backend)
     if layout is not None:
         check_layout(layout, "patch_model")
-    if absolute not in ("keep", "remove"):
-        raise ValueError(f'absolute must be "keep" or "remove", got {absolute!r}')
-    anatomy = examine(model, layout)
-    _check_attributes(anatomy)
-    plan = Plan(anatomy, specs, {}, share, absolute, backend)
+    if absolute not in ("keep", "hide"):
+        raise ValueError(f'absolute must be "keep" or "hide", got {absolute!r}')
+    backbone = examine(model, layout)
+    _check_attributes(backbone)
+    plan = Plan(backbone, specs, {}, share, absolute, backend)
     # Parameters made inside inference_mode could never be trained.
-    with _untouched_rng(anatomy.backbone), torch.inference_mode(False):
+    with _untouched_rng(backbone.module), torch.inference_mode(False):
         for spec in specs:
             _place(plan, spec, blocks)
     if blocks is not None and not any(p.is_attention for p in plan.sites.values()):
@@ -112,7 +127,7 @@ def make_plan(
             f"blocks={blocks!r} selects attention modules, but {names} acts on tokens"
             + (" (peg has after=)" if "peg" in names else "")
         )
-    if absolute == "remove":
+    if absolute == "hide":
         _hide_table(plan)
     _follow_images(plan)
     _at_root(plan)
@@ -120,25 +135,25 @@ def make_plan(
         planned.new_class()
         if planned.is_attention:
             _check_computable(plan, planned)
-    warn_if_pointless(anatomy.layouts())
+    warn_if_pointless(backbone.layouts())
     return plan
 
 
 def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
     """Builds one encoding for each of its sites, or one for all (`share`)."""
-    sites = plan.anatomy.attention
+    sites = plan.backbone.attention
     if isinstance(spec.build, type) and not _acts_in_attention(spec):
         _one_grid(plan, spec)
     if not sites and _acts_in_attention(spec):
-        _select(plan.anatomy, blocks)  # says why there is none
-    first = _build(plan, spec, plan.anatomy.backbone, sites[0] if sites else None)
+        _select(plan.backbone, blocks)  # says why there is none
+    first = _build(plan, spec, plan.backbone.module, sites[0] if sites else None)
     kind = acts_on(first)
-    if kind != "attention" and sites and sites[0].layout is not plan.anatomy.layout:
+    if kind != "attention" and sites and sites[0].layout is not plan.backbone.layout:
         # What acts on tokens sees all of them, not the first module's window.
         whole = dataclasses.replace(sites[0], layout=_one_grid(plan, spec))
-        first = _build(plan, spec, plan.anatomy.backbone, whole)
+        first = _build(plan, spec, plan.backbone.module, whole)
     if kind == "attention":
-        if plan.anatomy.family is not OTHER:
+        if plan.backbone.family is not OTHER:
             check_fused_flag()
         _place_in_attention(plan, spec, blocks, first)
     elif kind == "block":
@@ -156,9 +171,9 @@ def _acts_in_attention(spec: Spec) -> bool:
 
 
 def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, first: Encoding) -> None:
-    selected = _select(plan.anatomy, blocks)
+    selected = _select(plan.backbone, blocks)
     if plan.share:
-        sizes = {(s.num_heads, s.head_dim, str(s.layout.at_rest())) for s in selected}
+        sizes = {(s.num_heads, s.head_dim, str(s.layout.default())) for s in selected}
         if len(sizes) > 1:
             raise ValueError(
                 "share=True needs attention modules of equal (num_heads, head_dim, layout), got "
@@ -167,10 +182,9 @@ def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, first: Encoding)
         first = _build(plan, spec, selected[0].module, selected[0])
     for site in selected:
         encoding = first if plan.share else _build(plan, spec, site.module, site)
-        adapter = (site.kind.adapter,) if site.kind.adapter else ()
-        planned = _at(plan, site.name, ("attention", *adapter))
+        planned = _at(plan, site.name, ReplaceAttention(site.kind.adapter))
         if site.kind.map is not None:
-            _at(plan, site.name, ("map", site.kind.map))
+            _at(plan, site.name, SeeMap(site.kind.map))
         _describe_attention(planned.site, site)
         planned.site.attention.append(spec.name)
         _own(plan, planned, spec.name, encoding)
@@ -187,54 +201,54 @@ def _describe_attention(site: Site, found: AttentionSite) -> None:
 def _place_at_step(plan: Plan, spec: Spec, encoding: Encoding) -> None:
     """Where the model adds its own positions, or would."""
     _one_grid(plan, spec)
-    step = plan.anatomy.family.step
+    step = plan.backbone.family.step
     if step is None:
-        planned = _at(plan, plan.anatomy.blocks[0], ("first",))
+        planned = _at(plan, plan.backbone.blocks[0], EncodeInput())
     elif step.before:
-        planned = _at(plan, step.module, ("first",))
+        planned = _at(plan, step.module, EncodeInput())
     else:
-        planned = _at(plan, step.module, ("position", step.method))
+        planned = _at(plan, step.module, EncodePositions(step.method))
     planned.site.positions.append(spec.name)
     planned.own[spec.name] = encoding
 
 
 def _one_grid(plan: Plan, spec: Spec) -> LayoutSource:
     """The layout of all tokens; raises where there is none, or where they are not known."""
-    if plan.anatomy.layout is None:
+    if plan.backbone.layout is None:
         raise UnsupportedModelError(
             f"{spec.name} acts on the tokens of one grid, and "
-            f"{type(plan.anatomy.backbone).__name__} has windows or stages: encodings that act "
+            f"{type(plan.backbone.module).__name__} has windows or stages: encodings that act "
             "inside attention work there"
         )
-    if plan.anatomy.family is OTHER:
+    if plan.backbone.family is OTHER:
         raise UnsupportedModelError(
-            f"{spec.name} acts on tokens, and where {type(plan.anatomy.backbone).__name__} has "
+            f"{spec.name} acts on tokens, and where {type(plan.backbone.module).__name__} has "
             "them is not known: posenc knows its attention modules only. Encodings that act "
             "inside attention work there"
         )
-    return plan.anatomy.layout
+    return plan.backbone.layout
 
 
 def _follow_images(plan: Plan) -> None:
     """For models that take images of any size: who sees the image, who remembers its layout."""
-    family = plan.anatomy.family
-    if not isinstance(plan.anatomy.layout, SeenLayout) or family.embedding is None:
+    family = plan.backbone.family
+    if not isinstance(plan.backbone.layout, SeenLayout) or family.embedding is None:
         return
-    _at(plan, family.embedding, ("see",)).site.seen_grid = family.seen_grid
-    for name in plan.anatomy.blocks:
-        _at(plan, name, ("bind",))
+    _at(plan, family.embedding, SeeImage()).site.seen_grid = family.seen_grid
+    for name in plan.backbone.blocks:
+        _at(plan, name, BindLayout())
 
 
 def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
     _one_grid(plan, spec)
-    names = plan.anatomy.blocks
+    names = plan.backbone.blocks
     for index in check_after(first.after):  # type: ignore[arg-type]
         if not -len(names) <= index < len(names):
             raise ValueError(
                 f"{spec.name}: after={first.after} names block {index}, but the model has "
                 f"{len(names)} blocks (0 to {len(names) - 1})"
             )
-        planned = _at(plan, names[index], ("block",))
+        planned = _at(plan, names[index], EncodeOutput())
         if spec.name in planned.site.tokens:
             raise ValueError(f"{spec.name}: after={first.after} names block {index} twice")
         planned.site.tokens.append(spec.name)
@@ -261,25 +275,25 @@ def _at_root(plan: Plan) -> PlannedSite:
 
     Other libraries write down the names of their classes.
     """
-    backbone = plan.anatomy.backbone
-    asked = plan.anatomy.family is not OTHER or hasattr(backbone, "no_weight_decay")
-    return _at(plan, "", ("root",) if asked else None)
+    module = plan.backbone.module
+    asked = plan.backbone.family is not OTHER or hasattr(module, "no_weight_decay")
+    return _at(plan, "", Root() if asked else None)
 
 
 def _at(plan: Plan, name: str, role: Role | None) -> PlannedSite:
     if name not in plan.sites:
-        module = plan.anatomy.backbone.get_submodule(name)
+        module = plan.backbone.module.get_submodule(name)
         for other, planned in plan.sites.items():
             if planned.module is module:
                 raise UnsupportedModelError(f"{name} is the same module as {other} (tied blocks)")
         # A staged model has no layout of its own; its attention modules get theirs.
-        layout: Any = plan.anatomy.layout
+        layout: Any = plan.backbone.layout
         site = Site(name or type(module).__name__, layout, plan.backend)
         plan.sites[name] = PlannedSite(module, site)
     planned = plan.sites[name]
     if role is None:
         return planned
-    for method in _methods_of(role):
+    for method in role.replaced():
         if method in vars(planned.module):
             raise UnsupportedModelError(
                 f"{planned.site.name}: its {method} was replaced on the instance (a hook of "
@@ -288,15 +302,6 @@ def _at(plan: Plan, name: str, role: Role | None) -> PlannedSite:
     if role not in planned.roles:
         planned.roles.append(role)
     return planned
-
-
-def _methods_of(role: Role) -> tuple[str, ...]:
-    """Methods that a role replaces and that may stand on an instance already."""
-    if role[0] in ("root", "bind"):  # what optimizers ask for, and `__call__`
-        return ()
-    if role[0] in ("hide", "position"):
-        return role[2:] if role[0] == "hide" else role[1:]
-    return ("forward",)
 
 
 def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) -> Encoding:
@@ -309,27 +314,27 @@ def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) 
         )
     source = _one_grid(plan, spec) if site is None else site.layout
     return spec.create(
-        source.at_rest(),
+        source.default(),
         {
             "num_heads": site.num_heads if site else None,
             "head_dim": site.head_dim if site else None,
-            "embed_dim": plan.anatomy.embed_dim,
+            "embed_dim": plan.backbone.embed_dim,
         },
         parameter.device,
         parameter.dtype,
     )
 
 
-def _select(anatomy: Anatomy, blocks: Blocks) -> list[AttentionSite]:
+def _select(backbone: Backbone, blocks: Blocks) -> list[AttentionSite]:
     """Attention sites chosen by `blocks`, none of them refused."""
     if not callable(blocks):
-        anatomy.check_one_place()
-    found = [site.name for site in anatomy.attention]
-    names = sorted([*found, *anatomy.refused], key=_order(anatomy))
+        backbone.check_one_place()
+    found = [site.name for site in backbone.attention]
+    names = sorted([*found, *backbone.refused], key=_order(backbone))
     if not names:
-        reasons = "; ".join(f"{n}: {reason}" for n, reason in anatomy.left_alone.items())
+        reasons = "; ".join(f"{n}: {reason}" for n, reason in backbone.left_alone.items())
         raise UnsupportedModelError(
-            f"found no attention in the blocks of {type(anatomy.backbone).__name__} that can be "
+            f"found no attention in the blocks of {type(backbone.module).__name__} that can be "
             f"patched ({reasons or 'none that posenc knows'})"
         )
     chosen = _choose(names, blocks)
@@ -339,15 +344,15 @@ def _select(anatomy: Anatomy, blocks: Blocks) -> list[AttentionSite]:
             f"{names[0]} ... {names[-1]}"
         )
     for name in chosen:
-        if name in anatomy.refused:
+        if name in backbone.refused:
             raise UnsupportedModelError(
-                f"{name} cannot be patched: {anatomy.refused[name]}. Leave it out with blocks="
+                f"{name} cannot be patched: {backbone.refused[name]}. Leave it out with blocks="
             )
-    return [site for site in anatomy.attention if site.name in chosen]
+    return [site for site in backbone.attention if site.name in chosen]
 
 
-def _order(anatomy: Anatomy) -> Callable[[str], int]:
-    order = {name: index for index, (name, _) in enumerate(anatomy.backbone.named_modules())}
+def _order(backbone: Backbone) -> Callable[[str], int]:
+    order = {name: index for index, (name, _) in enumerate(backbone.module.named_modules())}
     return order.__getitem__
 
 
@@ -392,7 +397,7 @@ def _check_computable(plan: Plan, planned: PlannedSite) -> None:
 
 def explain_site(module: nn.Module, site: Site, encodings: list[Encoding]) -> Explanation:
     """What `attend` would do at this site for one image, in eval, at the layout of now."""
-    layout = site.layout.now()
+    layout = site.layout.latest()
     parameter = next(module.parameters())
     shape = (1, site.num_heads, layout.num_tokens)
     q = torch.zeros(*shape, site.head_dim, device=parameter.device, dtype=parameter.dtype)
@@ -403,16 +408,16 @@ def explain_site(module: nn.Module, site: Site, encodings: list[Encoding]) -> Ex
 
 
 def _hide_table(plan: Plan) -> None:
-    where, table = plan.anatomy.family.table, plan.anatomy.table
+    where, table = plan.backbone.family.table, plan.backbone.table
     if where is None or table is None:
         raise ValueError(
-            f'absolute="remove": {type(plan.anatomy.backbone).__name__} has no absolute position '
+            f'absolute="hide": {type(plan.backbone.module).__name__} has no absolute position '
             'table that posenc can hide; use absolute="keep"'
         )
-    _at(plan, where.module, ("hide", where.name, *where.methods))
+    _at(plan, where.module, HideTable(where.name, where.methods))
     for encoding in plan.encodings:
         if isinstance(encoding, LearnedAbsolute):
-            _inherit(encoding, table, plan.anatomy.table_grid)
+            _inherit(encoding, table, plan.backbone.table_grid)
 
 
 def _inherit(encoding: LearnedAbsolute, table: nn.Parameter, grid: tuple[int, int] | None) -> None:
@@ -432,8 +437,8 @@ def _inherit(encoding: LearnedAbsolute, table: nn.Parameter, grid: tuple[int, in
     encoding.init = "inherited"
 
 
-def _check_attributes(anatomy: Anatomy) -> None:
-    for name, module in anatomy.backbone.named_modules():
+def _check_attributes(backbone: Backbone) -> None:
+    for name, module in backbone.module.named_modules():
         for attribute in ("posenc", "_posenc", "_attend"):
             if hasattr(module, attribute):
                 raise UnsupportedModelError(

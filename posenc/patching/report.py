@@ -14,10 +14,11 @@ from posenc.layout import TokenLayout
 from posenc.patching.checkpoint import patched_encodings
 from posenc.patching.layouts import SeenLayout
 from posenc.patching.models.examine import check_fused_flag, examine
-from posenc.patching.models.timm import OTHER, UnsupportedModelError
+from posenc.patching.models.kinds import UnsupportedModelError
+from posenc.patching.models.others import OTHER
 from posenc.patching.patch import PatchRecord, find_patched, patched_backbone, site_modules
 from posenc.patching.plan import explain_site
-from posenc.patching.sites.classes import Site
+from posenc.patching.sites.site import Site
 
 
 @dataclass(frozen=True)
@@ -72,29 +73,29 @@ def supports(model: nn.Module, *, layout: TokenLayout | None = None) -> Support:
     if isinstance(model, nn.Module) and find_patched(model) is not None:
         return Support(False, "already patched; call posenc.unpatch_model(model)")
     try:
-        anatomy = examine(model, layout)
-        anatomy.check_one_place()
-        if anatomy.family is not OTHER:
+        backbone = examine(model, layout)
+        backbone.check_one_place()
+        if backbone.family is not OTHER:
             check_fused_flag()
     except UnsupportedModelError as error:
         return Support(False, str(error))
     reason = ""
-    if anatomy.refused:
-        name, first = next(iter(anatomy.refused.items()))
-        reason = f"{len(anatomy.refused)} attention modules are refused ({name}: {first})"
-    elif not anatomy.attention:
+    if backbone.refused:
+        name, first = next(iter(backbone.refused.items()))
+        reason = f"{len(backbone.refused)} attention modules are refused ({name}: {first})"
+    elif not backbone.attention:
         reason = "no attention was found in its blocks"
-        if anatomy.left_alone:
-            reason += f" that sees a known grid ({next(iter(anatomy.left_alone.values()))})"
+        if backbone.left_alone:
+            reason += f" that sees a known grid ({next(iter(backbone.left_alone.values()))})"
     return Support(
         supported=not reason,
         reason=reason,
-        layout=None if anatomy.layout is None else anatomy.layout.at_rest(),
-        sites=tuple(site.name for site in anatomy.attention),
-        layouts={site.name: site.layout.at_rest() for site in anatomy.attention},
-        refused=anatomy.refused,
-        left_alone=anatomy.left_alone,
-        own_positions=own_positions(anatomy.backbone),
+        layout=None if backbone.layout is None else backbone.layout.default(),
+        sites=tuple(site.name for site in backbone.attention),
+        layouts={site.name: site.layout.default() for site in backbone.attention},
+        refused=backbone.refused,
+        left_alone=backbone.left_alone,
+        own_positions=own_positions(backbone.module),
     )
 
 
@@ -166,9 +167,9 @@ def summary(model: nn.Module) -> Summary:
     }
     own = own_positions(backbone, record.hidden)
     return Summary(
-        layout=None if record.layout is None else record.layout.now(),
+        layout=None if record.layout is None else record.layout.latest(),
         follows_images=isinstance(record.layout, SeenLayout),
-        layouts={n: m._posenc.layout.now() for n, m in sites.items() if m._posenc.attention},
+        layouts={n: m._posenc.layout.latest() for n, m in sites.items() if m._posenc.attention},
         sites={
             name or module._posenc.name: names
             for name, module in sites.items()
@@ -255,7 +256,7 @@ def _doubled(by_name: dict[str, nn.Module], own: tuple[str, ...]) -> tuple[str, 
     if absolute and any(source.startswith(ABSOLUTE) for source in shown):
         texts.append(
             f"{' and '.join(absolute)} on top of the model's own absolute table; "
-            'absolute="remove" hides that'
+            'absolute="hide" hides that'
         )
     if relative and any(source.startswith(RELATIVE) for source in shown):
         texts.append(f"{' and '.join(relative)} on top of the model's own relative bias")

@@ -8,7 +8,8 @@ from torch import nn
 
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import EmbeddingLayout, GivenLayout, SeenLayout
-from posenc.patching.models.timm import UnsupportedModelError, family_of
+from posenc.patching.models.kinds import UnsupportedModelError
+from posenc.patching.models.known import family_of
 from posenc.patching.patch import PatchRecord, patched_backbone
 
 
@@ -60,7 +61,7 @@ def _check_prefix(record: PatchRecord, layout: TokenLayout) -> None:
             f"the model has windows or stages, each with its own layout: pass an image size "
             f"instead of {layout}"
         )
-    prefix = record.layout.at_rest().prefix
+    prefix = record.layout.default().prefix
     if layout.prefix != prefix:
         raise ValueError(
             f"the model has {prefix} prefix tokens, {layout} has {layout.prefix}; pass "

@@ -168,7 +168,7 @@ def test_several_encodings_add_up_and_value_tables_are_no_bias():
 
 
 def test_a_captured_bias_is_a_copy():
-    model = posenc.freeze(patched("swin").eval())
+    model = posenc.fold_biases(patched("swin").eval())
     x = images(model)
     with torch.no_grad(), capture_attention(model) as captured:
         before = model(x)
@@ -595,7 +595,7 @@ def test_a_frozen_model_is_recorded():
     with torch.no_grad():
         with capture_attention(model) as expected:
             model(x)
-        posenc.freeze(model)
+        posenc.fold_biases(model)
         with capture_attention(model) as captured:
             model(x)
     for name in NAMES:

@@ -139,17 +139,17 @@ def test_the_map_of_every_query(layout, leading):
     bias = torch.randn(*leading, tokens, tokens, dtype=torch.float64)
     for token in range(tokens):
         query = oracles.position(token, width, prefix) or token
-        raw = bias_map(bias, TokenLayout(*layout), query, centre=False)
+        raw = bias_map(bias, TokenLayout(*layout), query, center=False)
         assert raw.shape == (*leading, height, width)
         for key in range(prefix, tokens):
             row, column = oracles.position(key, width, prefix)
             assert torch.equal(raw[..., row, column], bias[..., token, key])
         mean = sum(bias[..., token, key] for key in range(tokens)) / tokens
-        centred = bias_map(bias, TokenLayout(*layout), query)
-        assert_close(centred, raw - mean[..., None, None])
+        centered = bias_map(bias, TokenLayout(*layout), query)
+        assert_close(centered, raw - mean[..., None, None])
 
 
-def test_a_constant_per_query_does_not_change_a_centred_map():
+def test_a_constant_per_query_does_not_change_a_centerd_map():
     layout = TokenLayout(3, 5, prefix=2)
     bias = torch.randn(2, 17, 17, dtype=torch.float64)
     shifted = bias + torch.randn(2, 17, 1, dtype=torch.float64)
@@ -157,7 +157,7 @@ def test_a_constant_per_query_does_not_change_a_centred_map():
         assert_close(bias_map(shifted, layout, query), bias_map(bias, layout, query))
 
 
-def test_a_quadratic_head_looks_at_its_centre():
+def test_a_quadratic_head_looks_at_its_center():
     """The map of a query has its maximum at the learned offset."""
     layout = TokenLayout(5, 7, prefix=1)
     encoding = posenc.Quadratic(layout, 9)
@@ -214,7 +214,7 @@ def test_biases_add_up_and_are_copies():
         for name in ("swin", "human_part")
     )
     assert_close(position_biases(model)["blocks.1.attn"], expected[0])
-    posenc.freeze(model.eval())
+    posenc.fold_biases(model.eval())
     before = model(tiny_vit.images(model))
     for bias in position_biases(model).values():
         bias.fill_(torch.nan)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import posenc
-from posenc import TokenLayout, attend, explain, memo, terms
+from posenc import TokenLayout, attend, explain, memo, pairs
 from posenc.attention.backends import tiled
 from posenc.terms import DenseBias
 
@@ -282,7 +282,7 @@ def test_more_buckets_than_tokens():
 def test_large_maps_are_computed_in_blocks(monkeypatch):
     """As small ones, which are remembered whole."""
     monkeypatch.setattr(tiled, "CPU_SCORES", 50)
-    monkeypatch.setattr(terms, "REMEMBERED_PAIRS", 0)
+    monkeypatch.setattr(pairs, "REMEMBERED_PAIRS", 0)
     memo.clear()
     layout = TokenLayout(3, 5, 2)
     packed, qkv = packed_qkv(17)

@@ -88,7 +88,7 @@ def random_terms(kind, layout, value_dim=20, batch=BATCH, heads=HEADS):
             term.bias.requires_grad_(False)
     if "value" in kind:
         tables = [numbers(1, index.num_buckets, value_dim), numbers(heads, 3, value_dim)]
-        other = posenc.terms.PairIndex(
+        other = posenc.pairs.PairIndex(
             index.layout, index.buckets % 3, 3, (0, 2, 1) if index.layout.prefix else None
         )
         indices = (index.T, other)

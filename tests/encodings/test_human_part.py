@@ -16,7 +16,7 @@ def build(layout, *, seed=0, heads=2, **options):
     )
 
 
-def centred(bias):
+def centered(bias):
     """Without the constant per query, which softmax does not see."""
     return bias - bias.mean(-1, keepdim=True)
 
@@ -34,7 +34,7 @@ def test_equals_the_definition(layout, parts):
     for backend in BACKENDS:
         terms = human(q, k, TokenLayout(*layout))
         bias = sum(term.dense() for term in terms)
-        torch.testing.assert_close(centred(bias), centred(expected_bias), atol=1e-10, rtol=0)
+        torch.testing.assert_close(centered(bias), centered(expected_bias), atol=1e-10, rtol=0)
         out = attend(q, k, v, terms, backend=backend)
         torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
         for name, grad, want in zip(
@@ -53,7 +53,7 @@ def test_another_layout_needs_no_resampling(used):
     q, k, _, _ = oracles.random_qkv(oracles.num_tokens(*used))
     bias = sum(term.dense() for term in human(q, k, TokenLayout(*used)))
     expected = oracles.human_part_bias(dict(human.named_parameters()), *used)
-    torch.testing.assert_close(centred(bias), centred(expected), atol=1e-10, rtol=0)
+    torch.testing.assert_close(centered(bias), centered(expected), atol=1e-10, rtol=0)
 
 
 def test_affinity_acts_on_the_part_of_the_key():

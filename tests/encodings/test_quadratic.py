@@ -16,7 +16,7 @@ def build(layout, *, seed=0, heads=2, **options):
     )
 
 
-def centred(bias):
+def centered(bias):
     """Without the constant per query, which softmax does not see."""
     return bias - bias.mean(-1, keepdim=True)
 
@@ -115,7 +115,7 @@ def test_equals_the_oracle(layout, init):
     for backend in BACKENDS:
         terms = quadratic(q, k, TokenLayout(*layout))
         bias = terms[0].dense()
-        torch.testing.assert_close(centred(bias), centred(expected_bias), atol=1e-10, rtol=0)
+        torch.testing.assert_close(centered(bias), centered(expected_bias), atol=1e-10, rtol=0)
         out = attend(q, k, v, terms, backend=backend)
         torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
         for grad, want in zip(torch.autograd.grad(out, leaves, cotangent), wanted, strict=True):
@@ -128,11 +128,11 @@ def test_another_grid_needs_no_resampling():
     parameters = dict(quadratic.named_parameters())
     expected = oracles.quadratic_bias(**parameters, height=5, width=2, prefix=1)
     bias = quadratic(q, k, TokenLayout(5, 2, prefix=1))[0].dense()
-    torch.testing.assert_close(centred(bias), centred(expected), atol=1e-10, rtol=0)
+    torch.testing.assert_close(centered(bias), centered(expected), atol=1e-10, rtol=0)
 
 
 def test_orientation():
-    """Centre (1, -2): a query looks at the key one row below and two columns left."""
+    """Center (1, -2): a query looks at the key one row below and two columns left."""
     layout = TokenLayout(3, 5)
     quadratic = Quadratic(layout, 1, alpha=50.0, dtype=torch.float64)
     with torch.no_grad():
@@ -214,7 +214,7 @@ def test_the_usual_start_has_an_effect():
 
 
 def test_alpha_zero_still_learns():
-    """A squared spread would have no gradient at zero; the centres wait for alpha."""
+    """A squared spread would have no gradient at zero; the centers wait for alpha."""
     layout = TokenLayout(2, 5)
     quadratic = Quadratic(layout, 2, alpha=0.0, dtype=torch.float64)
     q, k, v, cotangent = oracles.random_qkv(10)

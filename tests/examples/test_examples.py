@@ -40,5 +40,5 @@ def test_compare_encodings(tmp_path):
         assert 0.3 < row["forward time"] < 5
         assert f"| {row['encoding']} |" in out
     assert "against no position, CLS: " in (tmp_path / "comparison.md").read_text()
-    for picture in ("accuracy.png", "bias_from_centre.png"):
+    for picture in ("accuracy.png", "bias_from_center.png"):
         assert (tmp_path / picture).stat().st_size > 10_000

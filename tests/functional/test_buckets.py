@@ -7,7 +7,7 @@ import torch
 
 from posenc import TokenLayout
 from posenc.functional.buckets import irpe_index, piecewise_index, swin_index
-from posenc.terms import PairIndex
+from posenc.pairs import PairIndex
 
 METHODS = {
     "product": "irpe_buckets_product",

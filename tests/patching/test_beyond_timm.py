@@ -303,7 +303,7 @@ def test_tokens_outside_attention_are_not_known(name):
         with pytest.raises(ValueError, match=r"acts on tokens, and where .* is not known"):
             patch(model, name, encoding)
     with pytest.raises(ValueError, match="no absolute position table"):
-        patch(model, name, absolute="remove")
+        patch(model, name, absolute="hide")
     assert not posenc.is_patched(model)
 
 

@@ -112,7 +112,7 @@ CASES = {
     "shared": {"names": "peg+swin", "share": True},
     "blocks": {"names": "swin", "blocks": [1]},
     "peg only": {"names": "peg", "kernel_size": 5},
-    "removed": {"names": "learned", "absolute": "remove"},
+    "removed": {"names": "learned", "absolute": "hide"},
     "backend": {"names": "human_part", "backend": "reference"},
     "class": {"names": posenc.IRPE},
 }

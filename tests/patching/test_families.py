@@ -129,7 +129,7 @@ def test_staged_models_refuse_what_needs_one_grid():
     with pytest.raises(ValueError, match=r"layout=3x5: SwinTransformer has windows or stages"):
         patch_model(model, layout=TokenLayout(3, 5))
     with pytest.raises(ValueError, match="no absolute position table"):
-        patch_model(model, absolute="remove")
+        patch_model(model, absolute="hide")
     assert not posenc.is_patched(model)
 
 

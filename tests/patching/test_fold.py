@@ -1,4 +1,4 @@
-"""posenc.freeze: static biases become buffers."""
+"""posenc.fold_biases: static biases become buffers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_freeze_keeps_the_outputs(names, share):
     x = images((3, 5))
     with torch.no_grad():
         expected = model(x)
-        assert posenc.freeze(model) is model
+        assert posenc.fold_biases(model) is model
         torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
         twin = pickle.loads(pickle.dumps(model))
         assert torch.equal(twin(x), model(x))
@@ -48,9 +48,9 @@ def test_freeze_of_windows_and_of_nothing():
     x = tiny_windowed.images("swin")
     with torch.no_grad():
         expected = model(x)
-        torch.testing.assert_close(posenc.freeze(model)(x), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(posenc.fold_biases(model)(x), expected, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="nothing to freeze"):
-        posenc.freeze(patch_model(tiny_global.build("vit"), "irpe"))
+        posenc.fold_biases(patch_model(tiny_global.build("vit"), "irpe"))
 
 
 def test_freeze_takes_the_layout_that_the_model_has_now():
@@ -58,8 +58,8 @@ def test_freeze_takes_the_layout_that_the_model_has_now():
     with torch.no_grad():
         expected = model(images((5, 3)))
         assert posenc.summary(model).layout == TokenLayout(5, 3, prefix=5)
-        posenc.freeze(model)
+        posenc.fold_biases(model)
         torch.testing.assert_close(model(images((5, 3))), expected, rtol=1e-12, atol=1e-12)
     assert posenc.summary(model).backend == "auto (sdpa)"
     with pytest.raises(ValueError, match="frozen already"):
-        posenc.freeze(model)
+        posenc.fold_biases(model)

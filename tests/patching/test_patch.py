@@ -198,7 +198,7 @@ def test_unpatch_after_training_keeps_the_trained_weights(absolute):
     model.train()
     train(model)
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    assert torch.equal(model.pos_embed, table) == (absolute == "remove")
+    assert torch.equal(model.pos_embed, table) == (absolute == "hide")
     unpatch_model(model.eval())
     assert {**snapshot(model), "values": None} == before
     twin.load_state_dict(model.state_dict())
@@ -211,7 +211,7 @@ def test_unpatch_restores_flags():
     model.blocks[0].attn.fused_attn = False
     model.pos_embed.requires_grad_(False)
     before = snapshot(model)
-    patch_model(model, "irpe+learned", absolute="remove")
+    patch_model(model, "irpe+learned", absolute="hide")
     assert model.blocks[0].attn.fused_attn is True
     unpatch_model(model)
     assert snapshot(model) == before
@@ -547,12 +547,12 @@ def misfits():
         "absolute": (vit, {"absolute": "hide"}, "absolute must be .* got 'hide'"),
         "no table": (
             lambda: vit(pos_embed="none"),
-            {"encoding": "learned", "absolute": "remove"},
+            {"encoding": "learned", "absolute": "hide"},
             "has no absolute position table",
         ),
         "table rows": (
             without_grid_size,
-            {"encoding": "learned", "absolute": "remove", "layout": TokenLayout(2, 2, 1)},
+            {"encoding": "learned", "absolute": "hide", "layout": TokenLayout(2, 2, 1)},
             "table has 16 rows .*, the layout 2x2 \\+ 1 prefix has 5 tokens",
         ),
         "share": (share_sizes, {"share": True}, r"equal .* got \[\(2, 8, .*\), \(4, 4, .*\)\]"),
@@ -860,7 +860,7 @@ def test_set_input_size_is_followed(names):
     assert small.isfinite().all()
 
 
-# absolute="remove"
+# absolute="hide"
 
 
 @pytest.mark.parametrize("case", ["cls", "distilled", "reg4", "no_embed_class", "no_prefix"])
@@ -870,7 +870,7 @@ def test_remove_hides_the_table(case):
     x = images(model)
     keys = list(model.state_dict())
     with pytest.warns(UserWarning, match="the model's position table is hidden$"):
-        patch_model(model, "swin", absolute="remove")
+        patch_model(model, "swin", absolute="hide")
     randomise_encodings(model)
     assert not model.pos_embed.requires_grad
     assert [key for key in model.state_dict() if "posenc" not in key] == keys
@@ -892,7 +892,7 @@ def test_learned_inherits_the_removed_table(case, options):
     expected = model(x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the paper's start has an effect, but is replaced
-        patch_model(model, "learned", absolute="remove", **options)
+        patch_model(model, "learned", absolute="hide", **options)
     learned = patched_encodings(model)["learned"]
     rows = model.pos_embed.shape[1]
     assert torch.equal(learned.table[-rows:], model.pos_embed[0])
@@ -988,7 +988,7 @@ def meta_vit():
 def test_a_meta_model_stays_meta(share):
     model = meta_vit()
     each = {name: SILENT[name] for name in SILENT if SILENT[name]}
-    patch_model(model, ALL, share=share, absolute="remove", **each)
+    patch_model(model, ALL, share=share, absolute="hide", **each)
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert "new parameters" in str(posenc.summary(model))
     unpatch_model(model)
@@ -1116,9 +1116,9 @@ def test_a_deepcopy_of_one_site_is_independent():
         ({"encoding": "swin", "init": "paper"}, "SwinBias has an effect from the start"),
         ({"encoding": "learned", "init": "paper"}, "LearnedAbsolute has an effect"),
         ({"encoding": "peg", "init": "paper"}, "PEG has an effect from the start"),
-        ({"encoding": "irpe", "absolute": "remove"}, "the model's position table is hidden$"),
+        ({"encoding": "irpe", "absolute": "hide"}, "the model's position table is hidden$"),
         (
-            {"encoding": "quadratic+sinusoidal", "absolute": "remove"},
+            {"encoding": "quadratic+sinusoidal", "absolute": "hide"},
             "Quadratic has an .*; Sinusoidal has an .*; the model's position table is hidden",
         ),
     ],
@@ -1151,7 +1151,7 @@ def test_a_single_patch_is_pointless():
 
 
 def test_summary():
-    model = patch_model(vit(5, depth=3), "peg+irpe+learned", absolute="remove")
+    model = patch_model(vit(5, depth=3), "peg+irpe+learned", absolute="hide")
     summary = posenc.summary(model)
     assert summary.layout == TokenLayout(3, 5, 5)
     assert summary.sites == {

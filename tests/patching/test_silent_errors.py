@@ -143,7 +143,7 @@ def test_a_scale_of_zero_is_finite():
 
 def test_summary_says_that_a_hidden_table_changes_the_model():
     with pytest.warns(UserWarning, match="position table is hidden"):
-        model = patch_model(vit(), "irpe", absolute="remove")
+        model = patch_model(vit(), "irpe", absolute="hide")
     assert "position table is hidden" in str(posenc.summary(model))
     assert model(images(model)).isfinite().all()
 

@@ -257,14 +257,14 @@ def test_sam_takes_its_table_over(pre_norm):
     x = images((3, 5))
     with torch.no_grad():
         expected = sam(x)
-        patch_model(sam, "learned", absolute="remove")
+        patch_model(sam, "learned", absolute="hide")
         torch.testing.assert_close(sam(x), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "layout"), [("vit", (5, 3, 5)), ("qwen", (2, 8, 0))])
 def test_rows_of_another_grid_are_not_taken_over(name, layout):
     with pytest.raises(ValueError, match="cannot be taken over"):
-        patch_model(build(name), "learned", absolute="remove", layout=TokenLayout(*layout))
+        patch_model(build(name), "learned", absolute="hide", layout=TokenLayout(*layout))
 
 
 def test_set_layout_resizes_a_hybrid_model_too():

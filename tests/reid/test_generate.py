@@ -95,7 +95,7 @@ def test_groups_share_colours_at_other_places():
 def drawn(person, view, facing=1):
     picture = Image.new("RGB", (64, 128))
     stance = Stance(view=view, facing=facing, phase=1.0, stride=0.3)
-    Figure(picture, person, stance, Frame(centre=32, top=0, head=16)).draw()
+    Figure(picture, person, stance, Frame(center=32, top=0, head=16)).draw()
     return np.asarray(picture).astype(int)
 
 

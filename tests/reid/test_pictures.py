@@ -78,7 +78,7 @@ def test_frames_tell_right_from_wrong(album):
         assert right == sum(p.person == person for p in kept)  # all fit into ten
 
 
-def test_part_centres_are_drawn_where_they_are(album):
+def test_part_centers_are_drawn_where_they_are(album):
     encodings = [
         e for name, e in posenc.patched_encodings(album.network.vit).items() if "human" in name
     ]
@@ -119,7 +119,7 @@ def test_rollout_is_over_the_crop(album):
     layout = captured.layouts["blocks.0.attn"]
     read = attention_rollout(captured.attention, layout, discard_ratio=0.5, pool="avg")
     for one, grid in zip(maps, read, strict=True):
-        # the centres of the patches, stretched as the map is
+        # the centers of the patches, stretched as the map is
         shown = one.view(4, 8, 2, 8)[:, 3:5, :, 3:5].mean((1, 3))
         assert torch.corrcoef(torch.stack([shown.flatten(), grid.flatten()]))[0, 1] > 0.99
 
@@ -160,7 +160,7 @@ def test_bias_maps_of_a_contextual_encoding(data):
 
 def test_pictures_for_trackers(album):
     pictures = draw_maps(album.network, album.data.query[:3], SIZE)
-    assert set(pictures) == {"rollout", "bias of the centre", "similarity, learned"}
+    assert set(pictures) == {"rollout", "bias of the center", "similarity, learned"}
     assert pictures["similarity, learned"].shape == (1, 4 * 26, 2 * 14, 3)  # a map for each patch
     assert pictures["rollout"].shape == (1, 34, 6 * 18, 3)
     assert all(picture.dtype == np.uint8 for picture in pictures.values())

@@ -110,8 +110,8 @@ def test_the_head_is_bnneck():
     seen = network(images)
     assert seen.features.shape == (6, 24)
     assert seen.patches.shape == (6, 8, 24)
-    centred = torch.nn.functional.batch_norm(seen.features, None, None, training=True)
-    expected = (centred * network.neck.weight) @ network.classifier.weight.T
+    centered = torch.nn.functional.batch_norm(seen.features, None, None, training=True)
+    expected = (centered * network.neck.weight) @ network.classifier.weight.T
     torch.testing.assert_close(seen.logits, expected)
     assert not network.neck.bias.requires_grad
     found = network.eval()(images)
@@ -198,7 +198,7 @@ def test_two_processes_have_the_same_loss(folder, tmp_path):
     (one, tags), (two, _) = (logged(tmp_path / name) for name in ("one", "two"))
     assert list(one) == [1, 2, 3]
     assert one == pytest.approx(two, rel=1e-4)
-    assert {"rollout", "bias of the centre"} <= set(tags["images"])
+    assert {"rollout", "bias of the center"} <= set(tags["images"])
     first, second = (weights(tmp_path / name) for name in ("one", "two"))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=2e-3, rtol=1e-2, msg=name)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
-from posenc.terms import BiasTerm, DenseBias, LookupBias, LowRankBias, PairIndex
+from posenc.pairs import PairIndex
+from posenc.terms import BiasTerm, DenseBias, LookupBias, LowRankBias
 
 MIN_WIDTH = 16  # of the kernels' matrix products
 MAX_RANK = 32  # each column is a tensor of its own for the kernel; cautious, not tuned
@@ -161,5 +162,5 @@ def _entry(tensor: Tensor) -> Callable[..., Tensor]:
 
 def _bucket(index: PairIndex, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
     """The bucket of pair (i, j), without the `N x N` map."""
-    slots = index.slots(device)
-    return lambda i, j: slots.buckets[slots.query[i] - slots.key[j]]
+    table = index.offset_table(device)
+    return lambda i, j: table.buckets[table.query[i] - table.key[j]]

@@ -14,16 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
-from posenc.terms import (
-    BiasTerm,
-    DenseBias,
-    LookupBias,
-    LowRankBias,
-    Term,
-    ValueLookup,
-    read_pairs,
-    sum_buckets,
-)
+from posenc.pairs import read_pairs, sum_buckets
+from posenc.terms import BiasTerm, DenseBias, LookupBias, LowRankBias, Term, ValueLookup
 
 BLOCK = 8  # kernels want head dims that are multiples of it
 MIN_SCALE = 1e-6
@@ -126,8 +118,8 @@ def _columns(term: BiasTerm, call: AttentionCall) -> tuple[Tensor, Tensor]:
 def _line_columns(term: LookupBias, call: AttentionCall) -> tuple[Tensor, Tensor]:
     """The bias of each token with each line, and the lines' one-hots."""
     dtype, device = call.query.dtype, call.query.device
-    positions = term.index.line_positions(term.rows, device)
-    values = read_pairs(term.lookup.flatten(-2), positions).to(call.dtype) / call.scale
+    where = term.index.line_index(term.read_by, device)
+    values = read_pairs(term.lookup.flatten(-2), where).to(call.dtype) / call.scale
     # Minus infinity would make NaN of the zeros of a one-hot.
     limit = torch.finfo(dtype).max / 4
     values = values.clamp(-limit, limit)
@@ -136,7 +128,7 @@ def _line_columns(term: LookupBias, call: AttentionCall) -> tuple[Tensor, Tensor
         high = values.to(dtype)
         values = torch.cat([high, (values - high).to(dtype)], dim=-1)
         one_hot = torch.cat([one_hot, one_hot], dim=-1)
-    return (one_hot, values) if term.rows == "key" else (values, one_hot)
+    return (one_hot, values) if term.read_by == "key" else (values, one_hot)
 
 
 def _value_lines(call: AttentionCall) -> dict[str, ValueLookup]:
@@ -151,7 +143,7 @@ def _one_hot(term: ValueLookup, call: AttentionCall) -> Tensor:
 
 def _read_values(term: ValueLookup, lines: Tensor) -> Tensor:
     """The value term, from the attention summed per line: `[B, heads, N, Dv]`."""
-    buckets = term.index.line_positions("one", lines.device)
+    buckets = term.index.line_index("one", lines.device)
     return sum_buckets(lines, buckets, term.index.num_buckets) @ term.table.to(lines.dtype)
 
 

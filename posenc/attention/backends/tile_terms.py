@@ -14,15 +14,8 @@ import torch
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
-from posenc.terms import (
-    BiasTerm,
-    DenseBias,
-    LookupBias,
-    PairIndex,
-    add_pairs,
-    read_pairs,
-    sum_buckets,
-)
+from posenc.pairs import PairIndex, add_pairs, read_pairs, sum_buckets
+from posenc.terms import BiasTerm, DenseBias, LookupBias
 
 Tensors = tuple[Tensor, ...]
 Grads = Sequence[Tensor | None]  # buffers of the tensors' shapes, None where none is needed
@@ -34,7 +27,7 @@ class Tile:
 
     images: slice
     heads: slice
-    rows: slice
+    queries: slice
 
     def of(self, tensor: Tensor) -> Tensor:
         """The images and heads of the tile, a view."""
@@ -43,26 +36,27 @@ class Tile:
             self.heads if tensor.shape[1] > 1 else slice(None),
         ]
 
-    def rows_of(self, tensor: Tensor) -> Tensor:
+    def queries_of(self, tensor: Tensor) -> Tensor:
         """The images, heads and query rows of the tile, a view."""
-        return self.of(tensor)[:, :, self.rows if tensor.shape[2] > 1 else slice(None)]
+        return self.of(tensor)[:, :, self.queries if tensor.shape[2] > 1 else slice(None)]
 
 
-class _Positions:
+class _GatherIndex:
     """Where the rows of a tile read; kept until other rows come, since many tiles share them."""
 
-    def __init__(self, index: PairIndex, rows: str) -> None:
-        self.index, self.rows = index, rows
+    def __init__(self, index: PairIndex, read_by: str) -> None:
+        self.index, self.read_by = index, read_by
         self._block: tuple[slice, Tensor] | None = None
 
     def of(self, tile: Tile, device: torch.device) -> Tensor:
         """`[rows, N]` int64."""
-        if self._block is None or self._block[0] != tile.rows:
-            self._block = (tile.rows, self.index.positions(self.rows, device, tile.rows))
+        if self._block is None or self._block[0] != tile.queries:
+            where = self.index.gather_index(self.read_by, device, tile.queries)
+            self._block = (tile.queries, where)
         return self._block[1]
 
 
-class BiasPart(ABC):
+class TileBias(ABC):
     """How one bias is read from its tensors, and its gradient summed into theirs."""
 
     is_fresh = True  # whether `read` returns memory of its own
@@ -76,61 +70,61 @@ class BiasPart(ABC):
         """Adds what follows from `scores`, the gradient of the scores."""
 
 
-class LookupPart(BiasPart):
-    """`LookupBias`, of one contiguous tensor: read by position in the flattened table."""
+class TileLookup(TileBias):
+    """`LookupBias`, of one contiguous tensor: gathered from the flattened table."""
 
     def __init__(self, term: LookupBias) -> None:
-        self.positions = _Positions(term.index, term.rows)
+        self.gather_index = _GatherIndex(term.index, term.read_by)
 
     def read(self, tensors: Tensors, tile: Tile) -> Tensor:
         """By gathering."""
         lookup = tile.of(tensors[0])
-        return read_pairs(lookup.flatten(-2), self.positions.of(tile, lookup.device))
+        return read_pairs(lookup.flatten(-2), self.gather_index.of(tile, lookup.device))
 
     def collect(self, grads: Grads, tensors: Tensors, tile: Tile, scores: Tensor) -> None:
-        """By sums per position."""
+        """By sums per entry."""
         if grads[0] is None:
             return
         target = tile.of(grads[0])
         batch, heads, rows, buckets = target.shape
         target = target.view(batch, heads, rows * buckets)  # raises rather than copies
         scores = scores.sum_to_size(batch, heads, *scores.shape[2:])
-        add_pairs(target, self.positions.of(tile, target.device), scores)
+        add_pairs(target, self.gather_index.of(tile, target.device), scores)
 
 
-class DensePart(BiasPart):
+class TileDense(TileBias):
     """`DenseBias`, or a float mask, of one tensor."""
 
     is_fresh = False
 
     def read(self, tensors: Tensors, tile: Tile) -> Tensor:
         """A slice."""
-        return tile.rows_of(tensors[0])
+        return tile.queries_of(tensors[0])
 
     def collect(self, grads: Grads, tensors: Tensors, tile: Tile, scores: Tensor) -> None:
         """A sum over what is shared."""
         if grads[0] is not None:
-            _add(tile.rows_of(grads[0]), scores)
+            _add(tile.queries_of(grads[0]), scores)
 
 
-class LowRankPart(BiasPart):
+class TileLowRank(TileBias):
     """`LowRankBias`, of its factors: a thin product."""
 
     def read(self, tensors: Tensors, tile: Tile) -> Tensor:
         """`left right^T`."""
         left, right = tensors
-        return tile.rows_of(left) @ tile.of(right).transpose(-2, -1)
+        return tile.queries_of(left) @ tile.of(right).transpose(-2, -1)
 
     def collect(self, grads: Grads, tensors: Tensors, tile: Tile, scores: Tensor) -> None:
         """Of both factors."""
         left, right = tensors
         if grads[0] is not None:
-            _add(tile.rows_of(grads[0]), scores @ tile.of(right))
+            _add(tile.queries_of(grads[0]), scores @ tile.of(right))
         if grads[1] is not None:
-            _add(tile.of(grads[1]), scores.transpose(-2, -1) @ tile.rows_of(left))
+            _add(tile.of(grads[1]), scores.transpose(-2, -1) @ tile.queries_of(left))
 
 
-class KeepPart(BiasPart):
+class TileKeep(TileBias):
     """A boolean mask, True = keep: minus infinity elsewhere."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -138,7 +132,7 @@ class KeepPart(BiasPart):
 
     def read(self, tensors: Tensors, tile: Tile) -> Tensor:
         """Zero or minus infinity."""
-        keep = tile.rows_of(tensors[0])
+        keep = tile.queries_of(tensors[0])
         zeros = torch.zeros(keep.shape, dtype=self.dtype, device=keep.device)
         return zeros.masked_fill_(~keep, float("-inf"))
 
@@ -146,12 +140,12 @@ class KeepPart(BiasPart):
         """None: a boolean has no gradient."""
 
 
-class ValuePart:
+class TileValues:
     """`ValueLookup`, of its table: the attention summed per bucket, times the table."""
 
     def __init__(self, index: PairIndex) -> None:
         self.index = index
-        self.buckets = _Positions(index, "one")
+        self.buckets = _GatherIndex(index, "one")
 
     @property
     def keeps_sums(self) -> bool:
@@ -183,25 +177,25 @@ class ValuePart:
         return table[tile.heads] if table.shape[0] > 1 else table
 
 
-def bias_parts(call: AttentionCall) -> list[tuple[BiasPart, Tensors]]:
+def tile_biases(call: AttentionCall) -> list[tuple[TileBias, Tensors]]:
     """The biases and the mask, each with its tensors."""
-    parts = [_bias_part(term, call.dtype) for term in call.biases]
+    parts = [_tile_bias(term, call.dtype) for term in call.biases]
     if call.attn_mask is None:
         return parts
     mask = call.attn_mask[(None,) * (4 - call.attn_mask.dim())]
     if not torch.compiler.is_compiling() and mask.is_inference():
         mask = mask.clone()  # autograd could not keep it for backward
     if mask.dtype == torch.bool:
-        return [*parts, (KeepPart(call.dtype), (mask,))]
-    return [*parts, (DensePart(), (mask.to(call.dtype),))]
+        return [*parts, (TileKeep(call.dtype), (mask,))]
+    return [*parts, (TileDense(), (mask.to(call.dtype),))]
 
 
-def _bias_part(term: BiasTerm, dtype: torch.dtype) -> tuple[BiasPart, Tensors]:
+def _tile_bias(term: BiasTerm, dtype: torch.dtype) -> tuple[TileBias, Tensors]:
     if isinstance(term, LookupBias):
-        return LookupPart(term), (term.lookup.to(dtype).contiguous(),)
+        return TileLookup(term), (term.lookup.to(dtype).contiguous(),)
     if isinstance(term, DenseBias):
-        return DensePart(), (term.bias.to(dtype),)
-    return LowRankPart(), (term.left.to(dtype), term.right.to(dtype))
+        return TileDense(), (term.bias.to(dtype),)
+    return TileLowRank(), (term.left.to(dtype), term.right.to(dtype))
 
 
 def _add(target: Tensor, values: Tensor) -> None:

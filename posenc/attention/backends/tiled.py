@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from posenc.attention.backends.tile_terms import BiasPart, Tensors, Tile, ValuePart, bias_parts
+from posenc.attention.backends.tile_terms import Tensors, Tile, TileBias, TileValues, tile_biases
 from posenc.attention.call import AttentionCall
 from posenc.functional.precision import without_autocast
 from posenc.memo import is_transformed
@@ -50,7 +50,7 @@ def rejects(call: AttentionCall) -> str | None:
 def compute(call: AttentionCall) -> Tensor:
     """`[B, heads, N, Dv]`."""
     query, key, value = (x.to(call.dtype) for x in (call.query, call.key, call.value))
-    biases = bias_parts(call)
+    biases = tile_biases(call)
     batch, heads, tokens, _ = query.shape
     plan = _Plan(
         call.scale,
@@ -58,7 +58,7 @@ def compute(call: AttentionCall) -> Tensor:
         any(isinstance(term, LowRankBias) and term.wide for term in call.terms),
         tile_sizes(batch, heads, tokens, _num_scores(query.device)),
         [(part, len(tensors)) for part, tensors in biases],
-        [ValuePart(term.index) for term in call.value_terms],
+        [TileValues(term.index) for term in call.value_terms],
     )
     tensors = [tensor for _, own in biases for tensor in own]
     tensors += [term.table.to(call.dtype) for term in call.value_terms]
@@ -75,8 +75,8 @@ class _Plan:
     may_mask_rows: bool
     is_wide: bool
     sizes: tuple[int, int, int]  # of a tile: images, heads, rows
-    biases: Sequence[tuple[BiasPart, int]]  # and how many tensors each has
-    values: Sequence[ValuePart]
+    biases: Sequence[tuple[TileBias, int]]  # and how many tensors each has
+    values: Sequence[TileValues]
 
     def split(self, tensors: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Tuples of those of each bias, and those of the values, one each."""
@@ -113,8 +113,8 @@ class _TiledAttention(torch.autograd.Function):
                     now = part.sums(attention, tile)
                     result += part.read(table, now, tile)
                     if sums is not None:
-                        tile.rows_of(sums).copy_(now)
-                tile.rows_of(out.transpose(1, 2)).copy_(result)
+                        tile.queries_of(sums).copy_(now)
+                tile.queries_of(out.transpose(1, 2)).copy_(result)
         ctx.plan, ctx.num_tensors = plan, len(tensors)
         ctx.save_for_backward(query, key, value, out, *tensors, *all_sums, *kept)
         return out
@@ -138,7 +138,7 @@ class _Scores:
         self.plan, self.query, self.key = plan, query, key
         biases, self.tables = plan.split(tensors)
         parts = [part for part, _ in plan.biases]
-        self.biases: list[tuple[BiasPart, Tensors]] = list(zip(parts, biases, strict=True))
+        self.biases: list[tuple[TileBias, Tensors]] = list(zip(parts, biases, strict=True))
 
     def groups(self) -> Iterator[list[Tile]]:
         """Tiles with the same rows and heads, for all images."""
@@ -154,7 +154,7 @@ class _Scores:
 
     def attention(self, tile: Tile, shared: Tensor | None) -> Tensor:
         """`[images, heads, rows, N]`; a fully masked row is zero."""
-        query, key = tile.rows_of(self.query), tile.of(self.key)
+        query, key = tile.queries_of(self.query), tile.of(self.key)
         shape = torch.Size((*query.shape[:3], key.shape[2]))
         scores = self._bias(tile, shared, shape)
         scores.view(shape[0] * shape[1], *shape[2:]).baddbmm_(
@@ -180,7 +180,7 @@ class _Scores:
             return total.contiguous()
         return total.expand(shape).clone(memory_format=torch.contiguous_format)
 
-    def per_image(self) -> Iterator[tuple[BiasPart, Tensors]]:
+    def per_image(self) -> Iterator[tuple[TileBias, Tensors]]:
         """The biases that differ between images."""
         return ((part, own) for part, own in self.biases if not is_static(own))
 
@@ -233,18 +233,18 @@ class _Backward:
     def _through_attention(self, tile: Tile, attention: Tensor, all_out_grad: Tensor) -> Tensor:
         """Gradients of query, key, value and value tables; returns that of the scores."""
         query_grad, key_grad, value_grad = self.grads[:3]
-        scale, out_grad = self.plan.scale, tile.rows_of(all_out_grad)
+        scale, out_grad = self.plan.scale, tile.queries_of(all_out_grad)
         if value_grad is not None:
             tile.of(value_grad).add_(_matmul(attention.transpose(-2, -1), out_grad))
         grad = _matmul(out_grad, tile.of(self.value).transpose(-2, -1))
         self._through_tables(tile, attention, grad, out_grad)
         # Through softmax: sum_j attention_ij grad_ij = out_i . out_grad_i.
-        grad.sub_((out_grad * tile.rows_of(self.out)).sum(-1, keepdim=True)).mul_(attention)
+        grad.sub_((out_grad * tile.queries_of(self.out)).sum(-1, keepdim=True)).mul_(attention)
         if query_grad is not None:
             of_query = _matmul(grad, tile.of(self.scores.key)).mul_(scale)
-            tile.rows_of(query_grad).copy_(of_query)
+            tile.queries_of(query_grad).copy_(of_query)
         if key_grad is not None:
-            of_key = _matmul(grad.transpose(-2, -1), tile.rows_of(self.scores.query))
+            of_key = _matmul(grad.transpose(-2, -1), tile.queries_of(self.scores.query))
             tile.of(key_grad).add_(of_key, alpha=scale)
         return grad
 
@@ -257,7 +257,7 @@ class _Backward:
         ):
             part.add_to_gradient(grad, table, out_grad, tile)
             if table_grad is not None:
-                sums = part.sums(attention, tile) if kept is None else tile.rows_of(kept)
+                sums = part.sums(attention, tile) if kept is None else tile.queries_of(kept)
                 part.collect(table_grad, sums, out_grad, tile)
 
     def _to_biases(self, tile: Tile, grad: Tensor, static: bool) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from posenc.attention.call import AttentionCall
 from posenc.layout import TokenLayout
 from posenc.memo import memoised
-from posenc.terms import DenseBias, LookupBias, LowRankBias, PairIndex
+from posenc.pairs import PairIndex
+from posenc.terms import DenseBias, LookupBias, LowRankBias
 
 
 class Operands(NamedTuple):
@@ -57,8 +58,8 @@ NUM_DIFFERENTIABLE = 8
 def read_call(call: AttentionCall) -> Operands:
     """The operands; gradients flow through them."""
     lookups = [term for term in call.biases if isinstance(term, LookupBias)]
-    by_query = [term for term in lookups if term.rows == "query"]
-    by_key = [term for term in lookups if term.rows == "key"]
+    by_query = [term for term in lookups if term.read_by == "query"]
+    by_key = [term for term in lookups if term.read_by == "key"]
     left, right = _factors([term for term in call.biases if isinstance(term, LowRankBias)])
     keep, mask = _masks(call)
     device = call.query.device
@@ -69,7 +70,7 @@ def read_call(call: AttentionCall) -> Operands:
         call.query,
         call.key,
         call.value,
-        table=_table([term for term in lookups if term.rows == "one"]),
+        table=_table([term for term in lookups if term.read_by == "one"]),
         query_lookup=_lookup(by_query),
         key_lookup=_lookup(by_key),
         left=left,
@@ -110,7 +111,7 @@ def _slot_table(term: LookupBias) -> Tensor:
     if kept is not None:
         return kept
     lookup = term.lookup[..., 0, :].float()
-    table = lookup.index_select(-1, term.index.slots(lookup.device).buckets)
+    table = lookup.index_select(-1, term.index.offset_table(lookup.device).buckets)
     if term.memo is not None:
         term.memo.keep("slots", table)
     return table
@@ -161,7 +162,7 @@ def _bucket_tables(indices: tuple[PairIndex, ...], device: torch.device) -> Tens
     """Of several indices, each with buckets of its own."""
     tables, start = [], 0
     for index in indices:
-        tables.append(index.slots(device).buckets + start)
+        tables.append(index.offset_table(device).buckets + start)
         start += index.num_buckets
     return torch.stack(tables).to(torch.int32)
 
@@ -169,5 +170,5 @@ def _bucket_tables(indices: tuple[PairIndex, ...], device: torch.device) -> Tens
 @memoised
 def _slots(layout: TokenLayout, device: torch.device) -> tuple[Tensor, Tensor]:
     offsets = torch.zeros(2 * layout.height - 1, 2 * layout.width - 1, dtype=torch.int64)
-    slots = PairIndex(layout, offsets, 1, (0, 0, 0) if layout.prefix else None).slots(device)
+    slots = PairIndex(layout, offsets, 1, (0, 0, 0) if layout.prefix else None).offset_table(device)
     return slots.query.to(torch.int32), slots.key.to(torch.int32)

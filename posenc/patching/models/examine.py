@@ -18,20 +18,17 @@ from posenc.patching.layouts import (
     LayoutSource,
     MapLayout,
     SeenLayout,
+    grid_of_embedding,
 )
-from posenc.patching.models.timm import (
-    ADAPTED,
-    OTHER,
-    Attention,
-    Family,
-    UnsupportedModelError,
+from posenc.patching.models.kinds import AttentionKind, Family, UnsupportedModelError
+from posenc.patching.models.known import (
     adapted_of,
     attention_of,
     family_of,
-    grid_of_embedding,
     known_families,
     refusal_of,
 )
+from posenc.patching.models.others import ADAPTED, OTHER
 from posenc.patching.sites.classes import ADAPTERS
 
 
@@ -41,7 +38,7 @@ class AttentionSite:
 
     name: str
     module: nn.Module
-    kind: Attention
+    kind: AttentionKind
     layout: LayoutSource
     num_heads: int
     head_dim: int
@@ -49,12 +46,12 @@ class AttentionSite:
 
 
 @dataclass
-class Anatomy:
+class Backbone:
     """The parts of a model that patching needs.
 
     Args:
         name: of the backbone in the model, "" when it is the model itself.
-        backbone: the vision transformer.
+        module: the vision transformer.
         family: what is known of its class.
         layout: of its tokens, at run time; None where stages or windows have their own.
         attention: its attention sites, in order.
@@ -63,7 +60,7 @@ class Anatomy:
     """
 
     name: str
-    backbone: Any
+    module: Any
     family: Family
     layout: LayoutSource | None
     attention: list[AttentionSite] = field(default_factory=list)
@@ -74,7 +71,7 @@ class Anatomy:
     def embed_dim(self) -> int | None:
         """Width of the tokens; None where stages have their own, or where it is not known."""
         unknown = self.layout is None or self.family is OTHER
-        return None if unknown else int(self.backbone.embed_dim)
+        return None if unknown else int(self.module.embed_dim)
 
     @property
     def table_grid(self) -> tuple[int, int] | None:
@@ -82,10 +79,10 @@ class Anatomy:
         if self.table is not None and self.table.dim() == 4:
             height, width = self.table.shape[1:3]
             return height, width
-        side = getattr(self.backbone, "pos_embed_grid_size", None)
+        side = getattr(self.module, "pos_embed_grid_size", None)
         if side is not None:
             return side, side
-        embedding = getattr(self.backbone, self.family.embedding or "", None)
+        embedding = getattr(self.module, self.family.embedding or "", None)
         grid = getattr(embedding, "grid_size", None)
         return None if grid is None else (grid[0], grid[1])
 
@@ -93,19 +90,19 @@ class Anatomy:
         """The different layouts of the model and its attention sites, at rest."""
         sources = [self.layout] if self.layout is not None else []
         sources += [site.layout for site in self.attention]
-        return list(dict.fromkeys(source.at_rest() for source in sources))
+        return list(dict.fromkeys(source.default() for source in sources))
 
     def windows(self) -> dict[str, tuple[int, int]]:
         """Name of an attention site -> its grid, where it is not the model's."""
-        own = {s.name: s.layout.at_rest().grid for s in self.attention}
-        whole = self.layout.at_rest().grid if self.layout is not None else None
+        own = {s.name: s.layout.default().grid for s in self.attention}
+        whole = self.layout.default().grid if self.layout is not None else None
         return {name: grid for name, grid in own.items() if grid != whole}
 
     @property
     def blocks(self) -> list[str]:
         """Names of the blocks, in order."""
         prefix = self.family.blocks
-        blocks = self.backbone.get_submodule(prefix.removesuffix("."))
+        blocks = self.module.get_submodule(prefix.removesuffix("."))
         return [f"{prefix}{index}" for index in range(len(blocks))]
 
     def check_one_place(self) -> None:
@@ -117,8 +114,8 @@ class Anatomy:
         places = sorted({re.sub(r"\d+(?=\D*$)", "<i>", name) for name in names})
         if self.family is OTHER and len(places) > 1:
             raise UnsupportedModelError(
-                f"{type(self.backbone).__name__} has attention in {len(places)} places "
-                f"({', '.join(places)}), and layout={self.layout and self.layout.at_rest()} may "
+                f"{type(self.module).__name__} has attention in {len(places)} places "
+                f"({', '.join(places)}), and layout={self.layout and self.layout.default()} may "
                 "be that of one of them: patch that part of the model by itself, such as "
                 "model.visual, or select by name, blocks=lambda name: name.startswith(...)"
             )
@@ -129,23 +126,23 @@ class Anatomy:
         where = self.family.table
         if where is None:
             return None
-        return getattr(self.backbone.get_submodule(where.module), where.name, None)
+        return getattr(self.module.get_submodule(where.module), where.name, None)
 
 
-def examine(model: nn.Module, layout: TokenLayout | None = None) -> Anatomy:
+def examine(model: nn.Module, layout: TokenLayout | None = None) -> Backbone:
     """Finds the vision transformer in `model` and its parts, changing nothing.
 
     Raises:
         UnsupportedModelError: not a model that posenc can patch, with the reason.
     """
     check_model(model)
-    name, backbone, family = _find_backbone(model, layout)
+    name, module, family = _find_backbone(model, layout)
     if family is OTHER and layout is not None:
-        anatomy = Anatomy(name, backbone, family, GivenLayout(layout))
+        backbone = Backbone(name, module, family, GivenLayout(layout))
     else:
-        anatomy = Anatomy(name, backbone, family, _layout_source(model, backbone, family, layout))
-    _find_attention(anatomy)
-    return anatomy
+        backbone = Backbone(name, module, family, _layout_source(model, module, family, layout))
+    _find_attention(backbone)
+    return backbone
 
 
 def check_model(model: Any) -> None:
@@ -221,10 +218,10 @@ def _layout_source(
             )
         return GivenLayout(given)
     source = EmbeddingLayout(backbone)
-    if given not in (None, source.at_rest()):
+    if given not in (None, source.default()):
         raise UnsupportedModelError(
             f"layout={given} contradicts the model, whose patch embedding gives "
-            f"{source.at_rest()}; leave layout= out, or call model.set_input_size(...) first"
+            f"{source.default()}; leave layout= out, or call model.set_input_size(...) first"
         )
     return source
 
@@ -270,26 +267,27 @@ def _input_size(model: nn.Module) -> tuple[int, int, int] | None:
     return config.get("input_size")
 
 
-def _find_attention(anatomy: Anatomy) -> None:
-    for name, module in anatomy.backbone.named_modules():
-        if not name.startswith(anatomy.family.blocks):
+def _find_attention(backbone: Backbone) -> None:
+    for name, module in backbone.module.named_modules():
+        if not name.startswith(backbone.family.blocks):
             continue  # attention pooling is left alone
-        kind = adapted_of(module) if anatomy.family is OTHER else attention_of(module)
+        kind = adapted_of(module) if backbone.family is OTHER else attention_of(module)
         if kind is None:
             if _looks_like_attention(module):
-                anatomy.refused[name] = f"{type(module).__name__} is not among the known attentions"
+                own = type(module).__name__
+                backbone.refused[name] = f"{own} is not among the known attentions"
             continue
-        layout = anatomy.family.site_layout(anatomy.backbone, name, module) or anatomy.layout
+        layout = backbone.family.site_layout(backbone.module, name, module) or backbone.layout
         reason = _refusal(module, kind)
         if isinstance(layout, str):
-            anatomy.left_alone[name] = layout
+            backbone.left_alone[name] = layout
         elif reason or layout is None:
-            anatomy.refused[name] = reason or "its layout is not known"
+            backbone.refused[name] = reason or "its layout is not known"
         else:
-            anatomy.attention.append(_site(name, module, kind, layout))
+            backbone.attention.append(_site(name, module, kind, layout))
 
 
-def _site(name: str, module: Any, kind: Attention, layout: LayoutSource) -> AttentionSite:
+def _site(name: str, module: Any, kind: AttentionKind, layout: LayoutSource) -> AttentionSite:
     head_dim = kind.head_dim(module)
     return AttentionSite(
         name=name,
@@ -302,7 +300,7 @@ def _site(name: str, module: Any, kind: Attention, layout: LayoutSource) -> Atte
     )
 
 
-def _refusal(module: Any, kind: Attention) -> str | None:
+def _refusal(module: Any, kind: AttentionKind) -> str | None:
     if "forward" in vars(module):
         return "its forward was replaced on the instance (a hook of another library)"
     if not any(parameter.is_floating_point() for parameter in module.parameters()):

@@ -1,35 +1,24 @@
-"""What posenc knows of models: where their layout, their attention and their tables are.
+"""What posenc knows of timm's models: where their layout, their attention and their tables are.
 
 Data, as far as possible; classes are named by path and imported when a model is examined.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import LayoutSource, StageLayout, WindowLayout
-
-# From an embedding, its first argument and its result to the grid of its tokens.
-SeenGrid = Callable[[Any, Any, Any], tuple[int, int]]
-
-
-class UnsupportedModelError(ValueError):
-    """A model or module that posenc refuses, with the reason and what to do."""
-
-
-def grid_of_embedding(embedding: Any, image: Any, result: Any) -> tuple[int, int]:
-    """Of timm's PatchEmbed and HybridEmbed."""
-    if getattr(embedding, "output_fmt", None) == "NHWC":
-        return result.shape[1], result.shape[2]
-    height, width = embedding.dynamic_feat_size(tuple(image.shape[-2:]))
-    return height, width
+from posenc.patching.models.kinds import (
+    AbsoluteTable,
+    AttentionKind,
+    Family,
+    PositionStep,
+    SiteLayout,
+    UnsupportedModelError,
+)
 
 
 def grid_of_naflex(embedding: Any, image: Any, result: Any) -> tuple[int, int]:
@@ -54,91 +43,6 @@ _PATCH_DICTIONARY = (
 )
 
 
-@dataclass(frozen=True)
-class Attention:
-    """A class whose forward computes self-attention by calls that can be replaced.
-
-    Args:
-        path: "module:Class".
-        shape: of query, key and value at the call, as an einops pattern.
-        map: "b h w c" or "b c h w" where forward receives a map of the tokens that attend to
-            each other, "size" where it receives (tokens, (height, width)): these sides are then
-            the layout, whatever the image.
-        num_heads: of a module.
-        head_dim: of a module.
-        value_dim: of a module, default head_dim.
-        adapter: what replaces the attention where its calls cannot be: a key of
-            `posenc.patching.sites.ADAPTERS`.
-    """
-
-    path: str
-    shape: str = "b h n d"
-    map: str | None = None
-    num_heads: Callable[[Any], int] = lambda module: module.num_heads
-    head_dim: Callable[[Any], int] = lambda module: module.head_dim
-    value_dim: Callable[[Any], int] | None = None
-    adapter: str | None = None
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where the model adds positions to its tokens; `None` stands for the first block's input.
-
-    Args:
-        module: name in the backbone.
-        method: that returns the tokens, positions added.
-        before: whether instead the module's forward receives the tokens.
-    """
-
-    module: str = ""
-    method: str = "_pos_embed"
-    before: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """An absolute position table that can be hidden.
-
-    Args:
-        module: its name in the backbone.
-        methods: of the module, that add the table.
-        name: of the parameter.
-    """
-
-    module: str = ""
-    methods: tuple[str, ...] = ("_pos_embed",)
-    name: str = "pos_embed"
-
-
-# From a backbone, a name in it and the module to its layout; None stands for the layout of the
-# whole model, words for the reason why the module is left alone.
-SiteLayout = Callable[[Any, str, Any], LayoutSource | str | None]
-
-
-@dataclass(frozen=True)
-class Family:
-    """A class of models.
-
-    Args:
-        path: "module:Class".
-        embedding: name of the patch embedding whose grid all blocks see; None where stages or
-            windows have grids of their own.
-        step: where positions are added.
-        table: the absolute position table.
-        seen_grid: tells the grid that the embedding saw.
-        blocks: what the names of attention modules start with.
-        site_layout: tells what an attention module sees.
-    """
-
-    path: str
-    embedding: str | None = "patch_embed"
-    step: Step | None = Step()
-    table: Table | None = Table()
-    seen_grid: SeenGrid = grid_of_embedding
-    blocks: str = "blocks."
-    site_layout: SiteLayout = lambda backbone, name, module: None
-
-
 def _sam(backbone: Any, name: str, module: Any) -> LayoutSource | None:
     block: Any = backbone.get_submodule(name.removesuffix(".attn"))
     return WindowLayout(block) if block.window_size > 0 else None
@@ -150,27 +54,27 @@ _FEATURES = ("forward_features", "forward_intermediates")
 GLOBAL_FAMILIES = (
     Family("timm.models.vision_transformer:VisionTransformer"),
     Family("timm.models.eva:Eva"),
-    Family("timm.models.beit:Beit", step=None, table=Table(methods=_FEATURES)),
+    Family("timm.models.beit:Beit", step=None, table=AbsoluteTable(methods=_FEATURES)),
     Family("timm.models.vision_transformer_relpos:VisionTransformerRelPos", step=None, table=None),
     Family(
         "timm.models.vision_transformer_sam:VisionTransformerSAM",
-        step=Step("norm_pre", "forward", before=True),
-        table=Table(methods=_FEATURES),
+        step=PositionStep("norm_pre", "forward", before=True),
+        table=AbsoluteTable(methods=_FEATURES),
         site_layout=_sam,
     ),
     Family("timm.models.qwen3_vit:Qwen3VitEncoder"),
     Family("timm.models.deepseek_vit:DeepseekVitEncoder", table=None),
     Family(
         "timm.models.gemma4_vit:Gemma4VitEncoder",
-        step=Step("patch_embed", "forward"),
-        table=Table("patch_embed", ("_position_embeddings",), "position_embedding_table"),
+        step=PositionStep("patch_embed", "forward"),
+        table=AbsoluteTable("patch_embed", ("_position_embeddings",), "position_embedding_table"),
         seen_grid=grid_of_gemma,
     ),
     Family(
         "timm.models.naflexvit:NaFlexVit",
         embedding="embeds",
-        step=Step("embeds", "forward"),
-        table=Table("embeds", ("_apply_learned_pos_embed",)),
+        step=PositionStep("embeds", "forward"),
+        table=AbsoluteTable("embeds", ("_apply_learned_pos_embed",)),
         seen_grid=grid_of_naflex,
     ),
 )
@@ -302,9 +206,6 @@ STAGED_FAMILIES = (
 
 FAMILIES = (*GLOBAL_FAMILIES, *STAGED_FAMILIES)
 
-# Any other model, whose layout the user passes: nothing is known of it but its attention modules.
-OTHER = Family("torch.nn:Module", None, None, None, blocks="")
-
 
 def _from_qkv(module: Any) -> int:
     width: int = module.qkv.out_features
@@ -317,60 +218,46 @@ def _diff_values(module: Any) -> int:
 
 
 ATTENTIONS = (
-    Attention("timm.layers.attention:Attention"),
-    Attention("timm.layers.attention:AttentionRope"),
-    Attention("timm.models.eva:EvaAttention"),
-    Attention("timm.models.beit:Attention", head_dim=_from_qkv),
-    Attention("timm.models.vision_transformer_relpos:RelPosAttention"),
-    Attention("timm.models.vision_transformer_sam:Attention", shape="(b h) n d", map="b h w c"),
-    Attention("timm.models.gemma4_vit:Gemma4Attention"),
-    Attention("timm.layers.diff_attention:DiffAttention", value_dim=_diff_values),
-    Attention("timm.models.vision_transformer:ParallelScalingBlock"),
-    Attention("timm.models.vision_transformer:DiffParallelScalingBlock", value_dim=_diff_values),
-    Attention("timm.models.swin_transformer:WindowAttention", head_dim=_from_qkv),
-    Attention("timm.models.davit:WindowAttention", head_dim=_from_qkv),
-    Attention(
+    AttentionKind("timm.layers.attention:Attention"),
+    AttentionKind("timm.layers.attention:AttentionRope"),
+    AttentionKind("timm.models.eva:EvaAttention"),
+    AttentionKind("timm.models.beit:Attention", head_dim=_from_qkv),
+    AttentionKind("timm.models.vision_transformer_relpos:RelPosAttention"),
+    AttentionKind("timm.models.vision_transformer_sam:Attention", shape="(b h) n d", map="b h w c"),
+    AttentionKind("timm.models.gemma4_vit:Gemma4Attention"),
+    AttentionKind("timm.layers.diff_attention:DiffAttention", value_dim=_diff_values),
+    AttentionKind("timm.models.vision_transformer:ParallelScalingBlock"),
+    AttentionKind(
+        "timm.models.vision_transformer:DiffParallelScalingBlock", value_dim=_diff_values
+    ),
+    AttentionKind("timm.models.swin_transformer:WindowAttention", head_dim=_from_qkv),
+    AttentionKind("timm.models.davit:WindowAttention", head_dim=_from_qkv),
+    AttentionKind(
         "timm.models.maxxvit:AttentionCl", map="b h w c", head_dim=lambda module: module.dim_head
     ),
-    Attention(
+    AttentionKind(
         "timm.models.maxxvit:Attention2d", map="b c h w", head_dim=lambda module: module.dim_head
     ),
-    Attention("timm.models.nest:Attention", shape="b h t n d", head_dim=_from_qkv),
-    Attention("timm.models.twins:LocallyGroupedAttn", shape="b t h n d", head_dim=_from_qkv),
-    Attention(
+    AttentionKind("timm.models.nest:Attention", shape="b h t n d", head_dim=_from_qkv),
+    AttentionKind("timm.models.twins:LocallyGroupedAttn", shape="b t h n d", head_dim=_from_qkv),
+    AttentionKind(
         "timm.models.twins:GlobalSubSampleAttn",
         map="size",
         head_dim=lambda module: module.dim // module.num_heads,
     ),
-    Attention(
+    AttentionKind(
         "timm.models.tiny_vit:Attention",
         head_dim=lambda module: module.key_dim,
         value_dim=lambda module: module.val_dim,
     ),
-    Attention("timm.models.visformer:Attention", map="b c h w"),
-    Attention("timm.models.volo:Attention", map="b h w c", head_dim=_from_qkv),
-    Attention("timm.models.hiera:MaskUnitAttention", num_heads=lambda module: module.heads),
-    Attention("timm.models.hieradet_sam2:MultiScaleAttention", map="b h w c", head_dim=_from_qkv),
-)
-
-
-def _huggingface(path: str) -> Attention:
-    return Attention(
-        f"transformers.models.{path}",
-        num_heads=lambda module: module.num_attention_heads,
-        adapter="huggingface",
-    )
-
-
-# Attention modules of models outside timm. Their packages may be absent: nothing is imported.
-ADAPTED = (
-    Attention("torch.nn.modules.activation:MultiheadAttention", adapter="multihead"),
-    _huggingface("vit.modeling_vit:ViTAttention"),
-    _huggingface("dinov2.modeling_dinov2:Dinov2Attention"),
-    _huggingface(
-        "dinov2_with_registers.modeling_dinov2_with_registers:Dinov2WithRegistersAttention"
+    AttentionKind("timm.models.visformer:Attention", map="b c h w"),
+    AttentionKind("timm.models.volo:Attention", map="b h w c", head_dim=_from_qkv),
+    AttentionKind("timm.models.hiera:MaskUnitAttention", num_heads=lambda module: module.heads),
+    AttentionKind(
+        "timm.models.hieradet_sam2:MultiScaleAttention", map="b h w c", head_dim=_from_qkv
     ),
 )
+
 
 # Models whose attention cannot take position terms, or not at a known grid.
 REFUSED = {
@@ -405,50 +292,3 @@ REFUSED = {
     "timm.models.csatv2:CSATv2": "a stage takes images of any size and names no grid",
     "timm.models.byobnet:ByobNet": "attention in convolutional stages, which name no grid",
 }
-
-
-def family_of(module: nn.Module) -> Family | None:
-    """The family of a backbone, None when it is none."""
-    return _first(type(module), _by_class({family.path: family for family in FAMILIES}))
-
-
-def attention_of(module: nn.Module) -> Attention | None:
-    """What is known of an attention module, None when nothing is."""
-    return _first(type(module), _by_class({kind.path: kind for kind in ATTENTIONS}))
-
-
-def adapted_of(module: nn.Module) -> Attention | None:
-    """What is known of an attention module outside timm, None when nothing is."""
-    known = {kind.path: kind for kind in ADAPTED}
-    paths = (f"{base.__module__}:{base.__qualname__}" for base in type(module).__mro__)
-    return next((known[path] for path in paths if path in known), None)
-
-
-def refusal_of(module: nn.Module) -> str | None:
-    """Why a known model is not supported, None when it is not known."""
-    reason: str | None = _first(type(module), _by_class(REFUSED))
-    return reason
-
-
-def known_families() -> str:
-    """Names of the model classes, for messages."""
-    return ", ".join(family.path.rpartition(":")[2] for family in FAMILIES)
-
-
-def _first(cls: type, known: dict[type, Any]) -> Any:
-    return next((known[base] for base in cls.__mro__ if base in known), None)
-
-
-def _by_class(entries: dict[str, Any]) -> dict[type, Any]:
-    found = {path: _class(path) for path in entries}
-    return {cls: entries[path] for path, cls in found.items() if cls is not None}
-
-
-@functools.cache
-def _class(path: str) -> type | None:
-    module, _, name = path.partition(":")
-    try:
-        found: type = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        return None  # a model that this timm does not have
-    return found

@@ -1,0 +1,98 @@
+"""The words in which models are described: a row of data for a class of models or attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from posenc.patching.layouts import LayoutSource, SeenGrid, grid_of_embedding
+
+
+class UnsupportedModelError(ValueError):
+    """A model or module that posenc refuses, with the reason and what to do."""
+
+
+@dataclass(frozen=True)
+class AttentionKind:
+    """A class whose forward computes self-attention by calls that can be replaced.
+
+    Args:
+        path: "module:Class".
+        shape: of query, key and value at the call, as an einops pattern.
+        map: "b h w c" or "b c h w" where forward receives a map of the tokens that attend to
+            each other, "size" where it receives (tokens, (height, width)): these sides are then
+            the layout, whatever the image.
+        num_heads: of a module.
+        head_dim: of a module.
+        value_dim: of a module, default head_dim.
+        adapter: what replaces the attention where its calls cannot be: a key of
+            `posenc.patching.sites.classes.ADAPTERS`.
+    """
+
+    path: str
+    shape: str = "b h n d"
+    map: str | None = None
+    num_heads: Callable[[Any], int] = lambda module: module.num_heads
+    head_dim: Callable[[Any], int] = lambda module: module.head_dim
+    value_dim: Callable[[Any], int] | None = None
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class PositionStep:
+    """Where the model adds positions to its tokens; `None` stands for the first block's input.
+
+    Args:
+        module: name in the backbone.
+        method: that returns the tokens, positions added.
+        before: whether instead the module's forward receives the tokens.
+    """
+
+    module: str = ""
+    method: str = "_pos_embed"
+    before: bool = False
+
+
+@dataclass(frozen=True)
+class AbsoluteTable:
+    """An absolute position table that can be hidden.
+
+    Args:
+        module: its name in the backbone.
+        methods: of the module, that add the table.
+        name: of the parameter.
+    """
+
+    module: str = ""
+    methods: tuple[str, ...] = ("_pos_embed",)
+    name: str = "pos_embed"
+
+
+# From a backbone, a name in it and the module to its layout; None stands for the layout of the
+# whole model, words for the reason why the module is left alone.
+SiteLayout = Callable[[Any, str, Any], LayoutSource | str | None]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A class of models.
+
+    Args:
+        path: "module:Class".
+        embedding: name of the patch embedding whose grid all blocks see; None where stages or
+            windows have grids of their own.
+        step: where positions are added.
+        table: the absolute position table.
+        seen_grid: tells the grid that the embedding saw.
+        blocks: what the names of attention modules start with.
+        site_layout: tells what an attention module sees.
+    """
+
+    path: str
+    embedding: str | None = "patch_embed"
+    step: PositionStep | None = PositionStep()
+    table: AbsoluteTable | None = AbsoluteTable()
+    seen_grid: SeenGrid = grid_of_embedding
+    blocks: str = "blocks."
+    site_layout: SiteLayout = lambda backbone, name, module: None

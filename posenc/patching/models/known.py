@@ -1,0 +1,60 @@
+"""What is known of a module, by its class."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+from torch import nn
+
+from posenc.patching.models.kinds import AttentionKind, Family
+from posenc.patching.models.others import ADAPTED
+from posenc.patching.models.timm import ATTENTIONS, FAMILIES, REFUSED
+
+
+def family_of(module: nn.Module) -> Family | None:
+    """The family of a backbone, None when it is none."""
+    return _first(type(module), _by_class({family.path: family for family in FAMILIES}))
+
+
+def attention_of(module: nn.Module) -> AttentionKind | None:
+    """What is known of an attention module, None when nothing is."""
+    return _first(type(module), _by_class({kind.path: kind for kind in ATTENTIONS}))
+
+
+def adapted_of(module: nn.Module) -> AttentionKind | None:
+    """What is known of an attention module outside timm, None when nothing is."""
+    known = {kind.path: kind for kind in ADAPTED}
+    paths = (f"{base.__module__}:{base.__qualname__}" for base in type(module).__mro__)
+    return next((known[path] for path in paths if path in known), None)
+
+
+def refusal_of(module: nn.Module) -> str | None:
+    """Why a known model is not supported, None when it is not known."""
+    reason: str | None = _first(type(module), _by_class(REFUSED))
+    return reason
+
+
+def known_families() -> str:
+    """Names of the model classes, for messages."""
+    return ", ".join(family.path.rpartition(":")[2] for family in FAMILIES)
+
+
+def _first(cls: type, known: dict[type, Any]) -> Any:
+    return next((known[base] for base in cls.__mro__ if base in known), None)
+
+
+def _by_class(entries: dict[str, Any]) -> dict[type, Any]:
+    found = {path: _class(path) for path in entries}
+    return {cls: entries[path] for path, cls in found.items() if cls is not None}
+
+
+@functools.cache
+def _class(path: str) -> type | None:
+    module, _, name = path.partition(":")
+    try:
+        found: type = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return None  # a model that this timm does not have
+    return found
