@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from typing import Any
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 
 from posenc.functional.precision import autocast_dtype, without_autocast
 from posenc.layout import TokenLayout
-from posenc.memo import Memo, is_transformed
-from posenc.terms import LookupBias, Term, ValueLookup
+from posenc.memo import is_transformed
+from posenc.terms import Term, map_biases, map_tensors, with_memo
 
 
 class Encoding(nn.Module, ABC):
@@ -245,7 +244,7 @@ class _StaticTerms:
             # Outside inference mode: a later training step must be able to use its results.
             with torch.inference_mode(False), torch.no_grad():
                 snapshot = [tensor.detach().clone() for tensor in state]
-                terms = tuple(map(_with_memo, encoding.terms(q, k, layout, scale)))
+                terms = tuple(map(_remembered, encoding.terms(q, k, layout, scale)))
             self._entry = (key, snapshot, terms)
         return terms
 
@@ -257,18 +256,10 @@ def _same_content(state: list[Tensor], snapshot: list[Tensor]) -> bool:
     )
 
 
-def _with_memo(term: Term) -> Term:
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(term):
-        value = getattr(term, field.name)
-        if isinstance(value, Tensor):
-            # A copy: a view would follow the parameter, the memo would not.
-            changes[field.name] = value.detach().clone()
-        elif isinstance(value, LookupBias):
-            changes[field.name] = _with_memo(value)
-    if not isinstance(term, ValueLookup):
-        changes["memo"] = Memo()
-    return dataclasses.replace(term, **changes)
+def _remembered(term: Term) -> Any:
+    # Copies: a view would follow the parameter, the memo would not.
+    own = map_tensors(term, lambda _, tensor: tensor.detach().clone())
+    return map_biases(own, with_memo)
 
 
 def is_finite(tensor: Tensor) -> bool:
