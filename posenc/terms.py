@@ -360,7 +360,6 @@ class Mixture(CallTerm):
         """Raises unless the shapes fit a call."""
         expected = (shape.batch, shape.heads, shape.tokens, 1)
         _check_shape("Mixture.gate", self.gate, expected, broadcast=3)
-        check_terms(self.terms, "Mixture.terms")
         for term in self.terms:
             term.check(shape)
 
@@ -369,11 +368,13 @@ TERM_TYPES = (DenseBias, LookupBias, LowRankBias, ValueLookup, Rotation, Content
 
 
 def check_terms(terms: Sequence[Term], name: str) -> None:
-    """Raises unless these are terms, with at most one mixture among them."""
+    """Raises unless these are terms, those inside them too, with at most one mixture among them."""
     for term in terms:
         if type(term) not in TERM_TYPES:
             known = ", ".join(each.__name__ for each in TERM_TYPES)
             raise TypeError(f"{name} must be {known}, got {type(term).__name__}")
+        if isinstance(term, Mixture):
+            check_terms(term.terms, "Mixture.terms")
     mixtures = sum(isinstance(term, Mixture) for term in terms)
     if mixtures > 1:
         raise ValueError(

@@ -380,3 +380,28 @@ def peg(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, prefix
                         total = total + weight[:, 0, down + half, right + half] * neighbour
             tokens.append(total)
     return torch.stack(tokens, 1)
+
+
+# Terms that rewrite a call
+
+
+def rotation_matrices(cos, sin, width, interleaved):
+    """`[..., width, width]`: one 2x2 block for each pair of channels."""
+    result = torch.zeros(*cos.shape[:-1], width, width, dtype=cos.dtype)
+    result += torch.eye(width, dtype=cos.dtype)
+    half = cos.shape[-1]
+    for c in range(half):
+        a, b = (2 * c, 2 * c + 1) if interleaved else (c, c + half)
+        result[..., a, a], result[..., a, b] = cos[..., c], -sin[..., c]
+        result[..., b, a], result[..., b, b] = sin[..., c], cos[..., c]
+    return result
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Queries or keys, rotated by matrices."""
+    matrix = rotation_matrices(cos, sin, x.shape[-1], interleaved)
+    return (matrix @ x[..., None])[..., 0]
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.square().sum(-1, keepdim=True).sqrt()
