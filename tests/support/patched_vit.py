@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import oracles
 import pytest
+import timm
 import torch
 from timm.optim import create_optimizer_v2
 from tiny_vit import images, vit
@@ -58,3 +59,9 @@ def train_step(model, optimizer, seed=0):
 
 def adamw(model, lr=0.01):
     return create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=0.05)
+
+
+def created(**options):
+    """As in a training script, but tiny."""
+    sizes = {"img_size": (48, 80), "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
+    return timm.create_model("vit_tiny_patch16_224", **{**sizes, **options}).eval()
