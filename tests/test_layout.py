@@ -1,9 +1,9 @@
 import copy
 import pickle
-import subprocess
 import sys
 
 import pytest
+from new_process import run_python
 
 from posenc import TokenLayout
 
@@ -73,7 +73,4 @@ def test_the_module_needs_no_torch():
         "print('torch' in sys.modules)\n"
     )
     path = sys.modules[TokenLayout.__module__].__file__
-    run = subprocess.run(
-        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == "False"
+    assert run_python(code, path).strip() == "False"

@@ -1,5 +1,4 @@
-import subprocess
-import sys
+from new_process import run_python
 
 import posenc
 
@@ -56,8 +55,7 @@ def test_registry_names():
 
 def imported(statement):
     code = f"{statement}\nimport sys\nprint(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(run.stdout.split())
+    return set(run_python(code).split())
 
 
 def test_import_stays_light():

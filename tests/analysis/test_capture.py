@@ -3,8 +3,9 @@
 import oracles
 import pytest
 import torch
-from capture_cases import NAMES, OPTIONS, PREFIXES, assert_close, assert_same, patched, written_out
+from capture_cases import NAMES, OPTIONS, PREFIXES, assert_close, patched, written_out
 from eager_attention import biased_attention
+from patched_vit import assert_same
 from tiny_vit import images, vit
 from torch import nn
 

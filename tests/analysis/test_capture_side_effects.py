@@ -8,8 +8,9 @@ import pickle
 import oracles
 import pytest
 import torch
-from capture_cases import NAMES, assert_close, assert_same, patched, some_models
+from capture_cases import NAMES, assert_close, patched, some_models
 from expected_bias import BIAS
+from patched_vit import assert_same
 from tiny_vit import images, snapshot, vit
 
 import posenc

@@ -1,11 +1,9 @@
 """FlexAttention's mathematics on the CPU, uncompiled, and its kernels where there is CUDA."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.attention.flex_attention as torch_flex
+from new_process import run_python
 from random_calls import BATCH, DIM, HEADS, KINDS, MASKS, mask_of, qkv, random_index, terms_of
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -236,8 +234,7 @@ def test_the_import_is_late():
         "print('torch.nn.attention.flex_attention' in set(sys.modules) - before, "
         "'torch._dynamo' in set(sys.modules) - before)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["False", "False"]
+    assert run_python(code).split() == ["False", "False"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

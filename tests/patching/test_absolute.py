@@ -5,7 +5,7 @@ import warnings
 import oracles
 import pytest
 import torch
-from patch_cases import randomise_encodings
+from random_encodings import randomise_encodings
 from tiny_vit import MODELS, eager, images, vit
 
 from posenc import patch_model, patched_encodings

@@ -5,17 +5,9 @@ import pickle
 
 import pytest
 import torch
-from beyond_timm import (
-    CASES,
-    OPTIONS,
-    WITH_PREFIX,
-    build,
-    expected_of,
-    inputs,
-    outputs,
-    patch,
-    randomise_encodings,
-)
+from beyond_timm import CASES, build, expected_of, inputs, outputs, patch
+from expected_bias import OPTIONS
+from random_encodings import WITH_PREFIX, randomise_encodings
 from torch import nn
 
 import posenc

@@ -3,7 +3,8 @@
 import oracles
 import pytest
 import torch
-from patch_cases import expected_logits, randomise_encodings, sites
+from patch_cases import expected_logits, sites
+from random_encodings import randomise_encodings
 from timm.layers import Attention
 from tiny_vit import MODELS, eager, images, snapshot, vit
 

@@ -2,12 +2,11 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import pytest
 import tiny_vit
 import torch
+from new_process import run_python
 
 import posenc
 
@@ -70,7 +69,4 @@ def test_a_saved_model_loads_in_a_new_process(tmp_path, absolute):
         "posenc.unpatch_model(model)\n"
         "print('posenc' in str(list(model.state_dict())) or type(model).__name__)\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.split() == ["True", "True", "VisionTransformer"]
+    assert run_python(code, tmp_path).split() == ["True", "True", "VisionTransformer"]

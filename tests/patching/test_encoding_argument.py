@@ -4,7 +4,8 @@ import functools
 
 import pytest
 import torch
-from patch_cases import custom, randomise_encodings
+from patch_cases import custom
+from random_encodings import randomise_encodings
 from tiny_vit import eager, images, vit
 from torch import nn
 

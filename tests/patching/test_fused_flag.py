@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from patch_cases import expected_logits, randomise_encodings
+from patch_cases import expected_logits
+from random_encodings import randomise_encodings
 from timm.layers import set_fused_attn
 from tiny_vit import images, snapshot, vit
 

@@ -4,16 +4,8 @@ import json
 
 import pytest
 import torch
-from beyond_timm import (
-    CASES,
-    build,
-    expected_of,
-    inputs,
-    masks,
-    outputs,
-    patch,
-    randomise_encodings,
-)
+from beyond_timm import CASES, build, expected_of, inputs, masks, outputs, patch
+from random_encodings import randomise_encodings
 
 import posenc
 from posenc import TokenLayout

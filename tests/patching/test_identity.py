@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from patch_cases import SILENT
+from random_encodings import SILENT
 from tiny_vit import MODELS, eager, images, vit
 
 from posenc import patch_model

@@ -4,16 +4,8 @@ import copy
 
 import pytest
 import torch
-from beyond_timm import (
-    build,
-    expected_of,
-    inputs,
-    masks,
-    patch,
-    randomise_encodings,
-    same_at_each_call,
-    written_out,
-)
+from beyond_timm import build, expected_of, inputs, masks, patch, same_at_each_call, written_out
+from random_encodings import randomise_encodings
 from torch import nn
 
 import posenc

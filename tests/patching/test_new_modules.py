@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from patch_cases import ALL, SILENT, randomise_encodings
+from patch_cases import ALL
+from random_encodings import SILENT, randomise_encodings
 from tiny_vit import images, vit
 
 import posenc

@@ -2,11 +2,10 @@
 
 import json
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
+from new_process import run_python
 from patched_vit import CASES, each_case, encoding_names, patched
 from tiny_vit import images, vit
 
@@ -59,14 +58,6 @@ reports = {how: {c: report(c, m) for c, m in found.items()} for how, found in mo
 errors = {case: message(case) for case in fresh["misfits"]}
 print(json.dumps({"reports": reports, "errors": errors}))
 """
-
-
-def run_python(code, *arguments):
-    """Standard output of a new process."""
-    command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,8 @@ import copy
 
 import pytest
 import torch
-from patched_vit import (
-    adamw,
-    encoding_names,
-    patched,
-    randomise_encodings,
-    some_cases,
-    train_step,
-    values,
-)
+from patched_vit import adamw, encoding_names, patched, some_cases, train_step, values
+from random_encodings import randomise_encodings
 from timm.models.vision_transformer import VisionTransformer
 from tiny_vit import images, snapshot, vit
 from torch import nn

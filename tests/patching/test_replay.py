@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from dynamic_vit import build, images, randomise_encodings
+from dynamic_vit import build, images
+from random_encodings import randomise_encodings
 from torch.utils.checkpoint import checkpoint
 
 import posenc

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from patch_cases import OwnAttention, custom, expected_logits, randomise_encodings
+from patch_cases import OwnAttention, custom, expected_logits
+from random_encodings import randomise_encodings
 from timm.models.vision_transformer import Block
 from tiny_vit import images, snapshot, vit
 from torch import nn

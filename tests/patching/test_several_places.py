@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from beyond_timm import build, randomise_encodings
+from beyond_timm import build
+from random_encodings import randomise_encodings
 from torch import nn
 
 import posenc

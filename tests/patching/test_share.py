@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from patch_cases import randomise_encodings
+from random_encodings import randomise_encodings
 from tiny_vit import images, vit
 
 import posenc

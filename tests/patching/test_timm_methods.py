@@ -6,16 +6,8 @@ import pickle
 import oracles
 import pytest
 import torch
-from patched_vit import (
-    CASES,
-    assert_same,
-    created,
-    each_case,
-    encoding_names,
-    patched,
-    randomise_encodings,
-    some_cases,
-)
+from patched_vit import CASES, assert_same, created, each_case, encoding_names, patched, some_cases
+from random_encodings import randomise_encodings
 from timm.models._features import FeatureGetterNet
 from timm.models.vision_transformer import VisionTransformer
 from tiny_vit import images, vit

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from patch_cases import SILENT, expected_logits, randomise_encodings, without_grid_size
+from patch_cases import expected_logits, without_grid_size
+from random_encodings import SILENT, randomise_encodings
 from tiny_vit import images, snapshot, vit
 
 import posenc

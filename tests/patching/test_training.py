@@ -5,7 +5,8 @@ import copy
 import oracles
 import pytest
 import torch
-from patch_cases import ALL, SILENT, randomise_encodings, train
+from patch_cases import ALL, train
+from random_encodings import SILENT, randomise_encodings
 from tiny_vit import eager, images, vit
 
 import posenc

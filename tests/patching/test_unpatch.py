@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from patch_cases import SILENT, randomise_encodings, train
+from patch_cases import train
+from random_encodings import SILENT, randomise_encodings
 from tiny_vit import MODELS, images, snapshot, vit
 
 import posenc

@@ -12,12 +12,6 @@ from torch import nn
 
 from posenc import TokenLayout, patch_model, patched_encodings
 
-OPTIONS = {"irpe": {}, "swin": {}, "human_part": {}, "quadratic": {"strength": 0.0}}
-
-
-# A CLS token has pairs with prefix tokens only: without these its last block has no gradient.
-WITH_PREFIX = {"prefix_pairs": "separate"}
-
 
 @dataclass(frozen=True)
 class Case:
@@ -125,12 +119,6 @@ def outputs(model, x, **options):
 
 def patch(model, name, encoding="irpe", **options):
     return patch_model(model, encoding, layout=TokenLayout(*CASES[name].layout), **options)
-
-
-def randomise_encodings(model):
-    for seed, encoding in enumerate(patched_encodings(model).values()):
-        oracles.randomise(encoding, seed, 0.3)
-    return model
 
 
 # Attention from a module's own weights, in place of its forward

@@ -4,25 +4,13 @@ import oracles
 import pytest
 import torch
 from expected_bias import BIAS
+from random_encodings import SILENT, WITH_PREFIX, randomise_encodings
 from tiny_vit import eager, vit
 
 from posenc import patch_model, patched_encodings
 
 NAMES = ["blocks.0.attn", "blocks.1.attn"]
-
-
-OPTIONS = {
-    "irpe": {},
-    "swin": {"prefix_pairs": "separate"},
-    "quadratic": {"strength": 0.0},
-    "human_part": {},
-    "learned": {},
-    "sinusoidal": {"strength": 0.0},
-    "peg": {},
-}
-
-
-DEFAULTS = {**OPTIONS, "swin": {}}  # which `expected_bias` writes out
+OPTIONS = {**SILENT, "swin": WITH_PREFIX}
 
 
 PREFIXES = [0, 1, 2, 5]
@@ -36,20 +24,12 @@ def patched(encoding, model=None, scale=0.3, **options):
     model = model or vit()
     if encoding is None:
         return model
-    patch_model(model, encoding, **{**DEFAULTS.get(encoding, {}), **options})
-    for seed, module in enumerate(patched_encodings(model).values()):
-        oracles.randomise(module, seed + 1, scale)
-    return model
+    patch_model(model, encoding, **{**SILENT.get(encoding, {}), **options})
+    return randomise_encodings(model, scale, seed=1)
 
 
 def assert_close(actual, expected, tolerance=1e-10):
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
-
-
-def assert_same(one, other):
-    assert list(one) == list(other)
-    for key in one:
-        assert torch.equal(one[key], other[key]), key
 
 
 def written_out(model, x, encoding):

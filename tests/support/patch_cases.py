@@ -1,57 +1,15 @@
 """Encodings that start without effect, odd ones and odd models; a patched model written out."""
 
-import functools
-
 import oracles
 import torch
+from expected_bias import BIAS
+from random_encodings import SILENT
 from timm.layers import Attention
 from tiny_vit import eager, images, vit
 from torch import nn
 
 import posenc
 from posenc import SwinBias, TokenLayout, patched_encodings
-
-# Options with which each encoding starts without effect.
-SILENT = {
-    "irpe": {},
-    "swin": {},
-    "human_part": {},
-    "learned": {},
-    "peg": {},
-    "quadratic": {"strength": 0.0},
-    "sinusoidal": {"strength": 0.0},
-}
-
-
-def randomise_encodings(model, scale=0.3):
-    for seed, encoding in enumerate(patched_encodings(model).values()):
-        oracles.randomise(encoding, seed, scale)
-    return model
-
-
-@functools.cache
-def irpe_map(layout):
-    tokens = range(oracles.num_tokens(*layout))
-    entries = [
-        [oracles.irpe_bucket(i, j, layout[1], layout[2], "product", 1.9, "shared") for j in tokens]
-        for i in tokens
-    ]
-    return torch.tensor(entries)
-
-
-def irpe_bias(encoding, q, layout):
-    lookup = q / q.shape[-1] ** 0.5 @ encoding.table_k
-    return torch.gather(lookup, -1, irpe_map(layout).expand(*q.shape[:3], -1))
-
-
-BIAS = {
-    "irpe": lambda e, q, layout: irpe_bias(e, q, layout),
-    "swin": lambda e, q, layout: oracles.swin_bias(e.table, *layout),
-    "quadratic": lambda e, q, layout: oracles.quadratic_bias(
-        e.centers, e.alpha, e.strength, *layout
-    ),
-    "human_part": lambda e, q, layout: oracles.human_part_bias(dict(e.named_parameters()), *layout),
-}
 
 
 def expected_logits(model, names, layout, x):
@@ -60,7 +18,11 @@ def expected_logits(model, names, layout, x):
     names = names.split("+")
 
     def bias(site, q, k):
-        return sum(BIAS[n](found[f"{site}.{n}"], q, layout) for n in names if n in BIAS)
+        return sum(
+            BIAS[n](found[f"{site}.{n}"], q, layout, q.shape[-1] ** -0.5)
+            for n in names
+            if n in BIAS
+        )
 
     def position(tokens):
         for name in names:

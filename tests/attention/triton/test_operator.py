@@ -16,6 +16,7 @@ from kernel_calls import (
     set_tiles,
 )
 from random_calls import mask_of
+from random_encodings import randomise_encodings
 
 import posenc
 from posenc import TokenLayout, attend
@@ -62,8 +63,7 @@ def test_a_compiled_patched_vit():
     torch._dynamo.reset()
     model = tiny_vit.vit(global_pool="avg", dtype=torch.float32).to(DEVICE)
     posenc.patch_model(model, "irpe", on="qkv", backend="triton")
-    for seed, module in enumerate(posenc.patched_encodings(model).values()):
-        oracles.randomise(module, seed, 0.3)
+    randomise_encodings(model)
     images = tiny_vit.images(model, 2).to(DEVICE)
     expected = torch.autograd.grad(model(images).square().sum(), list(model.parameters()))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -86,8 +86,7 @@ def test_data_parallel_training():
     """Gradients reach every parameter, in the buckets that DDP sends."""
     model = tiny_vit.vit(global_pool="avg", dtype=torch.float32).to(DEVICE)
     posenc.patch_model(model, "irpe", on="qkv", backend="triton")
-    for seed, module in enumerate(posenc.patched_encodings(model).values()):
-        oracles.randomise(module, seed, 0.3)
+    randomise_encodings(model)
     images = tiny_vit.images(model, 2).to(DEVICE)
     alone = torch.autograd.grad(model(images).square().sum(), list(model.parameters()))
     torch.nn.parallel.DistributedDataParallel(model)(images).square().sum().backward()
