@@ -156,6 +156,7 @@ def test_the_kernel_can_differentiate_each_tensor(monkeypatch):
     assert all(user.op == "output" for node in scattered for user in node.users)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled", "fresh_compiler")
 def test_compiles_once_for_each_size(monkeypatch):
     counter = CompileCounterWithBackend("eager")
@@ -172,6 +173,7 @@ def test_compiles_once_for_each_size(monkeypatch):
         assert counter.frame_count == count
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled", "fresh_compiler")
 def test_inside_a_compiled_model():
     index = random_index(TokenLayout(2, 3, 1))

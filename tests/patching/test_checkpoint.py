@@ -137,6 +137,7 @@ def test_round_trip_into_a_patched_model(case, tmp_path):
     assert same(source.state_dict(), target.state_dict())
 
 
+@pytest.mark.slow
 def test_round_trip_in_a_new_process(tmp_path):
     source = patched("peg+irpe", irpe={"on": "qk"}, share=True, blocks=[0])
     x = images(source)

@@ -11,6 +11,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import posenc
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def compiler():

@@ -48,6 +48,7 @@ def test_copies_are_equal_and_independent(how, share):
     assert torch.equal(model(x), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absolute", ["keep", "remove"])
 def test_a_saved_model_loads_in_a_new_process(tmp_path, absolute):
     model = randomised("peg+irpe+learned", absolute=absolute)

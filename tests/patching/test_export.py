@@ -7,6 +7,8 @@ from execution_cases import all_cases, assert_same, patched, step, tracing
 
 import posenc
 
+pytestmark = pytest.mark.slow
+
 
 def dynamic_batch():
     return ({0: torch.export.Dim("batch")},)

@@ -11,6 +11,8 @@ from tiny_vit import images, vit
 
 import posenc
 
+pytestmark = pytest.mark.slow
+
 CHILD = """
 import json, pathlib, pickle, sys
 import torch

@@ -104,6 +104,7 @@ def test_copies_follow_images(copied):
     assert twin.blocks[0].attn._posenc.layout is twin.patch_embed._posenc.layout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["irpe", "swin"])
 def test_compiled(encoding):
     torch._dynamo.reset()

@@ -8,6 +8,8 @@ import torch
 from train import SCORES
 from trainings import ONE_THREAD, command, run, weights
 
+pytestmark = pytest.mark.slow
+
 
 def logged(out):
     """Step -> loss, from TensorBoard's file."""

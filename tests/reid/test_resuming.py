@@ -6,11 +6,14 @@ import signal
 import subprocess
 import time
 
+import pytest
 import tiny_reid
 import train as training
 from checkpoints import WEIGHTS, load_newest
 from train import SCORES, train
 from trainings import ONE_THREAD, command, equal, run, weights
+
+pytestmark = pytest.mark.slow
 
 
 def test_killed_and_resumed(folder, tmp_path):

@@ -13,6 +13,7 @@ from train import SCORES, train
 from trainings import equal, run, weights
 
 
+@pytest.mark.slow
 def test_the_same_twice(data, trained, tmp_path):
     torch.manual_seed(7)
     scores = train(tiny_reid.config(), data, tmp_path, quiet=True)
@@ -23,6 +24,7 @@ def test_the_same_twice(data, trained, tmp_path):
     assert 0 <= report["waiting"] <= 1
 
 
+@pytest.mark.slow
 def test_it_learns(data, tmp_path):
     """On the people of the training themselves."""
     seen = Splits(data.train, data.train[::2], data.train[1::2])
@@ -51,6 +53,7 @@ def test_losses_of_a_step(data, tmp_path):
     assert losses["patches"] > 0
 
 
+@pytest.mark.slow
 def test_sixteen_bits(folder, tmp_path):
     run(folder, tmp_path, precision="bf16")
     assert 0 < json.loads((tmp_path / SCORES).read_text())["mAP"] <= 1

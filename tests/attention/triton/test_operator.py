@@ -35,6 +35,7 @@ def test_the_operator_is_declared_truly():
     torch.library.opcheck(ops.fused_attention, tuple(leaves))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boolean", [None, True, False])
 @pytest.mark.parametrize("kind", ["static", "value and all"])
 def test_inside_a_compiled_model(kind, boolean):
@@ -58,6 +59,7 @@ def test_inside_a_compiled_model(kind, boolean):
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.slow
 def test_a_compiled_patched_vit():
     """The whole model in one graph, trained."""
     torch._dynamo.reset()
