@@ -14,15 +14,8 @@ from torch import nn
 from posenc import TokenLayout, patch_model, patched_encodings, unpatch_model
 from posenc.analysis import capture_attention
 
-# Other models: every family, not patched and patched
-
-
 GLOBAL = {name: (tiny_global, case) for name, case in tiny_global.CASES.items()}
-
-
 WINDOWED = {n: (tiny_windowed, case) for n, case in tiny_windowed.CASES.items() if case.sites}
-
-
 EVERY = {**GLOBAL, **{f"windows {name}": both for name, both in WINDOWED.items()}}
 
 
@@ -209,9 +202,6 @@ def test_a_module_that_is_itself_attention():
     assert list(captured.attention) == ["MultiheadAttention"]
     expected = attention(x, x, x, average_attn_weights=False)[1]
     assert_close(captured.attention["MultiheadAttention"], expected.detach(), 1e-5)
-
-
-# The weights of `attend`
 
 
 def test_heads_of_windows_are_in_the_batch_as_documented():

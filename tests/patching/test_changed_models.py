@@ -9,8 +9,6 @@ from torch import nn
 import posenc
 from posenc import patch_model, unpatch_model
 
-# torch.fx and quantisation
-
 
 @pytest.mark.filterwarnings("ignore")  # torch deprecates this way of quantising
 def test_a_quantised_model_is_refused():
@@ -19,9 +17,6 @@ def test_a_quantised_model_is_refused():
     with pytest.raises(ValueError, match=r"blocks.0.attn cannot be patched: .*then quantise it"):
         patch_model(quantised)
     assert not posenc.is_patched(quantised)
-
-
-# Blocks that were wrapped or moved after the patch
 
 
 def wrap_blocks(model):

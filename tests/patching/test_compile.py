@@ -21,9 +21,6 @@ def compiler():
     torch.compiler.reset()
 
 
-# torch.compile
-
-
 @tracing
 @all_cases
 def test_compiled_in_one_graph_for_every_batch_size(case, compiler):

@@ -21,9 +21,6 @@ def test_a_site_with_its_flag_off_is_switched_on():
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
 
 
-# Bad input: an exception that says what to do, and the model as it was
-
-
 @pytest.fixture
 def fused_attention_off():
     from timm.layers import use_fused_attn

@@ -7,9 +7,6 @@ from tiny_vit import vit
 
 from posenc import encoding_parameters, unpatch_model
 
-# Freezing
-
-
 FROZEN = {
     "nothing": lambda name: False,
     "everything": lambda name: True,
@@ -57,9 +54,6 @@ def test_a_step_with_frozen_encodings_leaves_them(case):
     after = model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in encoding_names(model))
     assert not torch.equal(after["blocks.0.mlp.fc1.weight"], before["blocks.0.mlp.fc1.weight"])
-
-
-# Blocks that were wrapped or moved after the patch
 
 
 def test_unpatch_does_not_unfreeze_a_hidden_table():

@@ -15,8 +15,6 @@ from tiny_vit import images, vit
 import posenc
 from posenc import patch_model, unpatch_model
 
-# timm's methods of a patched model
-
 
 @some_cases
 def test_flag_of_checkpointing_survives(case):
@@ -129,9 +127,6 @@ def test_encodings_of_a_pruned_model_load_into_one_like_it(build, tmp_path):
     posenc.save_encodings(source, tmp_path / "encodings.safetensors")
     target = posenc.load_encodings(build(), tmp_path / "encodings.safetensors")
     assert_same(posenc.encoding_state_dict(target), posenc.encoding_state_dict(source))
-
-
-# torch.fx and quantisation
 
 
 def test_fx_feature_extraction_keeps_sites_as_leaves():

@@ -93,9 +93,6 @@ def test_pretrained_weights_have_their_own_normalisation():
     assert build_network(tiny_reid.config(), 4).std.flatten()[0] == pytest.approx(0.229)
 
 
-# What stops it
-
-
 @pytest.mark.parametrize(
     ("change", "error", "rule"),
     [

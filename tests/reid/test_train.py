@@ -60,9 +60,6 @@ def test_sixteen_bits(folder, tmp_path):
     assert {value.dtype for value in weights(tmp_path).values()} == {torch.float32, torch.int64}
 
 
-# What stops it
-
-
 def test_the_rate_rises_and_falls():
     share = training.warm_cosine(tiny_reid.config(epochs=4), 10)
     assert share(0) == pytest.approx(0.1)

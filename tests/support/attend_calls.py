@@ -8,17 +8,9 @@ from posenc.functional.pairs import swin_index
 from posenc.terms import DenseBias, LookupBias, LowRankBias, ValueLookup
 
 BACKENDS = ["reference", "sdpa"]
-
-
 WITH_TERMS = [*BACKENDS, "tiled"]
-
-
 LAYOUTS = [(2, 5, 0), (3, 3, 1), (1, 6, 2), (3, 2, 5), (5, 1, 1)]
-
-
 BIASES = ["dense", "static", "query", "key", "low_rank", "all"]
-
-
 HEADS, DIM = 2, 6
 
 

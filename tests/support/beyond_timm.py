@@ -23,8 +23,6 @@ class Case:
 
 
 IMAGE = (2, 3, 12, 20)
-
-
 CASES = {
     "hf_vit": Case([f"vit.layers.{i}.attention" for i in range(2)], IMAGE),
     "hf_dinov2": Case([f"encoder.layer.{i}.attention" for i in range(2)], IMAGE),

@@ -8,8 +8,6 @@ import torch
 from posenc import IRPE, HumanPart, Quadratic, SwinBias, TokenLayout, attend
 
 LAYOUT = TokenLayout(3, 4, 1)
-
-
 ENCODINGS = {
     "swin": lambda: SwinBias(LAYOUT, 2),
     "irpe": lambda: IRPE(LAYOUT, 2, 4, mode="bias", method="cross", on="qk"),

@@ -11,11 +11,7 @@ from posenc import patch_model, patched_encodings
 
 NAMES = ["blocks.0.attn", "blocks.1.attn"]
 OPTIONS = {**SILENT, "swin": WITH_PREFIX}
-
-
 PREFIXES = [0, 1, 2, 5]
-
-
 some_models = pytest.mark.parametrize("encoding", [None, "swin", "peg", "irpe"])
 
 

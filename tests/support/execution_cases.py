@@ -22,8 +22,6 @@ CASES = {
 
 # torch's own code warns while it traces.
 tracing = pytest.mark.filterwarnings("ignore")
-
-
 all_cases = pytest.mark.parametrize("case", CASES)
 
 

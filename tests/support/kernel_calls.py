@@ -12,20 +12,10 @@ from posenc.attention.kernels.blocks import Blocks
 from posenc.terms import DenseBias, LookupBias, LowRankBias, ValueLookup
 
 run = pytest.importorskip("posenc.attention.kernels.run", exc_type=ImportError)
-
-
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
 BATCH, HEADS = 2, 3
-
-
 LAYOUTS = [(7, 5, 0), (7, 5, 1), (9, 4, 5), (1, 6, 2), (4, 1, 0)]
-
-
 VALUE_KINDS = [*KINDS[1:], "value", "value and all"]
-
-
 EPS = torch.finfo(torch.float32).eps
 
 

@@ -15,8 +15,6 @@ from safetensors.torch import load_file
 from train import train
 
 SCRIPT = Path(training.__file__)
-
-
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 

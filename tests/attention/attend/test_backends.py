@@ -8,16 +8,8 @@ from posenc import TokenLayout, attend, explain
 from posenc.functional.pairs import irpe_index
 from posenc.terms import DenseBias, ValueLookup
 
-# Autocast
-
-
 Q = torch.zeros(2, HEADS, 5, DIM)
-
-
 BIAS = DenseBias(torch.zeros(1, 1, 5, 5))
-
-
-# Backends
 
 
 @pytest.mark.parametrize("call", [attend, explain])

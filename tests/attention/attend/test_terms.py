@@ -50,9 +50,6 @@ def test_value_lookup_equals_loops(backend, layout, value_dim):
     assert_same(out, expected + extra, [q, k, v, *bias, *table])
 
 
-# Backends
-
-
 def test_one_term_needs_no_list():
     bias = DenseBias(random(1, 1, 5, 5).float())
     q = random(2, HEADS, 5, DIM).float()
