@@ -62,6 +62,7 @@ def test_refuses_types(values, message):
         TokenLayout(*values)
 
 
+@pytest.mark.slow
 def test_the_module_needs_no_torch():
     code = (
         "import importlib.util, sys\n"

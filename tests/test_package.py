@@ -1,3 +1,4 @@
+import pytest
 from new_process import run_python
 
 import posenc
@@ -58,6 +59,7 @@ def imported(statement):
     return set(run_python(code).split())
 
 
+@pytest.mark.slow
 def test_import_stays_light():
     new = imported("import torch, posenc") - imported("import torch")
     assert "posenc" in new
@@ -65,6 +67,7 @@ def test_import_stays_light():
     assert not new & {*heavy, "transformers", "open_clip"}
 
 
+@pytest.mark.slow
 def test_names_without_a_model_need_no_timm():
     code = (
         "import posenc; posenc.list_encodings(); "

@@ -12,6 +12,7 @@ from posenc import TokenLayout, patch_model, unpatch_model
 from posenc.analysis import capture_attention
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("encoding", [None, "swin"])
 def test_a_compiled_model_is_refused(encoding):

@@ -8,6 +8,7 @@ import tiny_vit
 import tiny_windowed
 import torch
 from expected_bias import BIAS
+from new_process import run_python
 from random_encodings import randomise_encodings
 from torch import nn
 
@@ -253,13 +254,11 @@ def test_biases_errors():
         position_biases(patch_model(tiny_vit.vit(), "peg"))
 
 
+@pytest.mark.slow
 def test_the_package_is_not_imported_eagerly():
-    import subprocess
-    import sys
-
     code = "import posenc, sys; assert 'posenc.analysis' not in sys.modules; import posenc.analysis"
     code += "; assert not {'timm', 'matplotlib', 'triton'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python(code)
     import posenc.analysis as analysis
 
     assert all(getattr(analysis, name).__doc__ for name in analysis.__all__)

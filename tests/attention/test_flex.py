@@ -70,6 +70,7 @@ def test_equals_the_reference(kind, layout):
     assert_same(inputs, terms, [*inputs, *leaves], 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(("batch", "heads"), [(1, 1), (1, HEADS), (BATCH, 1)])
 def test_terms_shared_by_images_or_heads(batch, heads):
@@ -79,6 +80,7 @@ def test_terms_shared_by_images_or_heads(batch, heads):
     assert_same(inputs, terms, [*inputs, *leaves], 1e-12, scale=0.7)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("axes", MASKS)
 @pytest.mark.parametrize("boolean", [True, False])
@@ -103,6 +105,7 @@ def test_terms_may_share_a_tensor():
     assert_same(inputs, [term, term, LookupBias(table, index.T)], [*inputs, table], 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2), (torch.float16, 5e-3)]
@@ -128,6 +131,7 @@ def joint_graphs(module):
                 yield nodes
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled", "fresh_compiler")
 def test_the_kernel_can_differentiate_each_tensor(monkeypatch):
     """Compiled as for the kernel, which refuses a sum of two gradients of one tensor."""
@@ -230,6 +234,7 @@ def test_rejects_training_where_all_must_be_deterministic(trained):
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.slow
 def test_the_import_is_late():
     code = (
         "import sys, torch; before = set(sys.modules); import posenc; "

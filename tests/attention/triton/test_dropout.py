@@ -51,6 +51,7 @@ def test_dropout_repeats_with_the_seed(monkeypatch):
     torch.testing.assert_close(one, dropout_factors(20, 0.4, seed=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["static", "value and all"])
 def test_dropout_drops_the_same_in_backward(kind):
     layout, p = (5, 4, 1), 0.4

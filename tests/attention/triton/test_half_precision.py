@@ -18,6 +18,7 @@ from posenc.attention.kernels import operands
 from posenc.terms import LowRankBias
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", VALUE_KINDS)
 def test_16_bits(kind, dtype):

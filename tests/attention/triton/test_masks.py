@@ -19,6 +19,7 @@ from posenc import attend
 from posenc.terms import DenseBias
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", MASKS)
 @pytest.mark.parametrize("boolean", [True, False])
 @pytest.mark.parametrize("kind", [None, "static", "value and all"])

@@ -24,6 +24,7 @@ from posenc.attention.kernels import memory, ops
 from posenc.attention.kernels.operands import read_call
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not:UserWarning")
 def test_the_operator_is_declared_truly():
     """Schema, shapes of fake tensors, gradients: as PyTorch checks them."""
@@ -83,6 +84,7 @@ def process_group(tmp_path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("process_group")
 def test_data_parallel_training():
     """Gradients reach every parameter, in the buckets that DDP sends."""

@@ -40,6 +40,7 @@ def test_any_size_of_tiles(rows, columns, monkeypatch):
     assert_equal_to_reference(qkv(41), *random_terms("value and all", (9, 4, 5)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", [0, 1])
 @pytest.mark.parametrize("encoding", ["swin", "irpe", "irpe qkv"])
 def test_as_many_tokens_as_a_vit_has(encoding, prefix, monkeypatch):
@@ -115,6 +116,7 @@ def test_lookups_with_tokens_side_by_side_read_fewer_sectors(size, by_token, by_
     assert means == pytest.approx([by_token, by_bucket], abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", golden_cases.names("irpe_attn"))
 def test_attention_equals_the_published_code(name):
     golden = golden_cases.case(name)
