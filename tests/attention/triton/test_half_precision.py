@@ -17,8 +17,9 @@ from posenc import attend
 from posenc.attention.kernels import operands
 from posenc.terms import LowRankBias
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", VALUE_KINDS)
 def test_16_bits(kind, dtype):

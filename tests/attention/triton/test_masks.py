@@ -38,6 +38,7 @@ def test_a_mask_of_another_dtype(dtype):
     assert_equal_to_reference(qkv(7), *random_terms("static", (2, 3, 1)), attn_mask=mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiles", [(16, 32), (32, 16)])
 @pytest.mark.parametrize("sizes", [(40, 40), (20, 50), (50, 20)])
 @pytest.mark.parametrize("causal", [False, True])

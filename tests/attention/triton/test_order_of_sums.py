@@ -22,6 +22,8 @@ from posenc import attend
 from posenc.attention.kernels.operands import read_call
 from posenc.terms import ValueLookup
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
