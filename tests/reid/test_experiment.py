@@ -155,6 +155,7 @@ def test_pixels_do_not_see_the_light():
     torch.testing.assert_close(pixels(image), pixels(image + 50))
 
 
+@pytest.mark.slow
 def test_the_demo(tmp_path, monkeypatch, capsys):
     import demo
 

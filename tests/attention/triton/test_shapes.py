@@ -17,6 +17,7 @@ from kernel_calls import (
 from posenc import attend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head_dim", [1, 16, 20, 48, 64, 80, 128, 256])
 @pytest.mark.parametrize("value_dim", [8, 40, 256])
 def test_head_dims(head_dim, value_dim):
@@ -110,6 +111,7 @@ def test_a_mask_made_in_inference_mode():
     assert_equal_to_reference(qkv(12), *random_terms("static", (3, 4, 0)), attn_mask=mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["static", "value and all"])
 def test_large_scores(kind):
     """Whose exponentials would overflow; the last tile of queries and of keys is not full."""
