@@ -26,6 +26,7 @@ from posenc.functional.pairs import irpe_index
 from posenc.terms import LookupBias
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("kind", VALUE_KINDS)
 def test_equals_the_reference(kind, layout):
@@ -33,6 +34,7 @@ def test_equals_the_reference(kind, layout):
     assert_equal_to_reference(inputs, *random_terms(kind, layout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [16, 64])
 @pytest.mark.parametrize("columns", [16, 64])
 def test_any_size_of_tiles(rows, columns, monkeypatch):
