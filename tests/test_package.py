@@ -1,5 +1,5 @@
-import subprocess
-import sys
+import pytest
+from new_process import run_python
 
 import posenc
 
@@ -56,10 +56,10 @@ def test_registry_names():
 
 def imported(statement):
     code = f"{statement}\nimport sys\nprint(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(run.stdout.split())
+    return set(run_python(code).split())
 
 
+@pytest.mark.slow
 def test_import_stays_light():
     new = imported("import torch, posenc") - imported("import torch")
     assert "posenc" in new
@@ -67,6 +67,7 @@ def test_import_stays_light():
     assert not new & {*heavy, "transformers", "open_clip"}
 
 
+@pytest.mark.slow
 def test_names_without_a_model_need_no_timm():
     code = (
         "import posenc; posenc.list_encodings(); "

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import oracles
 import pytest
 import tiny_global
 import tiny_windowed
 import torch
 from eager_attention import biased_attention
-from expected_bias import BIAS
+from expected_bias import BIAS, OPTIONS
+from random_encodings import WITH_PREFIX, randomise_encodings
 
 import posenc
 from posenc import patch_model, patched_encodings
 from posenc.layout import TokenLayout
 
 CASES = {**tiny_global.CASES, **{n: c for n, c in tiny_windowed.CASES.items() if c.sites}}
-# A CLS token has pairs with prefix tokens only: without these its last block has no gradient.
-WITH_PREFIX = {"prefix_pairs": "separate"}
-OPTIONS = {"irpe": {}, "swin": {}, "human_part": {}, "quadratic": {"strength": 0.0}}
 
 
 def build(name, dtype=torch.float64):
@@ -34,12 +31,6 @@ def images(name, batch=2, dtype=torch.float64):
 def backbone_name(site):
     """Sites are named in the backbone; the classifiers around encoders add a name."""
     return site.removeprefix("encoder.")
-
-
-def randomise_encodings(model):
-    for seed, encoding in enumerate(patched_encodings(model).values()):
-        oracles.randomise(encoding, seed, 0.3)
-    return model
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -8,7 +8,8 @@ import pytest
 import tiny_global
 import tiny_windowed
 import torch
-from dynamic_vit import build, images, randomise_encodings
+from dynamic_vit import build, images
+from random_encodings import randomise_encodings
 
 import posenc
 from posenc import patch_model

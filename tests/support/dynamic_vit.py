@@ -9,8 +9,6 @@ from timm.models.deepseek_vit import DeepseekVitClassifier
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
-from posenc import patched_encodings
-
 COMMON = tiny_global.COMMON
 GRIDS = [(3, 5), (5, 3), (4, 4), (1, 6), (2, 7)]
 
@@ -43,9 +41,3 @@ def images(grid, batch=2, seed=1):
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, 3, 4 * grid[0], 4 * grid[1])
     return torch.rand(shape, generator=generator, dtype=torch.float64)
-
-
-def randomise_encodings(model):
-    for seed, encoding in enumerate(patched_encodings(model).values()):
-        oracles.randomise(encoding, seed, 0.5)
-    return model

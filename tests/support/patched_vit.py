@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import oracles
 import pytest
+import timm
 import torch
+from random_encodings import randomise_encodings
 from timm.optim import create_optimizer_v2
 from tiny_vit import images, vit
 
-from posenc import encoding_parameters, patch_model, patched_encodings
+from posenc import encoding_parameters, patch_model
 
 CASES = {
     "irpe": {"encoding": "irpe"},
@@ -22,16 +23,10 @@ each_case = pytest.mark.parametrize("case", CASES)
 some_cases = pytest.mark.parametrize("case", ["irpe", "swin shared", "peg+learned"])
 
 
-def randomise_encodings(model, seed=3):
-    for index, encoding in enumerate(patched_encodings(model).values()):
-        oracles.randomise(encoding, seed + index)
-    return model
-
-
 def patched(case, model=None, seed=3):
     """A model patched as the case says, or with this encoding."""
     options = CASES.get(case, {"encoding": case})
-    return randomise_encodings(patch_model(model or vit(), **options), seed)
+    return randomise_encodings(patch_model(model or vit(), **options), seed=seed)
 
 
 def encoding_names(model):
@@ -58,3 +53,9 @@ def train_step(model, optimizer, seed=0):
 
 def adamw(model, lr=0.01):
     return create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=0.05)
+
+
+def created(**options):
+    """As in a training script, but tiny."""
+    sizes = {"img_size": (48, 80), "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
+    return timm.create_model("vit_tiny_patch16_224", **{**sizes, **options}).eval()

@@ -15,7 +15,7 @@ from torch import Tensor
 import posenc
 
 IRPE_METHODS = {"euc": "euclidean", "quant": "quantized", "product": "product", "cross": "cross"}
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parents[1] / "golden"
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import functools
 
 import oracles
 import torch
+from random_encodings import SILENT
 
 
 @functools.cache
@@ -42,3 +43,6 @@ BIAS = {
         dict(e.named_parameters()), *layout
     ),
 }
+
+# With these they start without effect.
+OPTIONS = {name: SILENT[name] for name in BIAS}
