@@ -260,11 +260,14 @@ def test_autocast_casts_before_terms_rewrite():
 
 @pytest.mark.parametrize("case", CASES)
 def test_compiles_as_one_graph(case):
+    torch.compiler.reset()
     t = Terms((4, 3, 1))
     terms, _ = CASES[case](t)
-    function = torch.compile(
-        lambda q, k, v: attend(q, k, v, terms), fullgraph=True, backend="eager"
-    )
+
+    def call(q, k, v):
+        return attend(q, k, v, terms)
+
+    function = torch.compile(call, fullgraph=True, backend="eager")
     expected = attend(t.q, t.k, t.v, terms)
     torch.testing.assert_close(function(t.q, t.k, t.v), expected, rtol=1e-10, atol=1e-10)
 
