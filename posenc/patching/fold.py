@@ -29,6 +29,7 @@ class FoldedBias(AttentionEncoding):
     def __init__(self, encoding: AttentionEncoding, layout: TokenLayout, like: Tensor) -> None:
         super().__init__(layout, encoding.num_heads, encoding.head_dim)
         self.name = type(encoding).__name__
+        self._changed = encoding.changes_at_start()
         self._wide: list[bool | None] = []  # of each term; None for a dense bias
         with torch.no_grad():
             for position, term in enumerate(encoding(like, like, layout)):
@@ -59,6 +60,10 @@ class FoldedBias(AttentionEncoding):
             return DenseBias(self.get_buffer(f"bias_{position}"))
         left, right = self.get_buffer(f"left_{position}"), self.get_buffer(f"right_{position}")
         return LowRankBias(left, right, wide)
+
+    def changes_at_start(self) -> bool | None:
+        """What the encoding said."""
+        return self._changed
 
     def extra_repr(self) -> str:
         """The encoding that it was."""

@@ -393,6 +393,9 @@ def custom(layout, num_heads, head_dim, embed_dim, *, fill=0.0):
 class Constant(AttentionEncoding):
     """A user's own encoding: one number per head for every pair on the diagonal."""
 
+    def changes_at_start(self):
+        return False
+
     def __init__(self, layout, num_heads, head_dim=None, *, device=None, dtype=None):
         super().__init__(layout, num_heads, head_dim)
         self.weight = nn.Parameter(torch.zeros(num_heads, device=device, dtype=dtype))
@@ -403,6 +406,9 @@ class Constant(AttentionEncoding):
 
 
 class Shift(TokenEncoding):
+    def changes_at_start(self):
+        return False
+
     def __init__(self, layout, embed_dim, *, device=None, dtype=None):
         super().__init__(layout, embed_dim)
         self.shift = nn.Parameter(torch.zeros(embed_dim, device=device, dtype=dtype))
@@ -1160,7 +1166,7 @@ def test_summary():
         "VisionTransformer": ("learned",),
     }
     assert summary.new_parameters == 3 * 8 * 50 + 16 * 10 + 20 * 16
-    assert summary.changing == ()
+    assert not any(summary.at_start.values())
     assert summary.own_positions == ("absolute table pos_embed, hidden",)
     lines = str(summary).splitlines()
     assert lines[0] == "layout:         3x5 + 5 prefix = 20 tokens"
@@ -1260,5 +1266,5 @@ def test_the_config_is_plain_data():
         "absolute": "keep",
         "backend": "auto",
     }
-    with pytest.raises(ValueError, match=r"'custom' is not registered.* posenc.registry.register"):
+    with pytest.raises(ValueError, match=r"'custom' is not registered.* posenc.register_encoding"):
         posenc.encoding_config(patch_model(vit(), custom))
