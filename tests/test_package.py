@@ -3,7 +3,6 @@ from new_process import run_python
 
 import posenc
 
-# DESIGN section 3, without set_layout (another issue), and the two bases of own encodings.
 FUNCTIONS = {
     "attend",
     "create_encoding",
@@ -11,12 +10,15 @@ FUNCTIONS = {
     "encoding_parameters",
     "encoding_state_dict",
     "explain",
+    "fit_buckets",
     "fold_biases",
     "is_patched",
     "list_encodings",
     "load_encodings",
+    "pair_index",
     "patch_model",
     "patched_encodings",
+    "register_encoding",
     "save_encodings",
     "set_layout",
     "summary",
@@ -27,18 +29,26 @@ CLASSES = {
     "IRPE",
     "PEG",
     "AttentionEncoding",
+    "DenseBias",
+    "Explanation",
     "HumanPart",
     "LearnedAbsolute",
+    "LookupBias",
+    "LowRankBias",
+    "PairIndex",
     "Quadratic",
     "Sinusoidal",
+    "Summary",
+    "Support",
     "SwinBias",
     "TokenEncoding",
     "TokenLayout",
+    "ValueLookup",
 }
 
 
 def test_exports():
-    assert set(posenc.__all__) == FUNCTIONS | CLASSES
+    assert set(posenc.__all__) == FUNCTIONS | CLASSES | {"__version__"}
     assert len(posenc.__all__) == len(set(posenc.__all__))
     assert all(callable(getattr(posenc, name)) for name in FUNCTIONS)
     assert all(isinstance(getattr(posenc, name), type) for name in CLASSES)

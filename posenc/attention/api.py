@@ -157,7 +157,7 @@ def attention_matrix(
 
 def check_backend(name: str) -> None:
     """Raises unless `name` is "auto" or a backend."""
-    if name != "auto" and name not in BACKENDS:
+    if not isinstance(name, str) or name not in ("auto", *BACKENDS):
         known = ", ".join(["auto", *BACKENDS])
         raise ValueError(f"unknown attention backend {name!r}; there are: {known}")
 

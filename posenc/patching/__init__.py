@@ -10,10 +10,12 @@ from posenc.patching.checkpoint import (
 )
 from posenc.patching.fold import fold_biases
 from posenc.patching.patch import is_patched, patch_model, unpatch_model
-from posenc.patching.report import summary, supports
+from posenc.patching.report import Summary, Support, summary, supports
 from posenc.patching.resize import set_layout
 
 __all__ = [
+    "Summary",
+    "Support",
     "encoding_config",
     "encoding_parameters",
     "encoding_state_dict",

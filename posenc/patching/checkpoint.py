@@ -95,7 +95,7 @@ def encoding_config(model: nn.Module) -> dict[str, Any]:
         if spec["name"] not in list_encodings():
             raise ValueError(
                 f"{spec['name']!r} is not registered, so a file could not name it: call "
-                "posenc.registry.register(name, class) and patch by that name"
+                "posenc.register_encoding(name, class) and patch by that name"
             )
     try:
         config: dict[str, Any] = json.loads(json.dumps(asked))

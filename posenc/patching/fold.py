@@ -31,6 +31,7 @@ class FoldedBias(AttentionEncoding):
         super().__init__(layout, encoding.num_heads, encoding.head_dim)
         self.name = type(encoding).__name__
         self._kept: list[Term] = []  # whose tensors are buffers, and here only placeholders
+        self._changed = encoding.changes_at_start()
         with torch.no_grad():
             for term in encoding(like, like, layout):
                 self._keep(map_biases(term, _folded))
@@ -55,6 +56,10 @@ class FoldedBias(AttentionEncoding):
 
     def _filled(self, position: int, term: Term) -> Any:
         return map_tensors(term, lambda name, _: self.get_buffer(f"{name}_{position}"))
+
+    def changes_at_start(self) -> bool | None:
+        """What the encoding said."""
+        return self._changed
 
     def extra_repr(self) -> str:
         """The encoding that it was."""

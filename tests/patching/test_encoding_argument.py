@@ -25,6 +25,9 @@ from posenc.terms import DenseBias
 class Constant(AttentionEncoding):
     """A user's own encoding: one number per head for every pair on the diagonal."""
 
+    def changes_at_start(self):
+        return False
+
     def __init__(self, layout, num_heads, head_dim=None, *, device=None, dtype=None):
         super().__init__(layout, num_heads, head_dim)
         self.weight = nn.Parameter(torch.zeros(num_heads, device=device, dtype=dtype))
@@ -35,6 +38,9 @@ class Constant(AttentionEncoding):
 
 
 class Shift(TokenEncoding):
+    def changes_at_start(self):
+        return False
+
     def __init__(self, layout, embed_dim, *, device=None, dtype=None):
         super().__init__(layout, embed_dim)
         self.shift = nn.Parameter(torch.zeros(embed_dim, device=device, dtype=dtype))

@@ -22,7 +22,7 @@ def test_summary():
         "VisionTransformer": ("learned",),
     }
     assert summary.new_parameters == 3 * 8 * 50 + 16 * 10 + 20 * 16
-    assert summary.changing == ()
+    assert not any(summary.at_start.values())
     assert summary.own_positions == ("absolute table pos_embed, hidden",)
     lines = str(summary).splitlines()
     assert lines[0] == "layout:         3x5 + 5 prefix = 20 tokens"
@@ -122,5 +122,5 @@ def test_the_config_is_plain_data():
         "absolute": "keep",
         "backend": "auto",
     }
-    with pytest.raises(ValueError, match=r"'custom' is not registered.* posenc.registry.register"):
+    with pytest.raises(ValueError, match=r"'custom' is not registered.* posenc.register_encoding"):
         posenc.encoding_config(patch_model(vit(), custom))
