@@ -15,6 +15,7 @@ FUNCTIONS = {
     "is_patched",
     "list_encodings",
     "load_encodings",
+    "patch_from_config",
     "patch_model",
     "patched_encodings",
     "save_encodings",

@@ -13,7 +13,7 @@ from posenc.encodings.base import is_finite
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import EmbeddingLayout, LayoutSource
-from posenc.patching.models.examine import check_model
+from posenc.patching.models.examine import Backbone, check_model
 from posenc.patching.models.others import OTHER
 from posenc.patching.names import is_of_encoding
 from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
@@ -88,6 +88,15 @@ def patch_model(
     >>> [key for key in model.state_dict() if "posenc" in key][:2]
     ['blocks.0.attn.posenc.irpe.table_k', 'blocks.0.posenc.peg.weight']
     """
+    check_unpatched(model)
+    plan = make_plan(model, encoding, layout, blocks, share, absolute, backend, options)
+    warn_of_changes(plan)  # first: a warning may be an error
+    apply_plan(plan)
+    return model
+
+
+def check_unpatched(model: nn.Module) -> None:
+    """Raises unless `model` is a module, and nothing in it is patched."""
     check_model(model)
     if (holder := find_patched(model)) is not None:
         names = ", ".join(spec["name"] for spec in holder._posenc_record.config["encodings"])
@@ -95,10 +104,6 @@ def patch_model(
             f"the model is already patched with {names}; call posenc.unpatch_model(model) first, "
             'or patch with several at once: patch_model(model, "a+b")'
         )
-    plan = make_plan(model, encoding, layout, blocks, share, absolute, backend, options)
-    _warn_of_changes(plan)  # first: a warning may be an error
-    apply_plan(plan)
-    return model
 
 
 def unpatch_model(model: nn.Module) -> nn.Module:
@@ -239,9 +244,8 @@ def _fused(planned: PlannedSite) -> Any:
 
 def _config(plan: Plan) -> dict[str, Any]:
     source = plan.backbone.layout
-    # Outside timm, names of sites are relative to what was passed; a part of it has them too.
-    passed = {"model": type(plan.backbone.module).__name__}
     return {
+        "model": model_name(plan.backbone),
         "encodings": [
             {"name": spec.name, "options": resolved_options(spec.build, spec.options)}
             for spec in plan.specs
@@ -253,11 +257,16 @@ def _config(plan: Plan) -> dict[str, Any]:
         "share": plan.share,
         "absolute": plan.absolute,
         "backend": plan.backend,
-        **(passed if plan.backbone.family is OTHER else {}),
     }
 
 
-def _warn_of_changes(plan: Plan) -> None:
+def model_name(backbone: Backbone) -> str | None:
+    """Class of a model outside timm, whose sites have names relative to what was passed."""
+    return type(backbone.module).__name__ if backbone.family is OTHER else None
+
+
+def warn_of_changes(plan: Plan) -> None:
+    """Warns where outputs change at once; called by what the user called."""
     changing = sorted({type(e).__name__ for e in plan.encodings if e.changes_at_start()})
     inherits = any(isinstance(encoding, LearnedAbsolute) for encoding in plan.encodings)
     removed = plan.absolute == "hide" and not inherits

@@ -90,6 +90,7 @@ class Plan:
     share: bool
     absolute: str
     backend: str
+    meta: bool = False  # encodings without memory, to see their shapes
 
     @property
     def encodings(self) -> list[Encoding]:
@@ -106,8 +107,12 @@ def make_plan(
     absolute: str,
     backend: str,
     options: dict[str, Any],
+    meta: bool = False,
 ) -> Plan:
-    """Checks everything and builds the encodings; the model is only read."""
+    """Checks everything and builds the encodings; the model is only read.
+
+    With `meta` encodings take no memory, and what would need it is not checked.
+    """
     specs = parse_specs(encoding, options)
     check_backend(backend)
     if layout is not None:
@@ -116,7 +121,7 @@ def make_plan(
         raise ValueError(f'absolute must be "keep" or "hide", got {absolute!r}')
     backbone = examine(model, layout)
     _check_attributes(backbone)
-    plan = Plan(backbone, specs, {}, share, absolute, backend)
+    plan = Plan(backbone, specs, {}, share, absolute, backend, meta)
     # Parameters made inside inference_mode could never be trained.
     with _untouched_rng(backbone.module), torch.inference_mode(False):
         for spec in specs:
@@ -131,6 +136,8 @@ def make_plan(
         _hide_table(plan)
     _follow_images(plan)
     _at_root(plan)
+    if meta:
+        return plan
     for planned in plan.sites.values():
         planned.new_class()
         if planned.is_attention:
@@ -320,7 +327,7 @@ def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) 
             "head_dim": site.head_dim if site else None,
             "embed_dim": plan.backbone.embed_dim,
         },
-        parameter.device,
+        torch.device("meta") if plan.meta else parameter.device,
         parameter.dtype,
     )
 
