@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from posenc._torch import load_hooks
-from posenc.encodings.base import is_finite
+from posenc._torch import is_strict_load, load_hooks
+from posenc.encodings.base import unfit
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import EmbeddingLayout, LayoutSource
@@ -221,20 +221,25 @@ def _check_state_dict(module: nn.Module, state_dict: dict[str, Any], prefix: str
     """Runs before `load_state_dict` changes anything in the backbone, strict or not."""
     names = (key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
     given = {name for name in names if is_of_encoding(name)}
+    own = {name: v for name, v in module.state_dict().items() if is_of_encoding(name)}
     for name in sorted(given):
-        if not is_finite(state_dict[prefix + name]):
-            raise ValueError(
-                f"{prefix}{name} has non-finite values; nothing was loaded. Load a checkpoint "
-                "from before the divergence"
-            )
-    own = {name for name in module.state_dict() if is_of_encoding(name)}
-    if given and given != own:  # none at all: the checkpoint of an unpatched model
-        name = min(given ^ own)
+        if fault := unfit(state_dict[prefix + name], own.get(name)):
+            raise ValueError(f"{prefix}{name} {fault[0]}; nothing was loaded: {fault[1]}")
+    if given and given != own.keys():
+        name = min(given ^ own.keys())
         where = "the state dict" if name in own else "the model"
         raise ValueError(
-            f"the state dict has {len(given & own)} of the model's {len(own)} encoding tables "
-            f"({prefix}{name} is missing in {where}); nothing was loaded. Patch the model as the "
-            "one that was saved (posenc.encoding_config tells), or leave all encodings out"
+            f"the state dict has {len(given & own.keys())} of the model's {len(own)} encoding "
+            f"tables ({prefix}{name} is missing in {where}); nothing was loaded. Patch a fresh "
+            "model as the one that was saved (posenc.patch_from_config with its "
+            "posenc.encoding_config), or leave all keys with '.posenc.' out and load with "
+            "strict=False"
+        )
+    if own and not given and is_strict_load():
+        raise ValueError(
+            f"the state dict has none of the model's {len(own)} encoding tables ({prefix}"
+            f"{min(own)}, ...), as that of a model that was not patched; nothing was loaded. Load "
+            "first, then patch; or load with strict=False, which leaves the encodings as they are"
         )
 
 
