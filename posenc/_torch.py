@@ -6,6 +6,7 @@ fails in `tests/test_torch_names.py` by name.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,14 @@ def run_uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def load_hooks(module: nn.Module) -> dict[int, Any]:
     """The hooks that run before `load_state_dict`; there is no public way to find one again."""
     return module._load_state_dict_pre_hooks
+
+
+def is_strict_load() -> bool:
+    """Whether the `load_state_dict` that runs now is strict: torch does not tell its hooks."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not nn.Module.load_state_dict.__code__:
+        frame = frame.f_back
+    return frame is not None and bool(frame.f_locals["strict"])
 
 
 def is_compiled_in_place(module: nn.Module) -> bool:

@@ -16,6 +16,7 @@ FUNCTIONS = {
     "list_encodings",
     "load_encodings",
     "pair_index",
+    "patch_from_config",
     "patch_model",
     "patched_encodings",
     "register_encoding",

@@ -85,12 +85,11 @@ class Encoding(nn.Module, ABC):
                 "model with that input size, load, then call model.set_input_size(...)"
             )
             return
-        for name in self._parameters:
+        for name, parameter in self._parameters.items():
             value = state_dict.get(prefix + name)
-            if value is not None and not is_finite(value):
+            if value is not None and (fault := unfit(value, parameter)):
                 error_msgs.append(
-                    f"{prefix}{name} has non-finite values, {type(self).__name__} was not loaded; "
-                    "load a checkpoint from before the divergence"
+                    f"{prefix}{name} {fault[0]}, {type(self).__name__} was not loaded; {fault[1]}"
                 )
                 return
         super()._load_from_state_dict(
@@ -288,6 +287,15 @@ def _remembered(term: Term) -> Any:
 def is_finite(tensor: Tensor) -> bool:
     """Whether all values are; a meta tensor has none."""
     return tensor.is_meta or bool(torch.isfinite(tensor).all())
+
+
+def unfit(value: Tensor, parameter: Tensor | None) -> tuple[str, str] | None:
+    """Why a saved value cannot be loaded into a parameter, and what to do; None when it can."""
+    if not value.is_floating_point() and (parameter is None or parameter.is_floating_point()):
+        return f"is {value.dtype} instead of floating point", "load the checkpoint without the cast"
+    if not is_finite(value):
+        return "has non-finite values", "load a checkpoint from before the divergence"
+    return None
 
 
 def check_layout(layout: Any, name: str) -> TokenLayout:

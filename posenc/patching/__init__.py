@@ -1,13 +1,13 @@
 """Putting encodings into models, and taking them out again."""
 
 from posenc.patching.checkpoint import (
-    encoding_config,
     encoding_parameters,
     encoding_state_dict,
     load_encodings,
     patched_encodings,
     save_encodings,
 )
+from posenc.patching.config import encoding_config, patch_from_config
 from posenc.patching.fold import fold_biases
 from posenc.patching.patch import is_patched, patch_model, unpatch_model
 from posenc.patching.report import Summary, Support, summary, supports
@@ -22,6 +22,7 @@ __all__ = [
     "fold_biases",
     "is_patched",
     "load_encodings",
+    "patch_from_config",
     "patch_model",
     "patched_encodings",
     "save_encodings",

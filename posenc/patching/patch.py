@@ -8,12 +8,12 @@ from typing import Any, Literal, TypeVar
 
 from torch import nn
 
-from posenc._torch import load_hooks
-from posenc.encodings.base import is_finite
+from posenc._torch import is_strict_load, load_hooks
+from posenc.encodings.base import unfit
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import EmbeddingLayout, LayoutSource
-from posenc.patching.models.examine import check_model
+from posenc.patching.models.examine import Backbone, check_model
 from posenc.patching.models.others import OTHER
 from posenc.patching.names import is_of_encoding
 from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
@@ -96,6 +96,15 @@ def patch_model(
     >>> [key for key in model.state_dict() if "posenc" in key][:2]
     ['blocks.0.attn.posenc.irpe.table_k', 'blocks.0.posenc.peg.weight']
     """
+    check_unpatched(model)
+    plan = make_plan(model, encoding, layout, blocks, share, absolute, backend, options)
+    warn_of_changes(plan)  # first: a warning may be an error
+    apply_plan(plan)
+    return model
+
+
+def check_unpatched(model: nn.Module) -> None:
+    """Raises unless `model` is a module, and nothing in it is patched."""
     check_model(model)
     if (holder := find_patched(model)) is not None:
         names = ", ".join(spec["name"] for spec in holder._posenc_record.config["encodings"])
@@ -103,10 +112,6 @@ def patch_model(
             f"the model is already patched with {names}; call posenc.unpatch_model(model) first, "
             'or patch with several at once: patch_model(model, "a+b")'
         )
-    plan = make_plan(model, encoding, layout, blocks, share, absolute, backend, options)
-    _warn_of_changes(plan)  # first: a warning may be an error
-    apply_plan(plan)
-    return model
 
 
 def unpatch_model(model: Model) -> Model:
@@ -224,20 +229,25 @@ def _check_state_dict(module: nn.Module, state_dict: dict[str, Any], prefix: str
     """Runs before `load_state_dict` changes anything in the backbone, strict or not."""
     names = (key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
     given = {name for name in names if is_of_encoding(name)}
+    own = {name: v for name, v in module.state_dict().items() if is_of_encoding(name)}
     for name in sorted(given):
-        if not is_finite(state_dict[prefix + name]):
-            raise ValueError(
-                f"{prefix}{name} has non-finite values; nothing was loaded. Load a checkpoint "
-                "from before the divergence"
-            )
-    own = {name for name in module.state_dict() if is_of_encoding(name)}
-    if given and given != own:  # none at all: the checkpoint of an unpatched model
-        name = min(given ^ own)
+        if fault := unfit(state_dict[prefix + name], own.get(name)):
+            raise ValueError(f"{prefix}{name} {fault[0]}; nothing was loaded: {fault[1]}")
+    if given and given != own.keys():
+        name = min(given ^ own.keys())
         where = "the state dict" if name in own else "the model"
         raise ValueError(
-            f"the state dict has {len(given & own)} of the model's {len(own)} encoding tables "
-            f"({prefix}{name} is missing in {where}); nothing was loaded. Patch the model as the "
-            "one that was saved (posenc.encoding_config tells), or leave all encodings out"
+            f"the state dict has {len(given & own.keys())} of the model's {len(own)} encoding "
+            f"tables ({prefix}{name} is missing in {where}); nothing was loaded. Patch a fresh "
+            "model as the one that was saved (posenc.patch_from_config with its "
+            "posenc.encoding_config), or leave all keys with '.posenc.' out and load with "
+            "strict=False"
+        )
+    if own and not given and is_strict_load():
+        raise ValueError(
+            f"the state dict has none of the model's {len(own)} encoding tables ({prefix}"
+            f"{min(own)}, ...), as that of a model that was not patched; nothing was loaded. Load "
+            "first, then patch; or load with strict=False, which leaves the encodings as they are"
         )
 
 
@@ -247,9 +257,8 @@ def _fused(planned: PlannedSite) -> Any:
 
 def _config(plan: Plan) -> dict[str, Any]:
     source = plan.backbone.layout
-    # Outside timm, names of sites are relative to what was passed; a part of it has them too.
-    passed = {"model": type(plan.backbone.module).__name__}
     return {
+        "model": model_name(plan.backbone),
         "encodings": [
             {"name": spec.name, "options": resolved_options(spec.build, spec.options)}
             for spec in plan.specs
@@ -261,11 +270,16 @@ def _config(plan: Plan) -> dict[str, Any]:
         "share": plan.share,
         "absolute": plan.absolute,
         "backend": plan.backend,
-        **(passed if plan.backbone.family is OTHER else {}),
     }
 
 
-def _warn_of_changes(plan: Plan) -> None:
+def model_name(backbone: Backbone) -> str | None:
+    """Class of a model outside timm, whose sites have names relative to what was passed."""
+    return type(backbone.module).__name__ if backbone.family is OTHER else None
+
+
+def warn_of_changes(plan: Plan) -> None:
+    """Warns where outputs change at once; called by what the user called."""
     by_name = {name: e for planned in plan.sites.values() for name, e in planned.own.items()}
     starts = {spec.name: by_name[spec.name].changes_at_start() for spec in plan.specs}
     reasons = [

@@ -91,6 +91,7 @@ class Plan:
     share: bool
     absolute: str
     backend: str
+    meta: bool = False  # encodings without memory, to see their shapes
 
     @property
     def encodings(self) -> list[Encoding]:
@@ -107,8 +108,12 @@ def make_plan(
     absolute: str,
     backend: str,
     options: dict[str, Any],
+    meta: bool = False,
 ) -> Plan:
-    """Checks everything and builds the encodings; the model is only read."""
+    """Checks everything and builds the encodings; the model is only read.
+
+    With `meta` encodings take no memory, and what would need it is not checked.
+    """
     specs = parse_specs(encoding, options)
     check_backend(backend)
     if layout is not None:
@@ -119,7 +124,7 @@ def make_plan(
         raise TypeError(f"share must be True or False, got {share!r}")
     backbone = examine(model, layout)
     _check_attributes(backbone)
-    plan = Plan(backbone, specs, {}, share, absolute, backend)
+    plan = Plan(backbone, specs, {}, share, absolute, backend, meta)
     # Parameters made inside inference_mode could never be trained.
     with _untouched_rng(backbone.module), torch.inference_mode(False):
         for spec in specs:
@@ -134,6 +139,8 @@ def make_plan(
         _hide_table(plan)
     _follow_images(plan)
     _at_root(plan)
+    if meta:
+        return plan
     for planned in plan.sites.values():
         planned.new_class()
         if planned.is_attention:
@@ -362,7 +369,7 @@ def _build(
             "embed_dim": plan.backbone.embed_dim,
             **where._asdict(),
         },
-        parameter.device,
+        torch.device("meta") if plan.meta else parameter.device,
         parameter.dtype,
     )
 

@@ -109,7 +109,7 @@ def test_no_weight_decay_in_a_new_process(case, how, another_process):
     [
         ("encoding", ["encodings: ", "'swin'", "'irpe'"]),
         ("layout", ["layout: ", "'height': 3", "'height': 5"]),
-        ("heads", ["blocks.0.attn.posenc.swin.table", "[2, 45]", "[4, 45]"]),
+        ("heads", ["heads of blocks.0.attn: ", "[2, 8]", "[4, 4]"]),
     ],
 )
 def test_errors_in_a_new_process_name_the_first_mismatch(case, words, another_process):

@@ -99,6 +99,8 @@ def test_sites_inside_a_block_subclass():
 def test_the_config_is_plain_data():
     model = patch_model(vit(), "peg+irpe", irpe={"mode": "bias"}, after=(1,), blocks=[0])
     assert posenc.encoding_config(model) == {
+        "format": 1,
+        "model": None,
         "encodings": [
             {"name": "peg", "options": {"kernel_size": 3, "after": [1], "init": "zero"}},
             {
@@ -116,7 +118,12 @@ def test_the_config_is_plain_data():
         ],
         "layout": {"height": 3, "width": 5, "prefix": 1},
         "layout_given": False,
+        "depth": 2,
+        "blocks": ["blocks.0", "blocks.1"],
+        "width": 16,
         "windows": {},
+        "heads": {"blocks.0.attn": [2, 8]},
+        "patch_size": [4, 4],
         "sites": ["blocks.0.attn"],
         "share": False,
         "absolute": "keep",
