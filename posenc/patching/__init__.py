@@ -9,6 +9,7 @@ from posenc.patching.checkpoint import (
     save_encodings,
 )
 from posenc.patching.fold import fold_biases
+from posenc.patching.models.registered import register_attention
 from posenc.patching.patch import is_patched, patch_model, unpatch_model
 from posenc.patching.report import summary, supports
 from posenc.patching.resize import set_layout
@@ -22,6 +23,7 @@ __all__ = [
     "load_encodings",
     "patch_model",
     "patched_encodings",
+    "register_attention",
     "save_encodings",
     "set_layout",
     "summary",

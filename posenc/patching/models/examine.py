@@ -185,8 +185,9 @@ def _check_adapted(model: nn.Module, layout: TokenLayout | None) -> None:
         others = ", ".join(kind.path.rpartition(":")[2] for kind in ADAPTED)
         raise UnsupportedModelError(
             f"found no model that posenc knows in {type(model).__name__} (known are timm's "
-            f"{known_families()}; and, with layout=, {others} in any model). Any other attention "
-            "can call posenc.attend(q, k, v, terms) itself"
+            f"{known_families()}; and, with layout=, {others} in any model). A class of your "
+            "own that calls F.scaled_dot_product_attention is made known by "
+            "posenc.register_attention(cls); any other can call posenc.attend(q, k, v, terms)"
         )
     if layout is None:
         raise UnsupportedModelError(
@@ -278,7 +279,7 @@ def _find_attention(backbone: Backbone) -> None:
                 backbone.refused[name] = f"{own} is not among the known attentions"
             continue
         layout = backbone.family.site_layout(backbone.module, name, module) or backbone.layout
-        reason = _refusal(module, kind)
+        reason = _refusal(module, kind) or _map_refusal(kind, layout)
         if isinstance(layout, str):
             backbone.left_alone[name] = layout
         elif reason or layout is None:
@@ -288,16 +289,22 @@ def _find_attention(backbone: Backbone) -> None:
 
 
 def _site(name: str, module: Any, kind: AttentionKind, layout: LayoutSource) -> AttentionSite:
-    head_dim = kind.head_dim(module)
+    num_heads, head_dim, value_dim = _sizes(module, kind)
     return AttentionSite(
         name=name,
         module=module,
         kind=kind,
         layout=layout if kind.map is None else MapLayout(layout),
-        num_heads=kind.num_heads(module),
+        num_heads=num_heads,
         head_dim=head_dim,
-        value_dim=head_dim if kind.value_dim is None else kind.value_dim(module),
+        value_dim=value_dim,
     )
+
+
+def _sizes(module: Any, kind: AttentionKind) -> tuple[int, int, int]:
+    head_dim = kind.head_dim(module)
+    value_dim = head_dim if kind.value_dim is None else kind.value_dim(module)
+    return kind.num_heads(module), head_dim, value_dim
 
 
 def _refusal(module: Any, kind: AttentionKind) -> str | None:
@@ -315,6 +322,25 @@ def _refusal(module: Any, kind: AttentionKind) -> str | None:
         rewritten_forward(original)
     except CannotRewrite as reason:
         return f"{type(module).__name__}: {reason}"
+    return _size_refusal(module, kind)
+
+
+def _map_refusal(kind: AttentionKind, layout: LayoutSource | str | None) -> str | None:
+    """A map is a grid and nothing else; a model of timm with prefix tokens has none."""
+    if kind.map is None or not isinstance(layout, GivenLayout) or layout.layout.prefix == 0:
+        return None
+    return f"layout {layout.layout} has prefix tokens, and a map [{kind.map}] has none"
+
+
+def _size_refusal(module: Any, kind: AttentionKind) -> str | None:
+    """Why the sizes of a module cannot be read; they are what a user registered, perhaps."""
+    say = "say where posenc.register_attention finds num_heads=, head_dim= and value_dim="
+    try:
+        sizes = _sizes(module, kind)
+    except AttributeError as error:
+        return f"{error}: {say}"
+    if any(type(size) is not int or size < 1 for size in sizes):
+        return f"(num_heads, head_dim, value_dim) = {sizes} of {type(module).__name__}: {say}"
     return None
 
 

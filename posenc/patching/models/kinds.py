@@ -9,6 +9,10 @@ from typing import Any
 from posenc.patching.layouts import LayoutSource, SeenGrid, grid_of_embedding
 
 
+# How a forward may receive a map of tokens: the axes of its first argument, or sides beside it.
+MAPS = ("b h w c", "b c h w", "size")
+
+
 class UnsupportedModelError(ValueError):
     """A model or module that posenc refuses, with the reason and what to do."""
 

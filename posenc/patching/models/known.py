@@ -10,6 +10,7 @@ from torch import nn
 
 from posenc.patching.models.kinds import AttentionKind, Family
 from posenc.patching.models.others import ADAPTED
+from posenc.patching.models.registered import registered_attention
 from posenc.patching.models.timm import ATTENTIONS, FAMILIES, REFUSED
 
 
@@ -19,15 +20,21 @@ def family_of(module: nn.Module) -> Family | None:
 
 
 def attention_of(module: nn.Module) -> AttentionKind | None:
-    """What is known of an attention module, None when nothing is."""
-    return _first(type(module), _by_class({kind.path: kind for kind in ATTENTIONS}))
+    """What is known of an attention module in a model of timm, None when nothing is."""
+    return _attention(type(module), {kind.path: kind for kind in ATTENTIONS})
 
 
 def adapted_of(module: nn.Module) -> AttentionKind | None:
-    """What is known of an attention module outside timm, None when nothing is."""
-    known = {kind.path: kind for kind in ADAPTED}
-    paths = (f"{base.__module__}:{base.__qualname__}" for base in type(module).__mro__)
-    return next((known[path] for path in paths if path in known), None)
+    """What is known of an attention module in any other model, None when nothing is."""
+    return _attention(type(module), {kind.path: kind for kind in (*ATTENTIONS, *ADAPTED)})
+
+
+def _attention(cls: type, known: dict[str, AttentionKind]) -> AttentionKind | None:
+    for base in cls.__mro__:
+        path = f"{base.__module__}:{base.__qualname__}"  # nothing is imported
+        if (kind := registered_attention(base) or known.get(path)) is not None:
+            return kind
+    return None
 
 
 def refusal_of(module: nn.Module) -> str | None:
