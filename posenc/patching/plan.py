@@ -116,6 +116,7 @@ def make_plan(
         raise ValueError(f'absolute must be "keep" or "hide", got {absolute!r}')
     backbone = examine(model, layout)
     _check_attributes(backbone)
+    _floating_parameter(backbone.module)
     plan = Plan(backbone, specs, {}, share, absolute, backend)
     # Parameters made inside inference_mode could never be trained.
     with _untouched_rng(backbone.module), torch.inference_mode(False):
@@ -141,53 +142,85 @@ def make_plan(
 
 def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
     """Builds one encoding for each of its sites, or one for all (`share`)."""
-    sites = plan.backbone.attention
-    if isinstance(spec.build, type) and not _acts_in_attention(spec):
-        _one_grid(plan, spec)
-    if not sites and _acts_in_attention(spec):
-        _select(plan.backbone, blocks)  # says why there is none
-    first = _build(plan, spec, plan.backbone.module, sites[0] if sites else None)
+    if _acts_in_attention(spec):
+        _place_in_attention(plan, spec, blocks, {})
+        return
+    # What a callable builds shows only when it was called: the result is kept for its site.
+    is_class = isinstance(spec.build, type)
+    site = _first_site(plan.backbone, None if is_class else blocks)
+    if is_class:
+        site = _seeing_all(plan, spec, site)
+    first = _build(plan, spec, site.module if site else plan.backbone.module, site)
+    if acts_on(first) == "attention":
+        _place_in_attention(plan, spec, blocks, {site.name: first} if site else {})
+        return
+    if site is not None and site.layout.default() != _one_grid(plan, spec).default():
+        first = _build(plan, spec, site.module, _seeing_all(plan, spec, site))
+    _place_on_tokens(plan, spec, first)
+
+
+def _place_on_tokens(plan: Plan, spec: Spec, first: Encoding) -> None:
     kind = acts_on(first)
-    if kind != "attention" and sites and sites[0].layout is not plan.backbone.layout:
-        # What acts on tokens sees all of them, not the first module's window.
-        whole = dataclasses.replace(sites[0], layout=_one_grid(plan, spec))
-        first = _build(plan, spec, plan.backbone.module, whole)
-    if kind == "attention":
-        if plan.backbone.family is not OTHER:
-            check_fused_flag()
-        _place_in_attention(plan, spec, blocks, first)
-    elif kind == "block":
+    if kind == "block":
         _place_after_blocks(plan, spec, first)
     elif kind == "position":
         _place_at_step(plan, spec, first)
     else:
-        raise ValueError(
-            f'{spec.name}: placement must be "position" or "block", got {first.placement!r}'
-        )
+        raise ValueError(f'{spec.name}: placement must be "position" or "block", got {kind!r}')
 
 
 def _acts_in_attention(spec: Spec) -> bool:
     return isinstance(spec.build, type) and issubclass(spec.build, AttentionEncoding)
 
 
-def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, first: Encoding) -> None:
+def _first_site(backbone: Backbone, blocks: Blocks) -> AttentionSite | None:
+    """A selected attention site, if possible one that sees all tokens rather than a window."""
+    chosen = _choose(_names(backbone), blocks)
+    sites = [site for site in backbone.attention if site.name in chosen]
+    whole = backbone.layout and backbone.layout.default()
+    return next((s for s in sites if s.layout.default() == whole), sites[0] if sites else None)
+
+
+def _seeing_all(plan: Plan, spec: Spec, site: AttentionSite | None) -> AttentionSite | None:
+    """The site as what acts on tokens needs it: all of them, not a window."""
+    layout = _one_grid(plan, spec)
+    return None if site is None else dataclasses.replace(site, layout=layout)
+
+
+def _place_in_attention(
+    plan: Plan, spec: Spec, blocks: Blocks, built: dict[str, Encoding]
+) -> None:
+    """`built` has the encodings that there are already, by site."""
+    if plan.backbone.family is not OTHER:
+        check_fused_flag()
     selected = _select(plan.backbone, blocks)
     if plan.share:
-        sizes = {(s.num_heads, s.head_dim, str(s.layout.default())) for s in selected}
-        if len(sizes) > 1:
-            raise ValueError(
-                "share=True needs attention modules of equal (num_heads, head_dim, layout), got "
-                f"{sorted(sizes)}"
-            )
-        first = _build(plan, spec, selected[0].module, selected[0])
+        _check_equal(selected)
+        shared = [*built.values()] or [_build(plan, spec, selected[0].module, selected[0])]
+        built = {site.name: shared[0] for site in selected}
     for site in selected:
-        encoding = first if plan.share else _build(plan, spec, site.module, site)
+        there = site.name in built
+        encoding = built[site.name] if there else _build(plan, spec, site.module, site)
+        if acts_on(encoding) != "attention":
+            raise ValueError(
+                f"{spec.name}: the callable returned encodings of different kinds, for {site.name} "
+                f"a {type(encoding).__name__}, which does not act inside attention"
+            )
         planned = _at(plan, site.name, ReplaceAttention(site.kind.adapter))
         if site.kind.map is not None:
             _at(plan, site.name, SeeMap(site.kind.map))
         _describe_attention(planned.site, site)
         planned.site.attention.append(spec.name)
         _own(plan, planned, spec.name, encoding)
+
+
+def _check_equal(sites: list[AttentionSite]) -> None:
+    sizes = {(s.num_heads, s.head_dim, str(s.layout.default())) for s in sites}
+    if len(sizes) > 1:
+        raise ValueError(
+            "share=True needs attention modules of equal (num_heads, head_dim, layout), got "
+            f"{sorted(sizes)}"
+        )
 
 
 def _describe_attention(site: Site, found: AttentionSite) -> None:
@@ -209,7 +242,7 @@ def _place_at_step(plan: Plan, spec: Spec, encoding: Encoding) -> None:
     else:
         planned = _at(plan, step.module, EncodePositions(step.method))
     planned.site.positions.append(spec.name)
-    planned.own[spec.name] = encoding
+    planned.own[spec.name] = _moved(encoding, plan.backbone.module)
 
 
 def _one_grid(plan: Plan, spec: Spec) -> LayoutSource:
@@ -242,7 +275,7 @@ def _follow_images(plan: Plan) -> None:
 def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
     _one_grid(plan, spec)
     names = plan.backbone.blocks
-    for index in check_after(first.after):  # type: ignore[arg-type]
+    for place, index in enumerate(check_after(first.after)):  # type: ignore[arg-type]
         if not -len(names) <= index < len(names):
             raise ValueError(
                 f"{spec.name}: after={first.after} names block {index}, but the model has "
@@ -252,8 +285,9 @@ def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
         if spec.name in planned.site.tokens:
             raise ValueError(f"{spec.name}: after={first.after} names block {index} twice")
         planned.site.tokens.append(spec.name)
-        encoding = first if plan.share else _build(plan, spec, planned.module, None)
-        _own(plan, planned, spec.name, encoding)
+        is_first = plan.share or place == 0
+        encoding = first if is_first else _build(plan, spec, planned.module, None)
+        _own(plan, planned, spec.name, _moved(encoding, planned.module))
 
 
 def _own(plan: Plan, planned: PlannedSite, name: str, encoding: Encoding) -> None:
@@ -306,12 +340,7 @@ def _at(plan: Plan, name: str, role: Role | None) -> PlannedSite:
 
 def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) -> Encoding:
     """On the device and in the dtype of the module that it goes to."""
-    parameter = next(near.parameters())
-    if not parameter.is_floating_point():
-        raise UnsupportedModelError(
-            f"{type(near).__name__} has {parameter.dtype} parameters: patch the floating point "
-            "model, then quantise it"
-        )
+    parameter = _floating_parameter(near)
     source = _one_grid(plan, spec) if site is None else site.layout
     return spec.create(
         source.default(),
@@ -325,12 +354,27 @@ def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) 
     )
 
 
+def _moved(encoding: Encoding, near: nn.Module) -> Encoding:
+    """The encoding, on the device and in the dtype of this module."""
+    parameter = _floating_parameter(near)
+    return encoding.to(device=parameter.device, dtype=parameter.dtype)
+
+
+def _floating_parameter(module: nn.Module) -> nn.Parameter:
+    parameter = next(module.parameters())
+    if not parameter.is_floating_point():
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has {parameter.dtype} parameters: patch the floating point "
+            "model, then quantise it"
+        )
+    return parameter
+
+
 def _select(backbone: Backbone, blocks: Blocks) -> list[AttentionSite]:
     """Attention sites chosen by `blocks`, none of them refused."""
     if not callable(blocks):
         backbone.check_one_place()
-    found = [site.name for site in backbone.attention]
-    names = sorted([*found, *backbone.refused], key=_order(backbone))
+    names = _names(backbone)
     if not names:
         reasons = "; ".join(f"{n}: {reason}" for n, reason in backbone.left_alone.items())
         raise UnsupportedModelError(
@@ -351,9 +395,10 @@ def _select(backbone: Backbone, blocks: Blocks) -> list[AttentionSite]:
     return [site for site in backbone.attention if site.name in chosen]
 
 
-def _order(backbone: Backbone) -> Callable[[str], int]:
+def _names(backbone: Backbone) -> list[str]:
+    """Names of the attention modules from which `blocks` selects, in order."""
     order = {name: index for index, (name, _) in enumerate(backbone.module.named_modules())}
-    return order.__getitem__
+    return sorted([*(s.name for s in backbone.attention), *backbone.refused], key=order.__getitem__)
 
 
 def _choose(names: list[str], blocks: Blocks) -> list[str]:

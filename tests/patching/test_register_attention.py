@@ -163,14 +163,14 @@ def test_a_mask_of_the_caller_stays():
 def test_inside_a_model_of_timm():
     """There the model tells the layout, and timm's own attention is patched beside it."""
     model = timm.create_model("vit_tiny_patch16_224", img_size=(48, 80), depth=2).eval()
-    model.blocks[1].attn = OwnAttention(192, 3)
+    model.blocks[0].attn = OwnAttention(192, 3)
     images = torch.randn(2, 3, 48, 80)
     with torch.no_grad():
         plain = model(images)
         patch_model(model, "swin")
         torch.testing.assert_close(model(images), plain)
         assert sorted(patched_encodings(model)) == ["blocks.0.attn.swin", "blocks.1.attn.swin"]
-        nn.init.normal_(model.blocks[1].attn.posenc["swin"].table)
+        nn.init.normal_(model.blocks[0].attn.posenc["swin"].table)
         assert (model(images) - plain).abs().max() > 1e-4
         posenc.unpatch_model(model)
         assert torch.equal(model(images), plain)
