@@ -263,13 +263,15 @@ def _one_grid(plan: Plan, spec: Spec) -> LayoutSource:
 
 
 def _follow_images(plan: Plan) -> None:
-    """For models that take images of any size: who sees the image, who remembers its layout."""
-    family = plan.backbone.family
-    if not isinstance(plan.backbone.layout, SeenLayout) or family.embedding is None:
+    """Who sees the images; and who remembers their layout, where it changes."""
+    seen = plan.backbone.sees_images
+    if seen is None:
         return
-    _at(plan, family.embedding, SeeImage()).site.seen_grid = family.seen_grid
-    for name in plan.backbone.blocks:
-        _at(plan, name, BindLayout())
+    embedding, seen_grid = seen
+    _at(plan, embedding, SeeImage()).site.seen_grid = seen_grid
+    if isinstance(plan.backbone.layout, SeenLayout):
+        for name in plan.backbone.blocks:
+            _at(plan, name, BindLayout())
 
 
 def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
