@@ -9,6 +9,7 @@ from posenc.patching.checkpoint import (
 )
 from posenc.patching.config import encoding_config, patch_from_config
 from posenc.patching.fold import fold_biases
+from posenc.patching.models.registered import register_attention
 from posenc.patching.patch import is_patched, patch_model, unpatch_model
 from posenc.patching.report import Summary, Support, summary, supports
 from posenc.patching.resize import set_layout
@@ -25,6 +26,7 @@ __all__ = [
     "patch_from_config",
     "patch_model",
     "patched_encodings",
+    "register_attention",
     "save_encodings",
     "set_layout",
     "summary",

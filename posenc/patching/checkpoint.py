@@ -139,6 +139,8 @@ def _check_loadable(backbone: nn.Module, config: dict[str, Any]) -> None:
         site, _, name = path.rpartition(".")
         heads = config["heads"].get(site) or next(iter(config["heads"].values()), (None, None))
         sizes = {"num_heads": heads[0], "head_dim": heads[1], "embed_dim": config["width"]}
+        # Which block it is changes values, not shapes.
+        sizes |= {"block": 0, "num_blocks": max(1, config["depth"] or 1)}
         with torch.random.fork_rng(devices=[]):
             fresh = create_encoding(name, layout=encoding.layout, **sizes, **options[name])
         own, expected = _shapes(encoding), _shapes(fresh)

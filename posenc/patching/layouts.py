@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,24 @@ def grid_of_embedding(embedding: Any, image: Any, result: Any) -> tuple[int, int
     if getattr(embedding, "output_fmt", None) == "NHWC":
         return result.shape[1], result.shape[2]
     height, width = embedding.dynamic_feat_size(tuple(image.shape[-2:]))
+    return height, width
+
+
+def grid_of_convolution(convolution: Any, size: Sequence[int]) -> tuple[int, int]:
+    """The grid that a patch projection gives for an image, patches overlapping or not."""
+    padding = convolution.padding
+    padding = (0, 0) if padding == "valid" else padding
+    height, width = (
+        (side + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+        for side, pad, dilation, kernel, stride in zip(
+            size,
+            padding,
+            convolution.dilation,
+            convolution.kernel_size,
+            convolution.stride,
+            strict=True,
+        )
+    )
     return height, width
 
 
@@ -51,6 +69,33 @@ class GivenLayout(LayoutSource):
     def default(self) -> TokenLayout:
         """Always the same, until `set_layout`."""
         return self.layout
+
+
+class CheckedLayout(GivenLayout):
+    """One layout, which the embedding compares with each image that it sees.
+
+    Args:
+        layout: of the tokens.
+        embedding: name of the module that sees the images.
+    """
+
+    def __init__(self, layout: TokenLayout, embedding: str) -> None:
+        super().__init__(layout)
+        self.embedding = embedding
+
+    def see(self, height: int, width: int) -> None:
+        """The embedding has seen an image of this grid.
+
+        Raises:
+            RuntimeError: it is another grid.
+        """
+        if (height, width) != self.layout.grid:
+            seen = f"TokenLayout({height}, {width}, prefix={self.layout.prefix})"
+            raise RuntimeError(
+                f"posenc: {self.embedding} got images of {height}x{width} patches, but the layout "
+                f"of the model is {self.layout}: pass patch_model the layout= of your images, or "
+                f"call posenc.set_layout(model, {seen})"
+            )
 
 
 class EmbeddingLayout(LayoutSource):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import posenc
-from posenc.registry import register
+from posenc.registry import register_encoding
 
 
 def patched(names="swin", build=vit, **options):
@@ -336,7 +336,7 @@ def test_an_encoding_that_reads_values_when_built(path, monkeypatch):
         def terms(self, q, k, layout, scale):
             return ()
 
-    register("slopes", Slopes)
+    register_encoding("slopes", Slopes)
     source = patched("slopes")
     posenc.save_encodings(source, path)
     assert_refused(vit(), path, r"slopes cannot be built .* meta device.*posenc.patch_from_config")

@@ -6,7 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from posenc.layout import TokenLayout
 from posenc.patching.layouts import LayoutSource, SeenGrid, grid_of_embedding
+
+# How a forward may receive a map of tokens: the axes of its first argument, or sides beside it.
+MAPS = ("b h w c", "b c h w", "size")
 
 
 class UnsupportedModelError(ValueError):
@@ -96,3 +100,18 @@ class Family:
     seen_grid: SeenGrid = grid_of_embedding
     blocks: str = "blocks."
     site_layout: SiteLayout = lambda backbone, name, module: None
+
+
+@dataclass(frozen=True)
+class ImageEmbedding:
+    """A class outside timm that turns images into the tokens of all attention beside it.
+
+    Args:
+        path: "module:Class".
+        layout: of the image size that the model's config states, from a module of this class.
+        seen_grid: tells the grid of an image that it saw.
+    """
+
+    path: str
+    layout: Callable[[Any], TokenLayout]
+    seen_grid: SeenGrid

@@ -77,10 +77,11 @@ def then_see(method: Callable[..., Any]) -> Callable[..., Any]:
     """`method` of an embedding, then notes the layout of what it saw."""
 
     @functools.wraps(method)
-    def seeing(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        result = method(self, x, *args, **kwargs)
+    def seeing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = method(self, *args, **kwargs)
+        image = args[0] if args else next(iter(kwargs.values()))
         site: Any = self._posenc
-        site.layout.see(*site.seen_grid(self, x, result))
+        site.layout.see(*site.seen_grid(self, image, result))
         return result
 
     return seeing
