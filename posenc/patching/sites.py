@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from posenc.attention import attend
 from posenc.encodings.base import AttentionEncoding, Encoding, TokenEncoding
 from posenc.intercept import generate_class, rebuild_with, rewritten_forward
-from posenc.layout import TokenLayout
+from posenc.layout import TokenLayout, check_is_fixed
 from posenc.patching import huggingface, multihead
 from posenc.patching.families import SeenGrid
 from posenc.patching.hide import hidden_table, with_hidden_table
@@ -315,12 +315,21 @@ def _then_see(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def seeing(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_sides_are_fixed(self, x)
         result = method(self, x, *args, **kwargs)
         site: Any = self._posenc
         site.layout.see(*site.seen_grid(self, x, result))
         return result
 
     return seeing
+
+
+def _check_sides_are_fixed(self: Any, x: Any) -> None:
+    """Raises when an export leaves the sides of the image open."""
+    # Before the embedding runs: Dynamo fixes a side without a word that timm prints in a message,
+    # and the ONNX exporter then takes that for what the user wanted.
+    if isinstance(x, Tensor):
+        check_is_fixed(f"posenc: the input of {self._posenc.name}", x.shape[1:])
 
 
 def _checked_layout(site: Site, tokens: int) -> TokenLayout:
