@@ -23,8 +23,8 @@ class TokenLayout:
 
     Raises:
         TypeError: a value is not an integer.
-        ValueError: a side is smaller than 1, or `prefix` is negative; or `torch.export` traces and a
-            side is a symbol, which a layout would fix to the side of the example.
+        ValueError: a side is smaller than 1, `prefix` is negative, or a value is a symbol of
+            `torch.export`, which a layout would replace by the number of the example.
 
     >>> layout = TokenLayout(2, 3, prefix=1)
     >>> layout.num_tokens

@@ -64,9 +64,9 @@ def test_one_dynamic_side_is_refused():
 
 def test_dynamic_sides_are_refused_by_dynamo():
     """Not as an exception of ours, but in its words."""
+    model, images = patched("peg"), dynamic_vit.images((3, 5))
     with pytest.raises(torch._dynamo.exc.Unsupported, match=REFUSAL):
-        images = dynamic_vit.images((3, 5))
-        torch.export.export(patched("peg"), (images,), dynamic_shapes=sides(), strict=True)
+        torch.export.export(model, (images,), dynamic_shapes=sides(), strict=True)
 
 
 @each_encoding
@@ -87,8 +87,8 @@ def test_dynamic_sides_are_refused_by_the_onnx_exporter(encoding, tmp_path):
 def test_dynamic_maps_are_refused(name):
     """Models whose attention modules receive maps, at the first of these."""
     model = patched("swin", tiny_windowed.build(name))
+    images = tiny_windowed.images(name)
     with pytest.raises(ValueError, match=REFUSAL):
-        images = tiny_windowed.images(name)
         torch.export.export(model, (images,), dynamic_shapes=sides(8))
 
 
@@ -144,9 +144,7 @@ def test_the_onnx_exporter_has_nothing_to_complain_about(encoding, options, tmp_
     images, path = tiny_vit.images(model), tmp_path / "model.onnx"
     shapes = ({0: torch.export.Dim("batch", max=64)},)
     with torch.no_grad():
-        torch.onnx.export(
-            model, (images,), path, dynamo=True, dynamic_shapes=shapes, verbose=False
-        )
+        torch.onnx.export(model, (images,), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
         assert not [r.getMessage() for r in caplog.records if r.name.startswith("onnxscript")]
         session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
         images = tiny_vit.images(model, 3, seed=3)
