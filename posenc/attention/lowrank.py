@@ -41,8 +41,11 @@ def rejects(call: AttentionCall) -> str | None:
         return f"head_dim and ranks make {width(call)} columns, more than {MAX_WIDTH}"
     if _is_16_bit(call) and is_wide(call) and call.trains_biases:
         return f"the gradients of wide factors are lost in {call.query.dtype}"
-    if call.bias_terms and abs(call.scale) < MIN_SCALE:
-        return f"the factors are divided by scale={call.scale}, which is too small"
+    # Only a given scale: that of a head_dim is large enough, and a symbol under torch.compile,
+    # which Dynamo cannot compare inside a second checkpointed block.
+    given = call.given_scale
+    if call.bias_terms and given is not None and abs(given) < MIN_SCALE:
+        return f"the factors are divided by scale={given}, which is too small"
     return None
 
 
