@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from posenc import _torch
 
@@ -46,3 +47,33 @@ def test_is_symbolic_in_export(dynamic, strict):
 
 def test_is_symbolic_of_plain_values():
     assert not any(_torch.is_symbolic(value) for value in (3, True, 3.0, "3", None))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_constant_under_dynamo():
+    @_torch.constant_under_dynamo
+    def facts(device):
+        return (len(str(torch.__version__)), str(device)), None  # what Dynamo would not trace
+
+    def ask(x):
+        (number, name), nothing = facts(x.device)
+        return x + number + (name == "cpu") + (nothing is None)
+
+    compiled = torch.compile(ask, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.zeros(2)), ask(torch.zeros(2)))
+
+
+def test_enabled_sdpa_kernels():
+    with sdpa_kernel([SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]):
+        enabled = _torch.enabled_sdpa_kernels()
+        assert set(enabled) == {SDPBackend.MATH, SDPBackend.FLASH_ATTENTION}
+    assert SDPBackend.CUDNN_ATTENTION in _torch.enabled_sdpa_kernels()
+
+
+def test_chosen_sdpa_kernel():
+    q = torch.zeros(1, 1, 4, 8)
+    assert _torch.chosen_sdpa_kernel(q, q, q) == "flash"
+    mask = torch.zeros(4, 4, requires_grad=True)
+    assert _torch.chosen_sdpa_kernel(q, q, q, attn_mask=mask) == "math"
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):  # of which the CPU has none
+        assert _torch.chosen_sdpa_kernel(q, q, q) is None

@@ -47,15 +47,20 @@ class Explanation:
         choice: name of the backend.
         why: it was chosen.
         reasons: backend name -> None when it could compute the call, else why it rejects it.
+        sdpa_kernel: where the backend is built on `scaled_dot_product_attention`, the kernel that
+            PyTorch would choose ("flash", "efficient", "cudnn" or "math"); None elsewhere, and
+            where PyTorch does not say.
     """
 
     choice: str
     why: str
     reasons: dict[str, str | None]
+    sdpa_kernel: str | None = None
 
     def __str__(self) -> str:
+        kernel = f", by PyTorch's {self.sdpa_kernel} kernel" if self.sdpa_kernel else ""
         lines = [f"{name}: {reason or 'possible'}" for name, reason in self.reasons.items()]
-        return "\n".join([f"choice: {self.choice} ({self.why})", *lines])
+        return "\n".join([f"choice: {self.choice}{kernel} ({self.why})", *lines])
 
 
 def attend(
@@ -75,9 +80,9 @@ def attend(
 
     `out = softmax(scale q k^T + sum of biases + mask) v + value terms`. Everything but `terms`
     and `backend` means what it means in `torch.nn.functional.scaled_dot_product_attention`: a
-    boolean mask keeps where True, a float mask is added, `dropout_p` is always applied. A fully
-    masked row gives 0, with finite gradients. As with fused attention, a second derivative may not
-    exist (`tiled`, `sdpa`); `backend="reference"` has it.
+    boolean mask keeps where True, a float mask (of any dtype) is added, `dropout_p` is always
+    applied. A fully masked row gives 0, with finite gradients. As with fused attention, a second
+    derivative may not exist (`tiled`, `sdpa`); `backend="reference"` has it.
 
     Args:
         q: queries `[B, heads, N, head_dim]`.
@@ -122,7 +127,8 @@ def explain(
 ) -> Explanation:
     """What `attend` would do with the same arguments, without computing it."""
     call = _prepare(q, k, v, terms, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    return Explanation(*_choose(call, backend), _rejections(call))
+    choice, why = _choose(call, backend)
+    return Explanation(choice, why, _rejections(call), _sdpa_kernel(call, choice))
 
 
 def attention_matrix(
@@ -201,6 +207,14 @@ def _autocast(call: AttentionCall, dtype: torch.dtype) -> AttentionCall:
 
 def _rejections(call: AttentionCall) -> dict[str, str | None]:
     return {name: backend.rejects(call) for name, backend in BACKENDS.items()}
+
+
+def _sdpa_kernel(call: AttentionCall, choice: str) -> str | None:
+    kernel = getattr(BACKENDS[choice], "kernel", None)
+    if kernel is None:
+        return None
+    with without_autocast(call.query.device):
+        return kernel(call)
 
 
 def _choose(call: AttentionCall, backend: str) -> tuple[str, str]:

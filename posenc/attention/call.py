@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from posenc.functional.precision import at_least_float32
+from posenc.functional.precision import as_mask, at_least_float32
 from posenc.terms import BiasTerm, DenseBias, LookupBias, LowRankBias, Term, ValueLookup
 
 TERM_TYPES = (DenseBias, LookupBias, LowRankBias, ValueLookup)
@@ -55,6 +55,18 @@ class AttentionCall:
     def may_mask_rows(self) -> bool:
         """Whether all keys of a query may be at minus infinity."""
         return self.attn_mask is not None or any(isinstance(t, DenseBias) for t in self.terms)
+
+    @property
+    def fused_mask(self) -> Tensor | None:
+        """The mask as fused attention takes it: boolean, or in the dtype of the query.
+
+        PyTorch's CPU kernels take float32 beside 16-bit queries, those of CUDA refuse it, and
+        cuDNN's read it as if it were 16 bit (PyTorch 191612).
+        """
+        mask = self.attn_mask
+        if mask is None or mask.dtype == torch.bool:
+            return mask
+        return as_mask(mask, self.query.dtype)
 
     @property
     def value_terms(self) -> list[ValueLookup]:
