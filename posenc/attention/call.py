@@ -66,6 +66,18 @@ class AttentionCall:
         return self.attn_mask is not None or any(isinstance(t, DenseBias) for t in self.terms)
 
     @property
+    def fused_mask(self) -> Tensor | None:
+        """The mask as fused attention takes it: boolean, or in the dtype of the query.
+
+        PyTorch's CPU kernels take float32 beside 16-bit queries, those of CUDA refuse it, and
+        cuDNN's read it as if it were 16 bit (PyTorch 191612).
+        """
+        mask = self.attn_mask
+        if mask is None or mask.dtype == torch.bool:
+            return mask
+        return as_mask(mask, self.query.dtype)
+
+    @property
     def value_terms(self) -> list[ValueLookup]:
         """The terms that are added to the output."""
         return [term for term in self.terms if isinstance(term, ValueLookup)]
