@@ -19,6 +19,7 @@ FUNCTIONS = {
     "patch_from_config",
     "patch_model",
     "patched_encodings",
+    "register_attention",
     "register_encoding",
     "save_encodings",
     "set_layout",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from posenc.functional.precision import at_least_float32
+from posenc.functional.precision import as_mask, at_least_float32
 from posenc.terms import BiasTerm, CallShape, DenseBias, Term, ValueLookup, check_terms
 
 

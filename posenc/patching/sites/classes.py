@@ -10,8 +10,8 @@ from torch import nn
 
 from posenc._torch import run_uncompiled
 from posenc.intercept import generate_class, rebuild_with, rewritten_forward
+from posenc.patching.sites import huggingface, multihead
 from posenc.patching.sites.attention import attend_with_encodings, no_attention_ran
-from posenc.patching.sites.classes import huggingface, multihead
 from posenc.patching.sites.hide import hidden_table, with_hidden_table
 from posenc.patching.sites.optimizer import group_matcher, no_weight_decay
 from posenc.patching.sites.roles import (
