@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from posenc.attention.backends import flex, lowrank, reference, sdpa, tiled, triton
-from posenc.attention.call import AttentionCall, as_terms, check_call
+from posenc.attention.call import AttentionCall, as_terms, check_call, check_types
 from posenc.attention.lower import combine, lower
 from posenc.attention.picker import pick
 from posenc.functional.precision import autocast_dtype, without_autocast
@@ -179,6 +179,7 @@ def make_call(
     enable_gqa: bool,
 ) -> AttentionCall:
     """The arguments of `attend` as a call: in autocast's dtype where it is on, and checked."""
+    check_types(q, k, v, attn_mask)
     call = AttentionCall(
         q, k, v, as_terms(terms), attn_mask, dropout_p, is_causal, scale, enable_gqa
     )
