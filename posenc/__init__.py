@@ -20,6 +20,7 @@ from posenc.patching import (
     fold_biases,
     is_patched,
     load_encodings,
+    parameter_groups,
     patch_from_config,
     patch_model,
     patched_encodings,
@@ -27,6 +28,7 @@ from posenc.patching import (
     set_layout,
     summary,
     supports,
+    train_only_encodings,
     unpatch_model,
 )
 from posenc.registry import create_encoding, list_encodings
@@ -52,6 +54,7 @@ __all__ = [
     "is_patched",
     "list_encodings",
     "load_encodings",
+    "parameter_groups",
     "patch_from_config",
     "patch_model",
     "patched_encodings",
@@ -59,5 +62,6 @@ __all__ = [
     "set_layout",
     "summary",
     "supports",
+    "train_only_encodings",
     "unpatch_model",
 ]

@@ -15,6 +15,7 @@ FUNCTIONS = {
     "is_patched",
     "list_encodings",
     "load_encodings",
+    "parameter_groups",
     "patch_from_config",
     "patch_model",
     "patched_encodings",
@@ -22,6 +23,7 @@ FUNCTIONS = {
     "set_layout",
     "summary",
     "supports",
+    "train_only_encodings",
     "unpatch_model",
 }
 CLASSES = {

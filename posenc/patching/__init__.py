@@ -12,6 +12,7 @@ from posenc.patching.fold import fold_biases
 from posenc.patching.patch import is_patched, patch_model, unpatch_model
 from posenc.patching.report import summary, supports
 from posenc.patching.resize import set_layout
+from posenc.patching.training import parameter_groups, train_only_encodings
 
 __all__ = [
     "encoding_config",
@@ -20,6 +21,7 @@ __all__ = [
     "fold_biases",
     "is_patched",
     "load_encodings",
+    "parameter_groups",
     "patch_from_config",
     "patch_model",
     "patched_encodings",
@@ -27,5 +29,6 @@ __all__ = [
     "set_layout",
     "summary",
     "supports",
+    "train_only_encodings",
     "unpatch_model",
 ]

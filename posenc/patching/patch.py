@@ -135,8 +135,8 @@ def unpatch_model(model: nn.Module) -> nn.Module:
     if record.hidden:
         # A model whose training was switched off since stays so.
         trained = any(parameter.requires_grad for parameter in backbone.parameters())
-        wanted = record.table_required_grad and trained
-        backbone.get_parameter(record.hidden).requires_grad_(wanted)
+        table = backbone.get_parameter(record.hidden)
+        table.requires_grad_(table.requires_grad or (record.table_required_grad and trained))
     del backbone._posenc_record
     hooks = load_hooks(backbone)
     for key in [key for key, hook in hooks.items() if hook.hook is _check_state_dict]:
