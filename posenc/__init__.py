@@ -1,6 +1,6 @@
 """Positional encodings for vision transformers."""
 
-from posenc.attention import attend, explain
+from posenc.attention import Explanation, attend, explain
 from posenc.encodings import (
     IRPE,
     PEG,
@@ -12,8 +12,12 @@ from posenc.encodings import (
     SwinBias,
     TokenEncoding,
 )
+from posenc.functional.buckets import fit_buckets, pair_index
 from posenc.layout import TokenLayout
+from posenc.pairs import PairIndex
 from posenc.patching import (
+    Summary,
+    Support,
     encoding_config,
     encoding_parameters,
     encoding_state_dict,
@@ -31,33 +35,48 @@ from posenc.patching import (
     train_only_encodings,
     unpatch_model,
 )
-from posenc.registry import create_encoding, list_encodings
+from posenc.registry import create_encoding, list_encodings, register_encoding
+from posenc.terms import DenseBias, LookupBias, LowRankBias, ValueLookup
+
+__version__ = "0.1.0"
 
 __all__ = [
     "IRPE",
     "PEG",
     "AttentionEncoding",
+    "DenseBias",
+    "Explanation",
     "HumanPart",
     "LearnedAbsolute",
+    "LookupBias",
+    "LowRankBias",
+    "PairIndex",
     "Quadratic",
     "Sinusoidal",
+    "Summary",
+    "Support",
     "SwinBias",
     "TokenEncoding",
     "TokenLayout",
+    "ValueLookup",
+    "__version__",
     "attend",
     "create_encoding",
     "encoding_config",
     "encoding_parameters",
     "encoding_state_dict",
     "explain",
+    "fit_buckets",
     "fold_biases",
     "is_patched",
     "list_encodings",
     "load_encodings",
     "parameter_groups",
+    "pair_index",
     "patch_from_config",
     "patch_model",
     "patched_encodings",
+    "register_encoding",
     "save_encodings",
     "set_layout",
     "summary",

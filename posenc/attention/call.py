@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from posenc.functional.precision import at_least_float32
-from posenc.terms import BiasTerm, DenseBias, LookupBias, LowRankBias, Term, ValueLookup
-
-TERM_TYPES = (DenseBias, LookupBias, LowRankBias, ValueLookup)
+from posenc.terms import BiasTerm, CallShape, DenseBias, Term, ValueLookup, check_terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +34,12 @@ class AttentionCall:
     @property
     def bias_terms(self) -> list[BiasTerm]:
         """The terms that are added to the scores, as the encodings gave them."""
-        return [term for term in self.terms if not isinstance(term, ValueLookup)]
+        return [term for term in self.terms if isinstance(term, BiasTerm)]
 
     @property
     def biases(self) -> list[BiasTerm]:
         """The same biases in their most exact form."""
-        return [_most_exact(term) for term in self.bias_terms]
+        return [term.exact_form for term in self.bias_terms]
 
     @property
     def trains_biases(self) -> bool:
@@ -50,6 +48,17 @@ class AttentionCall:
             return False
         mask_trains = self.attn_mask is not None and self.attn_mask.requires_grad
         return mask_trains or any(term.requires_grad for term in self.bias_terms)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the factors of any bias span many orders of magnitude."""
+        return any(term.is_wide for term in self.bias_terms)
+
+    @property
+    def mask_4d(self) -> Tensor | None:
+        """The mask as `[1 or B, 1 or heads, 1 or Nq, 1 or Nk]`, a view."""
+        mask = self.attn_mask
+        return None if mask is None else mask[(None,) * (4 - mask.dim())]
 
     @property
     def may_mask_rows(self) -> bool:
@@ -70,12 +79,6 @@ class AttentionCall:
     def dtype(self) -> torch.dtype:
         """At least float32: scores, factors, lookups and bias sums are computed in it."""
         return at_least_float32(self.query.dtype)
-
-
-def _most_exact(term: BiasTerm) -> BiasTerm:
-    if isinstance(term, LowRankBias) and term.exact is not None:
-        return term.exact
-    return term
 
 
 def check_call(call: AttentionCall) -> None:
@@ -140,7 +143,7 @@ def _check_mask(call: AttentionCall, mask: Tensor) -> None:
 
 
 def _check_terms(call: AttentionCall) -> None:
-    batch, heads, tokens, _ = call.query.shape
+    tokens = call.query.shape[2]
     if tokens != call.key.shape[2]:
         raise ValueError(
             f"attend: position terms need as many queries as keys, got Nq={tokens} and "
@@ -162,15 +165,13 @@ def _check_terms(call: AttentionCall) -> None:
             "attend: enable_gqa=True is not defined together with position terms; "
             "repeat the key and value heads first (repeat_interleave on dimension 1)"
         )
+    check_terms(call.terms, "attend: terms")
+    batch, heads, tokens, head_dim = call.query.shape
+    shape = CallShape(batch, heads, tokens, head_dim, call.value.shape[-1])
     for term in call.terms:
-        if not isinstance(term, TERM_TYPES):
-            raise TypeError(
-                f"attend: terms must be {', '.join(t.__name__ for t in TERM_TYPES)}, got "
-                f"{type(term).__name__}"
-            )
         for name, tensor in term.tensors().items():
             _check_device(f"{type(term).__name__}.{name}", tensor, call)
-        term.check(batch, heads, tokens, call.value.shape[-1])
+        term.check(shape)
 
 
 def as_terms(terms: Sequence[Term] | Term) -> tuple[Term, ...]:
@@ -180,4 +181,4 @@ def as_terms(terms: Sequence[Term] | Term) -> tuple[Term, ...]:
             f"attend: terms must be what an encoding returned, got {type(terms).__name__} itself: "
             "pass encoding(q, k, layout)"
         )
-    return (terms,) if isinstance(terms, TERM_TYPES) else tuple(terms)
+    return (terms,) if isinstance(terms, Term) else tuple(terms)

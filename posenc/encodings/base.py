@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from typing import Any
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 
 from posenc.functional.precision import autocast_dtype, without_autocast
 from posenc.layout import TokenLayout
-from posenc.memo import Memo, is_transformed
-from posenc.terms import LookupBias, Term, ValueLookup
+from posenc.memo import is_transformed
+from posenc.terms import Term, map_biases, map_tensors, with_memo
 
 
 class Encoding(nn.Module, ABC):
@@ -23,17 +22,28 @@ class Encoding(nn.Module, ABC):
     """
 
     def __init__(self, layout: TokenLayout) -> None:
+        """The class describes the arguments."""
         super().__init__()
         self.layout = check_layout(layout, type(self).__name__)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Gives constructors a docstring: without one, `help` shows that of torch's Module."""
+        super().__init_subclass__(**options)
+        own: Any = vars(cls).get("__init__")
+        if own is not None and own.__doc__ is None:
+            own.__doc__ = Encoding.__init__.__doc__
 
     @property
     def is_sized_by_prefix(self) -> bool:
         """Whether there are parameters for prefix tokens."""
         return True
 
-    def changes_at_start(self) -> bool:
-        """Whether a freshly built module has an effect (`patch_model` then warns)."""
-        return False
+    def changes_at_start(self) -> bool | None:
+        """Whether a freshly built module has an effect; None where the class does not say.
+
+        `patch_model` warns unless it is False.
+        """
+        return None
 
     @property
     def is_sized_by_grid(self) -> bool:
@@ -167,7 +177,7 @@ class AttentionEncoding(Encoding):
     def _terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
         if self.is_static and self._may_remember(q):
             return self._static.get(self, q, k, layout, scale)
-        return self.terms(q, k, layout, scale)
+        return _as_tuple(self.terms(q, k, layout, scale), self)
 
     @abstractmethod
     def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
@@ -244,9 +254,21 @@ class _StaticTerms:
             # Outside inference mode: a later training step must be able to use its results.
             with torch.inference_mode(False), torch.no_grad():
                 snapshot = [tensor.detach().clone() for tensor in state]
-                terms = tuple(map(_with_memo, encoding.terms(q, k, layout, scale)))
+                terms = _as_tuple(encoding.terms(q, k, layout, scale), encoding)
+                terms = tuple(map(_remembered, terms))
             self._entry = (key, snapshot, terms)
         return terms
+
+
+def _as_tuple(terms: Any, encoding: AttentionEncoding) -> tuple[Term, ...]:
+    """One term alone is accepted, as by `attend`."""
+    if isinstance(terms, (tuple, list)):
+        return tuple(terms)
+    if not isinstance(terms, Term):
+        raise TypeError(
+            f"{type(encoding).__name__}: terms() must return a tuple of terms, got {terms!r}"
+        )
+    return (terms,)
 
 
 def _same_content(state: list[Tensor], snapshot: list[Tensor]) -> bool:
@@ -256,18 +278,10 @@ def _same_content(state: list[Tensor], snapshot: list[Tensor]) -> bool:
     )
 
 
-def _with_memo(term: Term) -> Term:
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(term):
-        value = getattr(term, field.name)
-        if isinstance(value, Tensor):
-            # A copy: a view would follow the parameter, the memo would not.
-            changes[field.name] = value.detach().clone()
-        elif isinstance(value, LookupBias):
-            changes[field.name] = _with_memo(value)
-    if not isinstance(term, ValueLookup):
-        changes["memo"] = Memo()
-    return dataclasses.replace(term, **changes)
+def _remembered(term: Term) -> Any:
+    # Copies: a view would follow the parameter, the memo would not.
+    own = map_tensors(term, lambda _, tensor: tensor.detach().clone())
+    return map_biases(own, with_memo)
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -297,6 +311,13 @@ def check_positive(value: Any, name: str, owner: str) -> int:
     """Raises unless `value` is an int of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{owner}: {name} must be a positive int, got {value!r}")
+    return value
+
+
+def check_flag(value: Any, name: str, owner: str) -> bool:
+    """Raises unless `value` is a bool: a string such as "no" would be true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{owner}: {name} must be True or False, got {value!r}")
     return value
 
 

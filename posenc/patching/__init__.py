@@ -10,11 +10,13 @@ from posenc.patching.checkpoint import (
 from posenc.patching.config import encoding_config, patch_from_config
 from posenc.patching.fold import fold_biases
 from posenc.patching.patch import is_patched, patch_model, unpatch_model
-from posenc.patching.report import summary, supports
+from posenc.patching.report import Summary, Support, summary, supports
 from posenc.patching.resize import set_layout
 from posenc.patching.training import parameter_groups, train_only_encodings
 
 __all__ = [
+    "Summary",
+    "Support",
     "encoding_config",
     "encoding_parameters",
     "encoding_state_dict",

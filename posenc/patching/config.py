@@ -235,7 +235,7 @@ def _check_registered(spec: dict[str, Any]) -> None:
     if name not in list_encodings():
         raise ValueError(
             f"{name!r} is not registered, so a file could not name it: call "
-            "posenc.registry.register(name, class) and patch by that name"
+            "posenc.register_encoding(name, class) and patch by that name"
         )
     _check_options(
         spec, f"the model was patched with something else than the {name!r} of the registry"
@@ -290,7 +290,7 @@ def _check_options(spec: dict[str, Any], where: str) -> None:
     except ValueError as error:
         raise ValueError(
             f"{where}: {error}; an encoding of your own must be registered first, "
-            "posenc.registry.register(name, class)"
+            "posenc.register_encoding(name, class)"
         ) from None
     for names, what in ((known - options.keys(), "lacks"), (options.keys() - known, "has unknown")):
         if names:

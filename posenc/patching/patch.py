@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -20,7 +20,10 @@ from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
 from posenc.patching.sites.classes import site_class
 from posenc.patching.sites.roles import in_order
 from posenc.patching.sites.site import Site
+from posenc.patching.spec import Spec
 from posenc.registry import resolved_options
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,16 @@ class PatchRecord:
 
 
 def patch_model(
-    model: nn.Module,
+    model: Model,
     encoding: Any = "irpe",
     *,
     layout: TokenLayout | None = None,
     blocks: Blocks = None,
     share: bool = False,
-    absolute: str = "keep",
+    absolute: Literal["keep", "hide"] = "keep",
     backend: str = "auto",
     **options: Any,
-) -> nn.Module:
+) -> Model:
     """Gives a vision transformer a position encoding, in place.
 
     Old weights, keys and parameter identities stay; new keys are `<site>.posenc.<name>.*`. The
@@ -75,9 +78,14 @@ def patch_model(
         **options: of the encoding; with several, options that only one of them has, or
             `name=dict(...)`.
 
+    An encoding class may ask where it stands, by its constructor's arguments `block` and
+    `num_blocks`: the index of its attention module among those that `blocks=` counts (of all
+    stages together), or of the block that it acts after, and their number.
+
     Raises:
         ValueError: an unknown name or option, a model or module that cannot be patched (with the
             reason), a selection that matches nothing, a model that is already patched.
+        TypeError: an encoding, layout or flag of the wrong type.
 
     Returns:
         The same model.
@@ -106,7 +114,7 @@ def check_unpatched(model: nn.Module) -> None:
         )
 
 
-def unpatch_model(model: nn.Module) -> nn.Module:
+def unpatch_model(model: Model) -> Model:
     """Takes every encoding out again: classes, keys, flags and outputs are as before the patch.
 
     Trained weights of the model itself stay as they are.
@@ -272,14 +280,38 @@ def model_name(backbone: Backbone) -> str | None:
 
 def warn_of_changes(plan: Plan) -> None:
     """Warns where outputs change at once; called by what the user called."""
-    changing = sorted({type(e).__name__ for e in plan.encodings if e.changes_at_start()})
-    inherits = any(isinstance(encoding, LearnedAbsolute) for encoding in plan.encodings)
-    removed = plan.absolute == "hide" and not inherits
-    reasons = [f"{name} has an effect from the start" for name in changing]
-    reasons += ["the model's position table is hidden"] if removed else []
+    by_name = {name: e for planned in plan.sites.values() for name, e in planned.own.items()}
+    starts = {spec.name: by_name[spec.name].changes_at_start() for spec in plan.specs}
+    reasons = [
+        f"{type(by_name[spec.name]).__name__} has an effect from the start{_advice(plan, spec)}"
+        for spec in plan.specs
+        if starts[spec.name]
+    ]
+    inherits = any(isinstance(encoding, LearnedAbsolute) for encoding in by_name.values())
+    if plan.absolute == "hide" and not inherits:
+        reasons.append("the model's position table is hidden")
+    gives = "gives" if reasons else "may give"
+    reasons += [
+        f"whether {type(by_name[name]).__name__} has an effect from the start is unknown (its "
+        "changes_at_start() does not say)"
+        for name, start in starts.items()
+        if start is None
+    ]
     if reasons:
         warnings.warn(
-            f"posenc: the patched model gives other outputs than before: {'; '.join(reasons)}"
-            + (" (strength=0 or init='zero' starts without)" if changing else ""),
+            f"posenc: the patched model {gives} other outputs than before: {'; '.join(reasons)}",
             stacklevel=3,
         )
+
+
+def _advice(plan: Plan, spec: Spec) -> str:
+    """The option with which the encoding starts without effect, if it has one."""
+    defaults = resolved_options(spec.build, {})
+    if "strength" in defaults:
+        option = "strength=0"
+    elif defaults.get("init") == "zero":
+        option = "init='zero'"
+    else:
+        return ""
+    option = option if len(plan.specs) == 1 else f"{spec.name}=dict({option})"
+    return f" ({option} starts without)"

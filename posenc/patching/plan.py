@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -45,6 +45,7 @@ from posenc.patching.sites.roles import (
 )
 from posenc.patching.sites.site import Site, acts_on
 from posenc.patching.spec import Spec, parse_specs
+from posenc.registry import required_sizes
 
 Blocks = Sequence[int] | slice | int | Callable[[str], bool] | None
 
@@ -119,6 +120,8 @@ def make_plan(
         check_layout(layout, "patch_model")
     if absolute not in ("keep", "hide"):
         raise ValueError(f'absolute must be "keep" or "hide", got {absolute!r}')
+    if not isinstance(share, bool):  # "no" would be true
+        raise TypeError(f"share must be True or False, got {share!r}")
     backbone = examine(model, layout)
     _check_attributes(backbone)
     plan = Plan(backbone, specs, {}, share, absolute, backend, meta)
@@ -149,16 +152,19 @@ def make_plan(
 def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
     """Builds one encoding for each of its sites, or one for all (`share`)."""
     sites = plan.backbone.attention
+    if plan.share:
+        _check_shareable(spec)
     if isinstance(spec.build, type) and not _acts_in_attention(spec):
         _one_grid(plan, spec)
     if not sites and _acts_in_attention(spec):
         _select(plan.backbone, blocks)  # says why there is none
-    first = _build(plan, spec, plan.backbone.module, sites[0] if sites else None)
+    where = _first_place(plan, spec)
+    first = _build(plan, spec, plan.backbone.module, sites[0] if sites else None, where)
     kind = acts_on(first)
     if kind != "attention" and sites and sites[0].layout is not plan.backbone.layout:
         # What acts on tokens sees all of them, not the first module's window.
         whole = dataclasses.replace(sites[0], layout=_one_grid(plan, spec))
-        first = _build(plan, spec, plan.backbone.module, whole)
+        first = _build(plan, spec, plan.backbone.module, whole, where)
     if kind == "attention":
         if plan.backbone.family is not OTHER:
             check_fused_flag()
@@ -186,9 +192,12 @@ def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, first: Encoding)
                 "share=True needs attention modules of equal (num_heads, head_dim, layout), got "
                 f"{sorted(sizes)}"
             )
-        first = _build(plan, spec, selected[0].module, selected[0])
+        where = _first_place(plan, spec)
+        first = _build(plan, spec, selected[0].module, selected[0], where)
+    names = _attention_names(plan.backbone)
     for site in selected:
-        encoding = first if plan.share else _build(plan, spec, site.module, site)
+        where = Where(names.index(site.name), len(names))
+        encoding = first if plan.share else _build(plan, spec, site.module, site, where)
         planned = _at(plan, site.name, ReplaceAttention(site.kind.adapter))
         if site.kind.map is not None:
             _at(plan, site.name, SeeMap(site.kind.map))
@@ -259,7 +268,8 @@ def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
         if spec.name in planned.site.tokens:
             raise ValueError(f"{spec.name}: after={first.after} names block {index} twice")
         planned.site.tokens.append(spec.name)
-        encoding = first if plan.share else _build(plan, spec, planned.module, None)
+        where = Where(index % len(names), len(names))
+        encoding = first if plan.share else _build(plan, spec, planned.module, None, where)
         _own(plan, planned, spec.name, encoding)
 
 
@@ -311,7 +321,38 @@ def _at(plan: Plan, name: str, role: Role | None) -> PlannedSite:
     return planned
 
 
-def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) -> Encoding:
+class Where(NamedTuple):
+    """Where an encoding stands, for those that differ by depth.
+
+    Args:
+        block: of an encoding inside attention, the index of its attention module among all that
+            `blocks=` counts (those of all stages, in the order of the model); of one that acts
+            after blocks, the index of its block. None at the position step, and with `share`.
+        num_blocks: how many there are, patched or not.
+    """
+
+    block: int | None
+    num_blocks: int
+
+
+def _first_place(plan: Plan, spec: Spec) -> Where:
+    """Of the encoding that is built first, and kept if it is the only one."""
+    placement = getattr(spec.build, "placement", None)  # of a class that acts on tokens
+    count = len(plan.backbone.blocks if placement else _attention_names(plan.backbone))
+    return Where(None if plan.share or placement == "position" else 0, count)
+
+
+def _check_shareable(spec: Spec) -> None:
+    if isinstance(spec.build, type) and "block" in required_sizes(spec.build):
+        raise ValueError(
+            f"share=True builds one {spec.name} for all blocks, but {spec.name} needs the index "
+            "of its block; use share=False"
+        )
+
+
+def _build(
+    plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None, where: Where
+) -> Encoding:
     """On the device and in the dtype of the module that it goes to."""
     parameter = next(near.parameters())
     if not parameter.is_floating_point():
@@ -326,6 +367,7 @@ def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) 
             "num_heads": site.num_heads if site else None,
             "head_dim": site.head_dim if site else None,
             "embed_dim": plan.backbone.embed_dim,
+            **where._asdict(),
         },
         torch.device("meta") if plan.meta else parameter.device,
         parameter.dtype,
@@ -336,8 +378,7 @@ def _select(backbone: Backbone, blocks: Blocks) -> list[AttentionSite]:
     """Attention sites chosen by `blocks`, none of them refused."""
     if not callable(blocks):
         backbone.check_one_place()
-    found = [site.name for site in backbone.attention]
-    names = sorted([*found, *backbone.refused], key=_order(backbone))
+    names = _attention_names(backbone)
     if not names:
         reasons = "; ".join(f"{n}: {reason}" for n, reason in backbone.left_alone.items())
         raise UnsupportedModelError(
@@ -358,6 +399,12 @@ def _select(backbone: Backbone, blocks: Blocks) -> list[AttentionSite]:
     return [site for site in backbone.attention if site.name in chosen]
 
 
+def _attention_names(backbone: Backbone) -> list[str]:
+    """What `blocks=` counts."""
+    found = [site.name for site in backbone.attention]
+    return sorted([*found, *backbone.refused], key=_order(backbone))
+
+
 def _order(backbone: Backbone) -> Callable[[str], int]:
     order = {name: index for index, (name, _) in enumerate(backbone.module.named_modules())}
     return order.__getitem__
@@ -371,9 +418,7 @@ def _choose(names: list[str], blocks: Blocks) -> list[str]:
     if callable(blocks):
         return [name for name in names if blocks(name)]
     try:
-        indices = [
-            operator.index(i) for i in (blocks if isinstance(blocks, Iterable) else [blocks])
-        ]
+        indices = [_index(i) for i in _collection(blocks)]
     except TypeError:
         raise ValueError(
             f"blocks must be None, indices, a slice or a predicate on the name, got {blocks!r}"
@@ -385,6 +430,18 @@ def _choose(names: list[str], blocks: Blocks) -> list[str]:
                 "attention modules"
             )
     return [names[index] for index in indices]
+
+
+def _collection(blocks: Any) -> Iterable[Any]:
+    is_one = isinstance(blocks, (Mapping, str)) or not isinstance(blocks, Iterable)
+    return [blocks] if is_one else blocks
+
+
+def _index(given: Any) -> int:
+    """As Python's own indexing, but for booleans: a mask is no list of indices."""
+    if isinstance(given, bool) or getattr(given, "dtype", None) is torch.bool:
+        raise TypeError
+    return operator.index(given)
 
 
 def _check_computable(plan: Plan, planned: PlannedSite) -> None:

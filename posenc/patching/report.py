@@ -99,6 +99,13 @@ def supports(model: nn.Module, *, layout: TokenLayout | None = None) -> Support:
     )
 
 
+_STARTS = {
+    True: "changes the model at start",
+    False: "no effect at start",
+    None: "effect at start unknown",
+}
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a patched model has.
@@ -111,7 +118,8 @@ class Summary:
         own_positions: position sources of the model itself.
         encodings: name of an encoding -> its class and options.
         new_parameters: numbers that the encodings added.
-        changing: encodings with an effect from the start.
+        at_start: name of an encoding -> whether it has an effect from the start; None where its
+            class does not say.
         backend: that was asked for, and what "auto" chooses now (in eval).
         warnings: positions that are given twice, and the like.
     """
@@ -123,7 +131,7 @@ class Summary:
     own_positions: tuple[str, ...]
     encodings: dict[str, str]
     new_parameters: int
-    changing: tuple[str, ...]
+    at_start: dict[str, bool | None]
     backend: str
     warnings: tuple[str, ...]
 
@@ -135,8 +143,7 @@ class Summary:
         for names, sites in groups.items():
             lines.append(f"sites:          {_span(tuple(sites))} <- {' + '.join(names)}")
         for name, text in self.encodings.items():
-            start = "changes the model at start" if name in self.changing else "no effect at start"
-            lines.append(f"encoding:       {name}: {text} [{start}]")
+            lines.append(f"encoding:       {name}: {text} [{_STARTS[self.at_start[name]]}]")
         lines.append(f"own positions:  {', '.join(self.own_positions) or 'none'}")
         lines.append(f"new parameters: {self.new_parameters:,}")
         lines.append(f"backend:        {self.backend}")
@@ -178,7 +185,7 @@ def summary(model: nn.Module) -> Summary:
         own_positions=own,
         encodings={name: _describe(encoding) for name, encoding in by_name.items()},
         new_parameters=sum(p.numel() for e in modules.values() for p in e.parameters()),
-        changing=tuple(n for n, e in by_name.items() if e.changes_at_start()),
+        at_start={name: encoding.changes_at_start() for name, encoding in by_name.items()},
         backend=_backend(sites, record),
         warnings=_doubled(by_name, own) + _hidden(by_name, record),
     )

@@ -111,6 +111,7 @@ def test_tuning_keeps_the_fastest_and_leaves_no_trace(monkeypatch):
     assert len(calls) == 5 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("capability", "options"),
     [

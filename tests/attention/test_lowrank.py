@@ -5,6 +5,7 @@ import dataclasses
 import oracles
 import pytest
 import torch
+from attend_calls import worst
 
 import posenc
 from posenc import TokenLayout, attend, explain, memo
@@ -249,10 +250,6 @@ def test_two_axes_are_not_thin():
     assert swin_index(layout, "none").axis is None
     assert irpe_index(layout, "rows", 1.9, "shared").axis == "rows"
     assert irpe_index(layout, "cols", 1.9, "shared").T.axis == "cols"
-
-
-def worst(actual, expected):
-    return (actual.double() - expected).abs().max().item()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,11 +1,12 @@
 import json
-import subprocess
-import sys
 
 import oracles
 import pytest
 import tiny_vit
 import torch
+from new_process import run_python
+from patched_vit import values
+from random_encodings import randomise_encodings
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_vit import images, snapshot, vit
@@ -15,14 +16,7 @@ from posenc import TokenLayout, load_encodings, patch_model, patched_encodings, 
 
 
 def patched(names="peg+irpe+learned", *, seed=0, build=vit, **options):
-    model = patch_model(build(), names, **options)
-    for index, encoding in enumerate(patched_encodings(model).values()):
-        oracles.randomise(encoding, seed + index)
-    return model
-
-
-def values(model):
-    return {key: value.clone() for key, value in model.state_dict().items()}
+    return randomise_encodings(patch_model(build(), names, **options), seed=seed)
 
 
 def same(one, other):
@@ -143,6 +137,7 @@ def test_round_trip_into_a_patched_model(case, tmp_path):
     assert same(source.state_dict(), target.state_dict())
 
 
+@pytest.mark.slow
 def test_round_trip_in_a_new_process(tmp_path):
     source = patched("peg+irpe", irpe={"on": "qk"}, share=True, blocks=[0])
     x = images(source)
@@ -161,10 +156,7 @@ def test_round_trip_in_a_new_process(tmp_path):
         "posenc.load_encodings(model, sys.argv[1] + '/encodings.safetensors')\n"
         "print(torch.equal(model(x), expected))\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == "True"
+    assert run_python(code, tmp_path).strip() == "True"
 
 
 def test_the_file_holds_only_encodings(tmp_path):

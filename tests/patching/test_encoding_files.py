@@ -181,7 +181,7 @@ DAMAGED = {
     "name null": (with_spec(name=None, options={}), "encodings must be a list of .*None"),
     "unknown name": (
         with_spec(name="swinn", options={}),
-        r"unknown encoding 'swinn'.*'swin'.*posenc.registry.register\(name, class\)",
+        r"unknown encoding 'swinn'.*'swin'.*posenc.register_encoding\(name, class\)",
     ),
     "a missing option": (
         with_spec(name="swin", options={"init": "zero"}),

@@ -31,7 +31,7 @@ def rejects(call: AttentionCall) -> str | None:
         )
     if width(call) > MAX_WIDTH:
         return f"head_dim and ranks make {width(call)} columns, more than {MAX_WIDTH}"
-    if _is_16_bit(call) and is_wide(call) and call.trains_biases:
+    if _is_16_bit(call) and call.is_wide and call.trains_biases:
         return f"the gradients of wide factors are lost in {call.query.dtype}"
     if call.bias_terms and abs(call.scale) < MIN_SCALE:
         return f"the factors are divided by scale={call.scale}, which is too small"
@@ -72,11 +72,6 @@ def width(call: AttentionCall) -> int:
     lines = sum(_num_lines(term) for term in _value_lines(call).values())
     columns = max(call.query.shape[-1] + rank(call), call.value.shape[-1] + lines)
     return -(-columns // BLOCK) * BLOCK
-
-
-def is_wide(call: AttentionCall) -> bool:
-    """Whether the factors of any bias span many orders of magnitude."""
-    return any(isinstance(term, LowRankBias) and term.wide for term in call.terms)
 
 
 def _is_16_bit(call: AttentionCall) -> bool:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
 from posenc.pairs import PairIndex, add_pairs, read_pairs, sum_buckets
-from posenc.terms import BiasTerm, DenseBias, LookupBias
+from posenc.terms import DenseBias, LookupBias
 
 Tensors = tuple[Tensor, ...]
 Grads = Sequence[Tensor | None]  # buffers of the tensors' shapes, None where none is needed
@@ -180,9 +181,9 @@ class TileValues:
 def tile_biases(call: AttentionCall) -> list[tuple[TileBias, Tensors]]:
     """The biases and the mask, each with its tensors."""
     parts = [_tile_bias(term, call.dtype) for term in call.biases]
-    if call.attn_mask is None:
+    mask = call.mask_4d
+    if mask is None:
         return parts
-    mask = call.attn_mask[(None,) * (4 - call.attn_mask.dim())]
     if not torch.compiler.is_compiling() and mask.is_inference():
         mask = mask.clone()  # autograd could not keep it for backward
     if mask.dtype == torch.bool:
@@ -190,7 +191,7 @@ def tile_biases(call: AttentionCall) -> list[tuple[TileBias, Tensors]]:
     return [*parts, (TileDense(), (mask.to(call.dtype),))]
 
 
-def _tile_bias(term: BiasTerm, dtype: torch.dtype) -> tuple[TileBias, Tensors]:
+def _tile_bias(term: Any, dtype: torch.dtype) -> tuple[TileBias, Tensors]:
     if isinstance(term, LookupBias):
         return TileLookup(term), (term.lookup.to(dtype).contiguous(),)
     if isinstance(term, DenseBias):

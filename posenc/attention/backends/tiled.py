@@ -22,7 +22,6 @@ from posenc.attention.backends.tile_terms import Tensors, Tile, TileBias, TileVa
 from posenc.attention.call import AttentionCall
 from posenc.functional.precision import without_autocast
 from posenc.memo import is_transformed
-from posenc.terms import LowRankBias
 
 CPU_SCORES = 2**19  # of one tile and thread: 2 MiB in float32, measured best of 2**17 to 2**20
 DEVICE_SCORES = 2**26
@@ -55,7 +54,7 @@ def compute(call: AttentionCall) -> Tensor:
     plan = _Plan(
         call.scale,
         call.may_mask_rows,
-        any(isinstance(term, LowRankBias) and term.wide for term in call.terms),
+        call.is_wide,
         tile_sizes(batch, heads, tokens, _num_scores(query.device)),
         [(part, len(tensors)) for part, tensors in biases],
         [TileValues(term.index) for term in call.value_terms],
