@@ -14,6 +14,7 @@ from posenc.encodings import (
 )
 from posenc.functional.buckets import fit_buckets, pair_index
 from posenc.layout import TokenLayout
+from posenc.memo import clear_cache
 from posenc.pairs import PairIndex
 from posenc.patching import (
     Summary,
@@ -61,6 +62,7 @@ __all__ = [
     "ValueLookup",
     "__version__",
     "attend",
+    "clear_cache",
     "create_encoding",
     "encoding_config",
     "encoding_parameters",

@@ -5,6 +5,7 @@ import posenc
 
 FUNCTIONS = {
     "attend",
+    "clear_cache",
     "create_encoding",
     "encoding_config",
     "encoding_parameters",
