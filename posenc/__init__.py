@@ -14,6 +14,7 @@ from posenc.encodings import (
 )
 from posenc.functional.buckets import fit_buckets, pair_index
 from posenc.layout import TokenLayout
+from posenc.memo import clear_cache
 from posenc.pairs import PairIndex
 from posenc.patching import (
     Summary,
@@ -24,6 +25,7 @@ from posenc.patching import (
     fold_biases,
     is_patched,
     load_encodings,
+    parameter_groups,
     patch_from_config,
     patch_model,
     patched_encodings,
@@ -32,6 +34,7 @@ from posenc.patching import (
     set_layout,
     summary,
     supports,
+    train_only_encodings,
     unpatch_model,
 )
 from posenc.registry import create_encoding, list_encodings, register_encoding
@@ -60,6 +63,7 @@ __all__ = [
     "ValueLookup",
     "__version__",
     "attend",
+    "clear_cache",
     "create_encoding",
     "encoding_config",
     "encoding_parameters",
@@ -71,6 +75,7 @@ __all__ = [
     "list_encodings",
     "load_encodings",
     "pair_index",
+    "parameter_groups",
     "patch_from_config",
     "patch_model",
     "patched_encodings",
@@ -80,5 +85,6 @@ __all__ = [
     "set_layout",
     "summary",
     "supports",
+    "train_only_encodings",
     "unpatch_model",
 ]

@@ -5,6 +5,7 @@ import posenc
 
 FUNCTIONS = {
     "attend",
+    "clear_cache",
     "create_encoding",
     "encoding_config",
     "encoding_parameters",
@@ -15,6 +16,7 @@ FUNCTIONS = {
     "is_patched",
     "list_encodings",
     "load_encodings",
+    "parameter_groups",
     "pair_index",
     "patch_from_config",
     "patch_model",
@@ -25,6 +27,7 @@ FUNCTIONS = {
     "set_layout",
     "summary",
     "supports",
+    "train_only_encodings",
     "unpatch_model",
 }
 CLASSES = {

@@ -13,6 +13,7 @@ from posenc.patching.models.registered import register_attention
 from posenc.patching.patch import is_patched, patch_model, unpatch_model
 from posenc.patching.report import Summary, Support, summary, supports
 from posenc.patching.resize import set_layout
+from posenc.patching.training import parameter_groups, train_only_encodings
 
 __all__ = [
     "Summary",
@@ -23,6 +24,7 @@ __all__ = [
     "fold_biases",
     "is_patched",
     "load_encodings",
+    "parameter_groups",
     "patch_from_config",
     "patch_model",
     "patched_encodings",
@@ -31,5 +33,6 @@ __all__ = [
     "set_layout",
     "summary",
     "supports",
+    "train_only_encodings",
     "unpatch_model",
 ]

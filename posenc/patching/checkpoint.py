@@ -8,11 +8,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from posenc.encodings.base import Encoding, is_finite
-from posenc.patching.config import checked, compare, encoding_config, plan_as, planned_state
+from posenc.patching.config import checked, compare, encoding_config, plan_as
 from posenc.patching.fold import FoldedBias
 from posenc.patching.names import is_of_encoding
 from posenc.patching.patch import (
@@ -20,9 +19,9 @@ from posenc.patching.patch import (
     find_patched,
     named_backbone,
     patched_backbone,
+    planned_state,
     site_modules,
 )
-from posenc.registry import create_encoding
 
 _METADATA_KEY = "posenc"
 _MAX_METADATA = 2**20
@@ -85,11 +84,10 @@ def save_encodings(model: nn.Module, path: str | os.PathLike[str]) -> None:
         )
     backbone = patched_backbone(model)
     _check_in_place(backbone)
-    config = encoding_config(model)
-    _check_loadable(backbone, config)
-    _check_folder(path)
-    metadata = {_METADATA_KEY: json.dumps(config)}
     state = encoding_state_dict(backbone)
+    metadata = {_METADATA_KEY: json.dumps(encoding_config(model))}
+    _check_loadable(backbone, state)
+    _check_folder(path)
     save_file({key: value.contiguous() for key, value in state.items()}, path, metadata=metadata)
 
 
@@ -131,35 +129,27 @@ def _check_in_place(backbone: nn.Module) -> None:
             )
 
 
-def _check_loadable(backbone: nn.Module, config: dict[str, Any]) -> None:
-    """Raises when an encoding has other parameters than a fresh one, which would load them."""
-    options = {spec["name"]: spec["options"] for spec in config["encodings"]}
-    encodings: dict[str, Any] = patched_encodings(backbone)
-    for path, encoding in encodings.items():
-        site, _, name = path.rpartition(".")
-        heads = config["heads"].get(site) or next(iter(config["heads"].values()), (None, None))
-        sizes = {"num_heads": heads[0], "head_dim": heads[1], "embed_dim": config["width"]}
-        # Which block it is changes values, not shapes.
-        sizes |= {"block": 0, "num_blocks": max(1, config["depth"] or 1)}
-        with torch.random.fork_rng(devices=[]):
-            fresh = create_encoding(name, layout=encoding.layout, **sizes, **options[name])
-        own, expected = _shapes(encoding), _shapes(fresh)
-        if own != expected:
-            raise ValueError(
-                f"{path} could not be loaded again: it has {_words(own, expected)}, where a fresh "
-                f"{name} has {_words(expected, own)}. If it is parametrized, make that permanent "
-                "first: torch.nn.utils.parametrize.remove_parametrizations (weight_norm, "
-                "spectral_norm, orthogonal), or torch.nn.utils.prune.remove"
-            )
+def _check_loadable(backbone: Any, state: dict[str, Tensor]) -> None:
+    """Raises when a fresh patch, into which a file is loaded, would have other entries."""
+    there = {module._posenc.name for module in site_modules(backbone).values()}
+    fresh = {
+        key: shape
+        for key, shape in backbone._posenc_record.shapes.items()
+        if f".{key}".rpartition(".posenc.")[0].removeprefix(".") in {"", *there}
+    }
+    own = {key: list(value.shape) for key, value in state.items()}
+    if own != fresh:
+        raise ValueError(
+            f"the encodings could not be loaded again: the model has {_differing(own, fresh)}, "
+            f"where a fresh one has {_differing(fresh, own)}. If they are parametrized, make that "
+            "permanent first: torch.nn.utils.parametrize.remove_parametrizations (weight_norm, "
+            "spectral_norm, orthogonal), or torch.nn.utils.prune.remove"
+        )
 
 
-def _shapes(encoding: nn.Module) -> dict[str, list[int]]:
-    return {key: list(value.shape) for key, value in encoding.state_dict().items()}
-
-
-def _words(shapes: dict[str, list[int]], others: dict[str, list[int]]) -> str:
-    differing = (f"{k} {shape}" for k, shape in shapes.items() if others.get(k) != shape)
-    return ", ".join(differing) or "nothing like it"
+def _differing(shapes: dict[str, list[int]], others: dict[str, list[int]]) -> str:
+    found = [f"{key} {shape}" for key, shape in shapes.items() if others.get(key) != shape]
+    return ", ".join(found[:3]) or "nothing"
 
 
 def _check_folder(path: str | os.PathLike[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from posenc.layout import TokenLayout
 from posenc.patching.models.examine import Backbone, examine
@@ -123,16 +123,6 @@ _META = (
     "encoding of your own whose constructor reads values of tensors, patch the model as it was "
     "(posenc.patch_from_config, or posenc.patch_model), then load"
 )
-
-
-def planned_state(plan: Plan) -> dict[str, Tensor]:
-    """What `encoding_state_dict` will hold once the plan is applied."""
-    return {
-        f"{name and f'{name}.'}posenc.{own}.{key}": value
-        for name, planned in plan.sites.items()
-        for own, encoding in planned.own.items()
-        for key, value in encoding.state_dict().items()
-    }
 
 
 def compare(saved: dict[str, Any], current: dict[str, Any], what: str = "file") -> None:

@@ -81,15 +81,17 @@ def fold_biases(model: nn.Module) -> nn.Module:
     mode="bias") become constants of the layout that the model has now: no tables are looked up
     and exported graphs hold the finished bias. Contextual and token encodings stay as they are.
     There is no way back but `unpatch_model`, so save the encodings first; the folded model takes
-    one layout and raises for others.
+    one layout and raises for others. The tables can no longer be trained, so the model must be
+    in eval mode.
 
     Raises:
-        ValueError: the model is not patched, or nothing in it is static.
+        ValueError: the model is not patched, is in train mode, or nothing in it is static.
 
     Returns:
         The same model.
     """
     backbone = patched_backbone(model)
+    _check_foldable(backbone)
     folded: dict[int, FoldedBias] = {}  # a shared encoding is folded once
     for module in site_modules(backbone).values():
         site: Site = module._posenc
@@ -103,14 +105,29 @@ def fold_biases(model: nn.Module) -> nn.Module:
             owner.posenc[name] = folded[id(encoding)]
             if name in site.shared:
                 site.shared[name] = folded[id(encoding)]
-    if not folded and any(isinstance(m, FoldedBias) for m in backbone.modules()):
-        raise ValueError("the biases of the model are folded already")
-    if not folded:
-        raise ValueError(
-            "nothing to fold: no encoding of the model is static (contextual ones depend on "
-            "queries and keys)"
-        )
     return model
+
+
+def _check_foldable(backbone: Any) -> None:
+    """Raises where there is nothing to fold, or where it is still trained."""
+    encodings = [m for m in backbone.modules() if isinstance(m, AttentionEncoding)]
+    folded = any(isinstance(encoding, FoldedBias) for encoding in encodings)
+    static = [e for e in encodings if e.is_static and not isinstance(e, FoldedBias)]
+    if not static and folded:
+        raise ValueError("the biases of the model are folded already")
+    if not static:
+        names = " and ".join(spec["name"] for spec in backbone._posenc_record.config["encodings"])
+        raise ValueError(
+            "nothing to fold: fold_biases makes constants of biases that read neither queries nor "
+            'keys (swin, quadratic, human_part, irpe with mode="bias"); this model has '
+            f"{names}, which read queries, keys or tokens. Compile, export or save it as it is"
+        )
+    if backbone.training or any(encoding.training for encoding in static):
+        raise ValueError(
+            "the model is in train mode, and folding takes the tables of its static encodings out "
+            "of training for good: save them with posenc.save_encodings, call model.eval(), then "
+            "fold"
+        )
 
 
 def _fold(module: nn.Module, site: Site, encoding: AttentionEncoding) -> FoldedBias:

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from posenc._torch import is_strict_load, load_hooks
 from posenc.encodings.base import unfit
@@ -35,12 +35,14 @@ class PatchRecord:
         hidden: name of the absolute table that is hidden, or None.
         table_required_grad: the table's flag before.
         config: what was asked for, JSON-able where the encodings are registered.
+        shapes: of the new entries of the backbone's state dict.
     """
 
     layout: LayoutSource | None
     hidden: str | None
     table_required_grad: bool
     config: dict[str, Any]
+    shapes: dict[str, list[int]]
 
 
 def patch_model(
@@ -146,8 +148,8 @@ def unpatch_model(model: Model) -> Model:
     if record.hidden:
         # A model whose training was switched off since stays so.
         trained = any(parameter.requires_grad for parameter in backbone.parameters())
-        wanted = record.table_required_grad and trained
-        backbone.get_parameter(record.hidden).requires_grad_(wanted)
+        table = backbone.get_parameter(record.hidden)
+        table.requires_grad_(table.requires_grad or (record.table_required_grad and trained))
     del backbone._posenc_record
     hooks = load_hooks(backbone)
     for key in [key for key, hook in hooks.items() if hook.hook is _check_state_dict]:
@@ -196,6 +198,16 @@ def site_modules(backbone: Any) -> dict[str, Any]:
     return {name: m for name, m in backbone.named_modules() if "_posenc" in vars(m)}
 
 
+def planned_state(plan: Plan) -> dict[str, Tensor]:
+    """What `encoding_state_dict` will hold once the plan is applied."""
+    return {
+        f"{name and f'{name}.'}posenc.{own}.{key}": value
+        for name, planned in plan.sites.items()
+        for own, encoding in planned.own.items()
+        for key, value in encoding.state_dict().items()
+    }
+
+
 def apply_plan(plan: Plan) -> None:
     """Changes the model; nothing here can fail."""
     backbone: Any = plan.backbone.module
@@ -206,6 +218,7 @@ def apply_plan(plan: Plan) -> None:
         hidden=_table_name(plan) if hidden else None,
         table_required_grad=bool(table is not None and table.requires_grad),
         config=_config(plan),
+        shapes={key: list(value.shape) for key, value in planned_state(plan).items()},
     )
     for planned in plan.sites.values():
         module: Any = planned.module

@@ -225,7 +225,7 @@ def test_an_offset_of_tables_costs_no_precision_in_16_bit(dtype, side):
 
 
 def test_nothing_of_n_by_n_is_remembered_for_lines():
-    memo.clear()
+    memo.clear_cache()
     layout = TokenLayout(20, 20, 1)
     irpe = posenc.IRPE(layout, 2, 6, method="cross", on="qkv")
     q = torch.randn(1, 2, 401, 6)
