@@ -22,8 +22,31 @@ def grid_of_embedding(embedding: Any, image: Any, result: Any) -> tuple[int, int
     """Of timm's PatchEmbed and HybridEmbed."""
     if getattr(embedding, "output_fmt", None) == "NHWC":
         return result.shape[1], result.shape[2]
-    height, width = embedding.dynamic_feat_size(tuple(image.shape[-2:]))
-    return height, width
+    return grid_of_pixels(embedding, tuple(image.shape[-2:]))
+
+
+def grid_of_pixels(embedding: Any, image: tuple[int, int]) -> tuple[int, int]:
+    """The grid that an embedding of timm gives for an image of this size."""
+    projection = overlapping_projection(embedding)
+    if projection is None:
+        height, width = embedding.dynamic_feat_size(image)
+        return height, width
+    if embedding.dynamic_img_pad:  # to whole patches, whatever the stride
+        sides = zip(image, embedding.patch_size, strict=True)
+        image = tuple(-(-side // patch) * patch for side, patch in sides)  # type: ignore[assignment]
+    return grid_of_convolution(projection, image)
+
+
+def overlapping_projection(embedding: Any) -> nn.Conv2d | None:
+    """The projection of a patch embedding whose stride is not its patch size, else None.
+
+    timm divides an image by the patch size, so that what it says of such a grid may be wrong.
+    """
+    projection = getattr(embedding, "proj", None)
+    of_features = hasattr(embedding, "feature_ratio")  # of HybridEmbed: no image comes there
+    if not isinstance(projection, nn.Conv2d) or of_features:
+        return None
+    return None if projection.stride == tuple(embedding.patch_size) else projection
 
 
 def grid_of_convolution(convolution: Any, size: Sequence[int]) -> tuple[int, int]:
