@@ -156,19 +156,37 @@ class WindowLayout(LayoutSource):
         return TokenLayout(height, width)
 
 
-class StageLayout(LayoutSource):
-    """What a function reads from the backbone for the module of this name."""
+# From a backbone, the name of an attention module in it and the module to the layout of what it
+# sees, or to the reason why it sees no known grid.
+StageReader = Callable[[Any, str, Any], TokenLayout | str]
 
-    def __init__(
-        self, backbone: nn.Module, name: str, read: Callable[[Any, str], TokenLayout]
-    ) -> None:
+
+class StageLayout(LayoutSource):
+    """The grid of a stage, read from the backbone at each call.
+
+    Args:
+        backbone: the model.
+        name: of the attention module in it.
+        module: the attention module.
+        read: a function with a name, so that the source can be pickled.
+    """
+
+    def __init__(self, backbone: nn.Module, name: str, module: nn.Module, read: StageReader):
         self.backbone = backbone
         self.name = name
+        self.module = module
         self.read = read
 
     def default(self) -> TokenLayout:
-        """The layout of the stage now."""
-        return self.read(self.backbone, self.name)
+        """The layout of the stage now.
+
+        Raises:
+            RuntimeError: the backbone was changed, and its stage has no known grid any more.
+        """
+        layout = self.read(self.backbone, self.name, self.module)
+        if isinstance(layout, str):
+            raise RuntimeError(f"posenc: the grid of {self.name} is not known any more: {layout}")
+        return layout
 
 
 class MapLayout(LayoutSource):

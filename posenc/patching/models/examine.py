@@ -20,6 +20,7 @@ from posenc.patching.layouts import (
     MapLayout,
     SeenGrid,
     SeenLayout,
+    StageLayout,
     grid_of_embedding,
     grid_of_pixels,
     overlapping_projection,
@@ -387,7 +388,7 @@ def _find_attention(backbone: Backbone) -> None:
                 own = type(module).__name__
                 backbone.refused[name] = f"{own} is not among the known attentions"
             continue
-        layout = backbone.family.site_layout(backbone.module, name, module) or backbone.layout
+        layout = _layout_of_site(backbone, name, module)
         reason = _refusal(module, kind) or _map_refusal(kind, layout)
         if isinstance(layout, str):
             backbone.left_alone[name] = layout
@@ -395,6 +396,15 @@ def _find_attention(backbone: Backbone) -> None:
             backbone.refused[name] = reason or "its layout is not known"
         else:
             backbone.attention.append(_site(name, module, kind, layout))
+
+
+def _layout_of_site(backbone: Backbone, name: str, module: nn.Module) -> LayoutSource | str | None:
+    """What an attention module sees, or why that is not known."""
+    read = backbone.family.stage
+    if read is None:
+        return backbone.family.site_layout(backbone.module, name, module) or backbone.layout
+    told = read(backbone.module, name, module)
+    return told if isinstance(told, str) else StageLayout(backbone.module, name, module, read)
 
 
 def _site(name: str, module: Any, kind: AttentionKind, layout: LayoutSource) -> AttentionSite:
