@@ -163,6 +163,19 @@ def _watch_twins(
         own = layout if found.layout is backbone.layout else found.layout
         run = functools.partial(_run_twin, _twin_site(found, own, observer), observer)
         watch.stack.enter_context(_around_forward(found.module, before=run))
+        if found.kind.map_of:
+            watch.stack.enter_context(_see_map(found))
+
+
+def _see_map(found: AttentionSite) -> contextlib.AbstractContextManager[None]:
+    """Tells the layout of the map that a submodule receives."""
+    source: Any = found.layout
+    axis = str(found.kind.map).split().index("h")
+
+    def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        source.see(*args[0].shape[axis : axis + 2])
+
+    return _around_forward(found.module.get_submodule(found.kind.map_of), before=see)
 
 
 def _observe_site(module: Any, observer: Observer, stack: contextlib.ExitStack) -> None:
@@ -189,7 +202,7 @@ def _twin_site(found: AttentionSite, layout: LayoutSource | None, observer: Obse
     known: Any = layout
     own: Site | None = vars(found.module).get("_posenc")
     roles: set[Role] = {ReplaceAttention(found.kind.adapter), *(own.roles if own else ())}
-    if found.kind.map is not None:
+    if found.kind.map is not None and not found.kind.map_of:
         roles.add(SeeMap(found.kind.map))
     return dataclasses.replace(
         own or Site(found.name, known, "auto"),

@@ -227,7 +227,8 @@ def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, built: dict[str,
             )
         planned = _at(plan, site.name, ReplaceAttention(site.kind.adapter))
         if site.kind.map is not None:
-            _at(plan, site.name, SeeMap(site.kind.map))
+            receiver = ".".join(filter(None, [site.name, site.kind.map_of]))
+            _at(plan, receiver, SeeMap(site.kind.map)).site.layout = site.layout
         _describe_attention(planned.site, site)
         planned.site.attention.append(spec.name)
         _own(plan, planned, spec.name, encoding)

@@ -20,7 +20,10 @@ from posenc.patching.layouts import (
     MapLayout,
     SeenGrid,
     SeenLayout,
+    StageLayout,
     grid_of_embedding,
+    grid_of_pixels,
+    overlapping_projection,
 )
 from posenc.patching.models.kinds import AttentionKind, Family, UnsupportedModelError
 from posenc.patching.models.known import (
@@ -290,13 +293,41 @@ def _layout_source(
                 "layout=posenc.TokenLayout(height, width, prefix)"
             )
         return GivenLayout(given)
+    _check_overlap(backbone, embedding, given)
     source = EmbeddingLayout(backbone)
+    if given is not None and _true_grid(embedding) not in (None, source.default().grid):
+        return GivenLayout(given)
     if given not in (None, source.default()):
         raise UnsupportedModelError(
             f"layout={given} contradicts the model, whose patch embedding gives "
             f"{source.default()}; leave layout= out, or call model.set_input_size(...) first"
         )
     return source
+
+
+def _true_grid(embedding: Any) -> tuple[int, int] | None:
+    """What an overlapping projection makes of the embedding's image size; None for others."""
+    image = getattr(embedding, "img_size", None)
+    if image is None or overlapping_projection(embedding) is None:
+        return None
+    return grid_of_pixels(embedding, tuple(image))
+
+
+def _check_overlap(backbone: Any, embedding: Any, given: TokenLayout | None) -> None:
+    """Raises where patches overlap and neither the embedding nor the user tells the true grid."""
+    true = _true_grid(embedding)
+    if true is None or given is None and true == tuple(embedding.grid_size):
+        return
+    layout = TokenLayout(*true, backbone.num_prefix_tokens)
+    if given != layout:
+        given_text = "" if given is None else f", and layout={given} was passed"
+        raise UnsupportedModelError(
+            f"the projection of the patch embedding has stride {embedding.proj.stride} and patch "
+            f"size {tuple(embedding.patch_size)}, so that images of {tuple(embedding.img_size)} "
+            f"pixels give {layout}; its grid_size is {tuple(embedding.grid_size)}{given_text}: set "
+            f"patch_embed.grid_size = {true}, or pass layout=posenc.TokenLayout({layout.height}, "
+            f"{layout.width}, prefix={layout.prefix})"
+        )
 
 
 def _takes_any_size(backbone: Any, embedding: Any, family: Family) -> bool:
@@ -321,7 +352,7 @@ def _layout_at_rest(
                 f"TokenLayout({given.height}, {given.width}, prefix={prefix})"
             )
         return given
-    grid = getattr(embedding, "grid_size", None)
+    grid = _true_grid(embedding) or getattr(embedding, "grid_size", None)
     if grid is None:
         image = _input_size(backbone) or _input_size(model)
         if image is None:
@@ -331,6 +362,8 @@ def _layout_at_rest(
                 "of your usual image; other sizes are followed"
             )
         grid = [size // patch for size, patch in zip(image[1:], embedding.patch_size, strict=True)]
+        if overlapping_projection(embedding) is not None:
+            grid = grid_of_pixels(embedding, image[1:])
     return TokenLayout(grid[0], grid[1], prefix)
 
 
@@ -355,7 +388,7 @@ def _find_attention(backbone: Backbone) -> None:
                 own = type(module).__name__
                 backbone.refused[name] = f"{own} is not among the known attentions"
             continue
-        layout = backbone.family.site_layout(backbone.module, name, module) or backbone.layout
+        layout = _layout_of_site(backbone, name, module)
         reason = _refusal(module, kind) or _map_refusal(kind, layout)
         if isinstance(layout, str):
             backbone.left_alone[name] = layout
@@ -363,6 +396,15 @@ def _find_attention(backbone: Backbone) -> None:
             backbone.refused[name] = reason or "its layout is not known"
         else:
             backbone.attention.append(_site(name, module, kind, layout))
+
+
+def _layout_of_site(backbone: Backbone, name: str, module: nn.Module) -> LayoutSource | str | None:
+    """What an attention module sees, or why that is not known."""
+    read = backbone.family.stage
+    if read is None:
+        return backbone.family.site_layout(backbone.module, name, module) or backbone.layout
+    told = read(backbone.module, name, module)
+    return told if isinstance(told, str) else StageLayout(backbone.module, name, module, read)
 
 
 def _site(name: str, module: Any, kind: AttentionKind, layout: LayoutSource) -> AttentionSite:
