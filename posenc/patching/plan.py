@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from posenc.attention import Explanation, explain
 from posenc.attention.api import check_backend
 from posenc.encodings.base import AttentionEncoding, Encoding, check_layout
 from posenc.encodings.learned import LearnedAbsolute
@@ -31,6 +30,7 @@ from posenc.patching.models.examine import (
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.others import OTHER
 from posenc.patching.sites.classes import site_class
+from posenc.patching.sites.explained import explain_site
 from posenc.patching.sites.roles import (
     BindLayout,
     EncodeInput,
@@ -505,18 +505,6 @@ def _check_computable(plan: Plan, planned: PlannedSite) -> None:
         wider = site.value_dim != site.head_dim
         hint = f" (its values have width {site.value_dim}, its queries {site.head_dim})"
         raise UnsupportedModelError(f"{site.name}: {error}{hint if wider else ''}") from error
-
-
-def explain_site(module: nn.Module, site: Site, encodings: list[Encoding]) -> Explanation:
-    """What `attend` would do at this site for one image, in eval, at the layout of now."""
-    layout = site.layout.latest()
-    parameter = next(module.parameters())
-    shape = (1, site.num_heads, layout.num_tokens)
-    q = torch.zeros(*shape, site.head_dim, device=parameter.device, dtype=parameter.dtype)
-    v = q.new_zeros(*shape, site.value_dim)
-    with torch.no_grad():
-        terms = [term for encoding in encodings for term in encoding(q, q, layout)]
-        return explain(q, q, v, terms, backend=site.backend)
 
 
 def _hide_table(plan: Plan) -> None:

@@ -316,7 +316,7 @@ def _true_grid(embedding: Any) -> tuple[int, int] | None:
 def _check_overlap(backbone: Any, embedding: Any, given: TokenLayout | None) -> None:
     """Raises where patches overlap and neither the embedding nor the user tells the true grid."""
     true = _true_grid(embedding)
-    if true is None or given is None and true == tuple(embedding.grid_size):
+    if true is None or (given is None and true == tuple(embedding.grid_size)):
         return
     layout = TokenLayout(*true, backbone.num_prefix_tokens)
     if given != layout:
