@@ -15,10 +15,10 @@ from torch.nn.attention import SDPBackend
 F = TypeVar("F", bound=Callable[..., Any])
 
 _KERNELS = {
-    int(SDPBackend.MATH): "math",
-    int(SDPBackend.FLASH_ATTENTION): "flash",
-    int(SDPBackend.EFFICIENT_ATTENTION): "efficient",
-    int(SDPBackend.CUDNN_ATTENTION): "cudnn",
+    SDPBackend.MATH: "math",
+    SDPBackend.FLASH_ATTENTION: "flash",
+    SDPBackend.EFFICIENT_ATTENTION: "efficient",
+    SDPBackend.CUDNN_ATTENTION: "cudnn",
 }
 
 
@@ -62,4 +62,4 @@ def chosen_sdpa_kernel(query: Tensor, key: Tensor, value: Tensor, **options: Any
         number = torch._fused_sdp_choice(query, key, value, **options)
     except (NotImplementedError, RuntimeError):  # nor would it compute this
         return None
-    return _KERNELS.get(number)
+    return _KERNELS.get(SDPBackend(number))
