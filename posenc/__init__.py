@@ -1,6 +1,6 @@
 """Positional encodings for vision transformers."""
 
-from posenc.attention import Explanation, attend, explain
+from posenc.attention import Explanation, attend
 from posenc.encodings import (
     IRPE,
     PEG,
@@ -17,11 +17,13 @@ from posenc.layout import TokenLayout
 from posenc.memo import clear_cache
 from posenc.pairs import PairIndex
 from posenc.patching import (
+    ModelExplanation,
     Summary,
     Support,
     encoding_config,
     encoding_parameters,
     encoding_state_dict,
+    explain,
     fold_biases,
     is_patched,
     load_encodings,
@@ -29,6 +31,7 @@ from posenc.patching import (
     patch_from_config,
     patch_model,
     patched_encodings,
+    register_attention,
     save_encodings,
     set_layout,
     summary,
@@ -37,7 +40,15 @@ from posenc.patching import (
     unpatch_model,
 )
 from posenc.registry import create_encoding, list_encodings, register_encoding
-from posenc.terms import DenseBias, LookupBias, LowRankBias, ValueLookup
+from posenc.terms import (
+    ContentScale,
+    DenseBias,
+    LookupBias,
+    LowRankBias,
+    Mixture,
+    Rotation,
+    ValueLookup,
+)
 
 __version__ = "0.1.0"
 
@@ -45,14 +56,18 @@ __all__ = [
     "IRPE",
     "PEG",
     "AttentionEncoding",
+    "ContentScale",
     "DenseBias",
     "Explanation",
     "HumanPart",
     "LearnedAbsolute",
     "LookupBias",
     "LowRankBias",
+    "Mixture",
+    "ModelExplanation",
     "PairIndex",
     "Quadratic",
+    "Rotation",
     "Sinusoidal",
     "Summary",
     "Support",
@@ -78,6 +93,7 @@ __all__ = [
     "patch_from_config",
     "patch_model",
     "patched_encodings",
+    "register_attention",
     "register_encoding",
     "save_encodings",
     "set_layout",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from posenc.attention.backends import flex, lowrank, reference, sdpa, tiled, triton
-from posenc.attention.call import AttentionCall, as_terms, check_call
+from posenc.attention.call import AttentionCall, as_terms, check_call, check_types
 from posenc.attention.lower import combine, lower
 from posenc.attention.picker import pick
 from posenc.functional.precision import autocast_dtype, without_autocast
@@ -49,15 +49,20 @@ class Explanation:
         choice: name of the backend; with a `Mixture` those of both attentions, joined by " + ".
         why: it was chosen.
         reasons: backend name -> None when it could compute the call, else why it rejects it.
+        sdpa_kernel: where the backend is built on `scaled_dot_product_attention`, the kernel that
+            PyTorch would choose ("flash", "efficient", "cudnn" or "math"); None elsewhere, and
+            where PyTorch does not say.
     """
 
     choice: str
     why: str
     reasons: dict[str, str | None]
+    sdpa_kernel: str | None = None
 
     def __str__(self) -> str:
+        kernel = f", by PyTorch's {self.sdpa_kernel} kernel" if self.sdpa_kernel else ""
         lines = [f"{name}: {reason or 'possible'}" for name, reason in self.reasons.items()]
-        return "\n".join([f"choice: {self.choice} ({self.why})", *lines])
+        return "\n".join([f"choice: {self.choice}{kernel} ({self.why})", *lines])
 
 
 def attend(
@@ -78,9 +83,9 @@ def attend(
     `out = softmax(scale q k^T + sum of biases + mask) v + value terms`, where `Rotation`,
     `ContentScale` and `Mixture` change that formula as they say. Everything but `terms`
     and `backend` means what it means in `torch.nn.functional.scaled_dot_product_attention`: a
-    boolean mask keeps where True, a float mask is added, `dropout_p` is always applied. A fully
-    masked row gives 0, with finite gradients. As with fused attention, a second derivative may not
-    exist (`tiled`, `sdpa`); `backend="reference"` has it.
+    boolean mask keeps where True, a float mask (of any dtype) is added, `dropout_p` is always
+    applied. A fully masked row gives 0, with finite gradients. As with fused attention, a second
+    derivative may not exist (`tiled`, `sdpa`); `backend="reference"` has it.
 
     Args:
         q: queries `[B, heads, N, head_dim]`.
@@ -174,6 +179,7 @@ def make_call(
     enable_gqa: bool,
 ) -> AttentionCall:
     """The arguments of `attend` as a call: in autocast's dtype where it is on, and checked."""
+    check_types(q, k, v, attn_mask)
     call = AttentionCall(
         q, k, v, as_terms(terms), attn_mask, dropout_p, is_causal, scale, enable_gqa
     )
@@ -197,7 +203,13 @@ def explain_call(call: AttentionCall, backend: str) -> Explanation:
     with without_autocast(call.query.device):
         calls = [part.call for part in lower(call)]
     choices, whys = zip(*(_choose(each, backend) for each in calls), strict=True)
-    return Explanation(" + ".join(choices), "; ".join(whys), _rejections(calls))
+    kernels = [_sdpa_kernel(*each) for each in zip(calls, choices, strict=True)]
+    return Explanation(
+        " + ".join(choices),
+        "; ".join(whys),
+        _rejections(calls),
+        " + ".join(filter(None, kernels)) or None,
+    )
 
 
 def matrix_of(call: AttentionCall) -> Tensor:
@@ -230,6 +242,14 @@ def _rejections(calls: list[AttentionCall]) -> dict[str, str | None]:
         name: next(filter(None, map(backend.rejects, calls)), None)
         for name, backend in BACKENDS.items()
     }
+
+
+def _sdpa_kernel(call: AttentionCall, choice: str) -> str | None:
+    kernel = getattr(BACKENDS[choice], "kernel", None)
+    if kernel is None:
+        return None
+    with without_autocast(call.query.device):
+        return kernel(call)
 
 
 def _choose(call: AttentionCall, backend: str) -> tuple[str, str]:

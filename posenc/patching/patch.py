@@ -64,13 +64,16 @@ def patch_model(
 
     Args:
         model: a timm vision transformer (`posenc.supports(model)` tells), or a module that
-            contains one; with `layout=` also any model with the attention of torch
-            (`nn.MultiheadAttention`) or of Hugging Face's ViT and DINOv2.
+            contains one; a ViT, DeiT, DINOv2, CLIP or SigLIP of Hugging Face; with `layout=` also
+            any model with attention of torch (`nn.MultiheadAttention`), of timm or of these, or
+            of a class that `posenc.register_attention` made known.
         encoding: a name, `"a+b"`, an encoding class, a callable `(layout, num_heads, head_dim,
             embed_dim) -> encoding`, or a list of these.
         layout: of the tokens; default: what the model's patch embedding says. A model that takes
-            images of any size is followed: there it sizes the new parameters only. Outside timm
-            it must be given, and holds for all attention that is patched.
+            images of any size is followed: there it sizes the new parameters only. A model of
+            Hugging Face tells the layout of its config's image size; give that of your images
+            where they are of another (`interpolate_pos_encoding=True`, and DINOv2): each image is
+            compared with it. Other models outside timm need it, for all attention that is patched.
         blocks: the attention modules to patch: None (all), indices, a slice, or a predicate on
             the module name. PEG's place is its own option `after`.
         share: one encoding for all sites instead of one each.

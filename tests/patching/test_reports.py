@@ -28,7 +28,7 @@ def test_summary():
     assert lines[0] == "layout:         3x5 + 5 prefix = 20 tokens"
     assert "sites:          blocks.0.attn ... blocks.2.attn (3) <- irpe" in lines
     assert "new parameters: 1,680" in lines
-    assert "backend:        auto (sdpa)" in lines
+    assert "backend:        inference sdpa, training reference" in lines
     assert any("irpe: IRPE(mode=contextual" in line for line in lines)
     assert not any(line.startswith("warning") for line in lines)
 

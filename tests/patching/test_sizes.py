@@ -216,7 +216,7 @@ def test_set_layout_errors():
     model = patch_model(tiny_global.build("vit"), "swin")
     with pytest.raises(ValueError, match=r"has 1 prefix tokens, 5x3 has 0; pass TokenLayout\(5, 3"):
         posenc.set_layout(model, TokenLayout(5, 3))
-    with pytest.raises(ValueError, match="smaller than a patch"):
+    with pytest.raises(ValueError, match="means pixels, and with patches of"):
         posenc.set_layout(model, 3)
     with pytest.raises(ValueError, match="is not patched"):
         posenc.set_layout(tiny_global.build("vit"), 8)

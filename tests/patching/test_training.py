@@ -83,7 +83,7 @@ def test_a_backend_that_cannot_names_itself():
     with pytest.raises(ValueError, match='backend="sdpa" does not compute this call: ValueLookup'):
         patch_model(vit(), "irpe", on="v", backend="sdpa")
     automatic = patch_model(vit(), "irpe", on="v")
-    assert posenc.summary(automatic).backend == "auto (tiled)"
+    assert posenc.summary(automatic).backend == "inference tiled, training tiled"
 
 
 def test_a_deepcopy_of_one_site_is_independent():
