@@ -58,6 +58,15 @@ class Encoding(nn.Module, ABC):
                 f"layout {layout} has {layout.prefix}; build it with that prefix"
             )
 
+    def check_device(self, tensor: Tensor, name: str) -> None:
+        """Raises when the parameters are on another device than a tensor of this name."""
+        for parameter in self._parameters.values():
+            if parameter is not None and parameter.device != tensor.device:
+                raise ValueError(
+                    f"{type(self).__name__} is on {parameter.device}, {name} on {tensor.device}; "
+                    "move it with .to(device)"
+                )
+
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
@@ -115,15 +124,27 @@ class TokenEncoding(Encoding):
         """`[B, N, embed_dim]` -> `[B, N, embed_dim]`, tokens as `layout` says.
 
         Raises:
-            ValueError: the shape does not fit the layout or embed_dim.
+            TypeError: the layout is no TokenLayout, or the tokens are no floating point tensor:
+                positions would be rounded.
+            ValueError: the shape does not fit the layout or embed_dim, or the encoding is on
+                another device.
         """
+        name = type(self).__name__
+        check_layout(layout, name)
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(
+                f"{name}: tokens must be a floating point tensor, got {got}; positions would be "
+                "rounded: convert the tokens first, such as with .float()"
+            )
         expected = (layout.num_tokens, self.embed_dim)
         if x.dim() != 3 or tuple(x.shape[1:]) != expected:
             raise ValueError(
-                f"{type(self).__name__}: the layout {layout} has {layout.num_tokens} tokens of "
+                f"{name}: the layout {layout} has {layout.num_tokens} tokens of "
                 f"width {self.embed_dim}, expected [B, {expected[0]}, {expected[1]}], got "
                 f"{list(x.shape)}; pass the layout of these tokens"
             )
+        self.check_device(x, "the tokens")
         self.check_prefix(layout)
         with without_autocast(x.device):
             return self.encode(x, layout)
@@ -165,6 +186,7 @@ class AttentionEncoding(Encoding):
             scale: of the attention, default `head_dim ** -0.5`; contextual terms use it.
 
         Raises:
+            TypeError: the layout is no TokenLayout.
             ValueError: shapes or devices that fit neither the layout nor the constructor.
         """
         self._check(q, k, layout)
@@ -185,6 +207,7 @@ class AttentionEncoding(Encoding):
 
     def _check(self, q: Tensor, k: Tensor, layout: TokenLayout) -> None:
         name = type(self).__name__
+        check_layout(layout, name)
         if q.dim() != 4 or q.shape != k.shape:
             raise ValueError(
                 f"{name}: q and k must both be [B, heads, N, head_dim], got {list(q.shape)} and "
@@ -201,11 +224,7 @@ class AttentionEncoding(Encoding):
                 f"{name} was built for num_heads={self.num_heads}, head_dim={self.head_dim}, but "
                 f"q has {heads} heads of width {head_dim}"
             )
-        for parameter in self._parameters.values():
-            if parameter is not None and parameter.device != q.device:
-                raise ValueError(
-                    f"{name} is on {parameter.device}, q on {q.device}; move it with .to(device)"
-                )
+        self.check_device(q, "q")
         self.check_prefix(layout)
 
     def _may_remember(self, q: Tensor) -> bool:

@@ -170,6 +170,7 @@ def _of_fresh(backbone: Backbone, config: dict[str, Any]) -> dict[str, Any]:
         "model": model_name(backbone),
         "layout": None if layout is None else vars(layout.default()),
         "windows": windows,
+        "sites": sorted(heads),
     }
     return _plain({**now, **made_for})
 

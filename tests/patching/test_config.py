@@ -118,6 +118,16 @@ DAMAGED = {
         ValueError,
         "is no JSON value",
     ),
+    "a site more": (
+        lambda config: {**config, "sites": [*config["sites"], "blocks.9.attn"]},
+        ValueError,
+        r"sites: \['blocks.0.attn', 'blocks.1.attn', 'blocks.9.attn'\]; of the model: \['blocks.0",
+    ),
+    "a head more": (
+        lambda config: {**config, "heads": {**config["heads"], "blocks.9.attn": [2, 8]}},
+        ValueError,
+        r"heads of blocks.9.attn: \[2, 8\]; of the model: none",
+    ),
     "wrong option": (
         lambda config: {
             **config,
