@@ -322,7 +322,7 @@ class ContentScale(CallTerm):
         if isinstance(self.factor, Tensor):
             expected = (shape.batch, shape.heads, shape.tokens, 1)
             _check_shape("ContentScale.factor", self.factor, expected, broadcast=3)
-        elif not isinstance(self.factor, (int, float)) or not math.isfinite(self.factor):
+        elif not isinstance(self.factor, (int, float)) or not abs(self.factor) < math.inf:
             raise ValueError(
                 f"ContentScale.factor must be a tensor or a finite number, got {self.factor!r}"
             )
