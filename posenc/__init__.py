@@ -1,6 +1,6 @@
 """Positional encodings for vision transformers."""
 
-from posenc.attention import Explanation, attend, explain
+from posenc.attention import Explanation, attend
 from posenc.encodings import (
     IRPE,
     PEG,
@@ -14,26 +14,41 @@ from posenc.encodings import (
 )
 from posenc.functional.buckets import fit_buckets, pair_index
 from posenc.layout import TokenLayout
+from posenc.memo import clear_cache
 from posenc.pairs import PairIndex
 from posenc.patching import (
+    ModelExplanation,
     Summary,
     Support,
     encoding_config,
     encoding_parameters,
     encoding_state_dict,
+    explain,
     fold_biases,
     is_patched,
     load_encodings,
+    parameter_groups,
+    patch_from_config,
     patch_model,
     patched_encodings,
+    register_attention,
     save_encodings,
     set_layout,
     summary,
     supports,
+    train_only_encodings,
     unpatch_model,
 )
 from posenc.registry import create_encoding, list_encodings, register_encoding
-from posenc.terms import DenseBias, LookupBias, LowRankBias, ValueLookup
+from posenc.terms import (
+    ContentScale,
+    DenseBias,
+    LookupBias,
+    LowRankBias,
+    Mixture,
+    Rotation,
+    ValueLookup,
+)
 
 __version__ = "0.1.0"
 
@@ -41,14 +56,18 @@ __all__ = [
     "IRPE",
     "PEG",
     "AttentionEncoding",
+    "ContentScale",
     "DenseBias",
     "Explanation",
     "HumanPart",
     "LearnedAbsolute",
     "LookupBias",
     "LowRankBias",
+    "Mixture",
+    "ModelExplanation",
     "PairIndex",
     "Quadratic",
+    "Rotation",
     "Sinusoidal",
     "Summary",
     "Support",
@@ -58,6 +77,7 @@ __all__ = [
     "ValueLookup",
     "__version__",
     "attend",
+    "clear_cache",
     "create_encoding",
     "encoding_config",
     "encoding_parameters",
@@ -69,12 +89,16 @@ __all__ = [
     "list_encodings",
     "load_encodings",
     "pair_index",
+    "parameter_groups",
+    "patch_from_config",
     "patch_model",
     "patched_encodings",
+    "register_attention",
     "register_encoding",
     "save_encodings",
     "set_layout",
     "summary",
     "supports",
+    "train_only_encodings",
     "unpatch_model",
 ]

@@ -29,7 +29,5 @@ def test_others_do_not_fit(shape):
 
 
 def test_the_ranks_must_be_equal():
-    with pytest.raises(
-        ValueError, match=r"LowRankBias.right must have .* 7, 5\].* got \[1, 1"
-    ):
+    with pytest.raises(ValueError, match=r"LowRankBias.right must have .* 7, 5\].* got \[1, 1"):
         attend(Q, Q, Q, LowRankBias(torch.zeros(1, 1, 7, 5), torch.zeros(1, 1, 7, 4)))

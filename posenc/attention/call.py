@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posenc.functional.precision import at_least_float32
-from posenc.terms import BiasTerm, DenseBias, LookupBias, LowRankBias, Term, ValueLookup
+from posenc.functional.precision import as_mask, at_least_float32
+from posenc.terms import BiasTerm, CallShape, DenseBias, Term, ValueLookup, check_terms
 
-TERM_TYPES = (DenseBias, LookupBias, LowRankBias, ValueLookup)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -39,12 +38,12 @@ class AttentionCall:
     @property
     def bias_terms(self) -> list[BiasTerm]:
         """The terms that are added to the scores, as the encodings gave them."""
-        return [term for term in self.terms if not isinstance(term, ValueLookup)]
+        return [term for term in self.terms if isinstance(term, BiasTerm)]
 
     @property
     def biases(self) -> list[BiasTerm]:
         """The same biases in their most exact form."""
-        return [_most_exact(term) for term in self.bias_terms]
+        return [term.exact_form for term in self.bias_terms]
 
     @property
     def trains_biases(self) -> bool:
@@ -55,9 +54,32 @@ class AttentionCall:
         return mask_trains or any(term.requires_grad for term in self.bias_terms)
 
     @property
+    def is_wide(self) -> bool:
+        """Whether the factors of any bias span many orders of magnitude."""
+        return any(term.is_wide for term in self.bias_terms)
+
+    @property
+    def mask_4d(self) -> Tensor | None:
+        """The mask as `[1 or B, 1 or heads, 1 or Nq, 1 or Nk]`, a view."""
+        mask = self.attn_mask
+        return None if mask is None else mask[(None,) * (4 - mask.dim())]
+
+    @property
     def may_mask_rows(self) -> bool:
         """Whether all keys of a query may be at minus infinity."""
         return self.attn_mask is not None or any(isinstance(t, DenseBias) for t in self.terms)
+
+    @property
+    def fused_mask(self) -> Tensor | None:
+        """The mask as fused attention takes it: boolean, or in the dtype of the query.
+
+        PyTorch's CPU kernels take float32 beside 16-bit queries, those of CUDA refuse it, and
+        cuDNN's read it as if it were 16 bit (PyTorch 191612).
+        """
+        mask = self.attn_mask
+        if mask is None or mask.dtype == torch.bool:
+            return mask
+        return as_mask(mask, self.query.dtype)
 
     @property
     def value_terms(self) -> list[ValueLookup]:
@@ -73,12 +95,6 @@ class AttentionCall:
     def dtype(self) -> torch.dtype:
         """At least float32: scores, factors, lookups and bias sums are computed in it."""
         return at_least_float32(self.query.dtype)
-
-
-def _most_exact(term: BiasTerm) -> BiasTerm:
-    if isinstance(term, LowRankBias) and term.exact is not None:
-        return term.exact
-    return term
 
 
 def check_call(call: AttentionCall) -> None:
@@ -192,11 +208,6 @@ def _check_mask(call: AttentionCall, mask: Tensor) -> None:
             f"attend: attn_mask must be boolean (True = keep) or floating point (added to the "
             f"scores), got {mask.dtype}"
         )
-    if not call.terms and mask.dtype not in (torch.bool, torch.float32, call.query.dtype):
-        raise TypeError(
-            f"attend: attn_mask must be boolean, float32 or of the query's dtype, got {mask.dtype} "
-            f"and {call.query.dtype}; convert it with .to(query.dtype)"
-        )
     full = (*call.query.shape[:3], call.key.shape[2])
     pairs = zip(reversed(mask.shape), reversed(full), strict=False)
     if not 2 <= mask.dim() <= 4 or any(size not in (1, want) for size, want in pairs):
@@ -207,7 +218,7 @@ def _check_mask(call: AttentionCall, mask: Tensor) -> None:
 
 
 def _check_terms(call: AttentionCall) -> None:
-    batch, heads, tokens, _ = call.query.shape
+    tokens = call.query.shape[2]
     if tokens != call.key.shape[2]:
         raise ValueError(
             f"attend: position terms need as many queries as keys, got Nq={tokens} and "
@@ -229,15 +240,13 @@ def _check_terms(call: AttentionCall) -> None:
             "attend: enable_gqa=True is not defined together with position terms; "
             "repeat the key and value heads first (repeat_interleave on dimension 1)"
         )
+    check_terms(call.terms, "attend: terms")
+    batch, heads, tokens, head_dim = call.query.shape
+    shape = CallShape(batch, heads, tokens, head_dim, call.value.shape[-1])
     for term in call.terms:
-        if not isinstance(term, TERM_TYPES):
-            raise TypeError(
-                f"attend: terms must be {', '.join(t.__name__ for t in TERM_TYPES)}, got "
-                f"{type(term).__name__}"
-            )
         for name, tensor in term.tensors().items():
             _check_device(f"{type(term).__name__}.{name}", tensor, call)
-        term.check(batch, heads, tokens, call.value.shape[-1])
+        term.check(shape)
 
 
 def as_terms(terms: Sequence[Term] | Term) -> tuple[Term, ...]:
@@ -247,7 +256,7 @@ def as_terms(terms: Sequence[Term] | Term) -> tuple[Term, ...]:
             f"attend: terms must be what an encoding returned, got {type(terms).__name__} itself: "
             "pass encoding(q, k, layout)"
         )
-    if isinstance(terms, TERM_TYPES):
+    if isinstance(terms, Term):
         return (terms,)
     if not isinstance(terms, Iterable):
         raise TypeError(f"attend: terms must be terms of encodings, or (), got {terms!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from typing import Any
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 
 from posenc.functional.precision import autocast_dtype, without_autocast
 from posenc.layout import TokenLayout
-from posenc.memo import Memo, is_transformed
-from posenc.terms import LookupBias, Term, ValueLookup
+from posenc.memo import is_transformed
+from posenc.terms import Term, map_biases, map_tensors, with_memo
 
 
 class Encoding(nn.Module, ABC):
@@ -52,6 +51,15 @@ class Encoding(nn.Module, ABC):
                 f"layout {layout} has {layout.prefix}; build it with that prefix"
             )
 
+    def check_device(self, tensor: Tensor, name: str) -> None:
+        """Raises when the parameters are on another device than a tensor of this name."""
+        for parameter in self._parameters.values():
+            if parameter is not None and parameter.device != tensor.device:
+                raise ValueError(
+                    f"{type(self).__name__} is on {parameter.device}, {name} on {tensor.device}; "
+                    "move it with .to(device)"
+                )
+
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
@@ -79,12 +87,11 @@ class Encoding(nn.Module, ABC):
                 "model with that input size, load, then call model.set_input_size(...)"
             )
             return
-        for name in self._parameters:
+        for name, parameter in self._parameters.items():
             value = state_dict.get(prefix + name)
-            if value is not None and not is_finite(value):
+            if value is not None and (fault := unfit(value, parameter)):
                 error_msgs.append(
-                    f"{prefix}{name} has non-finite values, {type(self).__name__} was not loaded; "
-                    "load a checkpoint from before the divergence"
+                    f"{prefix}{name} {fault[0]}, {type(self).__name__} was not loaded; {fault[1]}"
                 )
                 return
         super()._load_from_state_dict(
@@ -110,15 +117,27 @@ class TokenEncoding(Encoding):
         """`[B, N, embed_dim]` -> `[B, N, embed_dim]`, tokens as `layout` says.
 
         Raises:
-            ValueError: the shape does not fit the layout or embed_dim.
+            TypeError: the layout is no TokenLayout, or the tokens are no floating point tensor:
+                positions would be rounded.
+            ValueError: the shape does not fit the layout or embed_dim, or the encoding is on
+                another device.
         """
+        name = type(self).__name__
+        check_layout(layout, name)
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(
+                f"{name}: tokens must be a floating point tensor, got {got}; positions would be "
+                "rounded: convert the tokens first, such as with .float()"
+            )
         expected = (layout.num_tokens, self.embed_dim)
         if x.dim() != 3 or tuple(x.shape[1:]) != expected:
             raise ValueError(
-                f"{type(self).__name__}: the layout {layout} has {layout.num_tokens} tokens of "
+                f"{name}: the layout {layout} has {layout.num_tokens} tokens of "
                 f"width {self.embed_dim}, expected [B, {expected[0]}, {expected[1]}], got "
                 f"{list(x.shape)}; pass the layout of these tokens"
             )
+        self.check_device(x, "the tokens")
         self.check_prefix(layout)
         with without_autocast(x.device):
             return self.encode(x, layout)
@@ -160,6 +179,7 @@ class AttentionEncoding(Encoding):
             scale: of the attention, default `head_dim ** -0.5`; contextual terms use it.
 
         Raises:
+            TypeError: the layout is no TokenLayout.
             ValueError: shapes or devices that fit neither the layout nor the constructor.
         """
         self._check(q, k, layout)
@@ -180,6 +200,7 @@ class AttentionEncoding(Encoding):
 
     def _check(self, q: Tensor, k: Tensor, layout: TokenLayout) -> None:
         name = type(self).__name__
+        check_layout(layout, name)
         if q.dim() != 4 or q.shape != k.shape:
             raise ValueError(
                 f"{name}: q and k must both be [B, heads, N, head_dim], got {list(q.shape)} and "
@@ -196,11 +217,7 @@ class AttentionEncoding(Encoding):
                 f"{name} was built for num_heads={self.num_heads}, head_dim={self.head_dim}, but "
                 f"q has {heads} heads of width {head_dim}"
             )
-        for parameter in self._parameters.values():
-            if parameter is not None and parameter.device != q.device:
-                raise ValueError(
-                    f"{name} is on {parameter.device}, q on {q.device}; move it with .to(device)"
-                )
+        self.check_device(q, "q")
         self.check_prefix(layout)
 
     def _may_remember(self, q: Tensor) -> bool:
@@ -249,9 +266,8 @@ class _StaticTerms:
             # Outside inference mode: a later training step must be able to use its results.
             with torch.inference_mode(False), torch.no_grad():
                 snapshot = [tensor.detach().clone() for tensor in state]
-                terms = tuple(
-                    map(_with_memo, _as_tuple(encoding.terms(q, k, layout, scale), encoding))
-                )
+                terms = _as_tuple(encoding.terms(q, k, layout, scale), encoding)
+                terms = tuple(map(_remembered, terms))
             self._entry = (key, snapshot, terms)
         return terms
 
@@ -274,23 +290,24 @@ def _same_content(state: list[Tensor], snapshot: list[Tensor]) -> bool:
     )
 
 
-def _with_memo(term: Term) -> Term:
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(term):
-        value = getattr(term, field.name)
-        if isinstance(value, Tensor):
-            # A copy: a view would follow the parameter, the memo would not.
-            changes[field.name] = value.detach().clone()
-        elif isinstance(value, LookupBias):
-            changes[field.name] = _with_memo(value)
-    if not isinstance(term, ValueLookup):
-        changes["memo"] = Memo()
-    return dataclasses.replace(term, **changes)
+def _remembered(term: Term) -> Any:
+    # Copies: a view would follow the parameter, the memo would not.
+    own = map_tensors(term, lambda _, tensor: tensor.detach().clone())
+    return map_biases(own, with_memo)
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether all values are; a meta tensor has none."""
     return tensor.is_meta or bool(torch.isfinite(tensor).all())
+
+
+def unfit(value: Tensor, parameter: Tensor | None) -> tuple[str, str] | None:
+    """Why a saved value cannot be loaded into a parameter, and what to do; None when it can."""
+    if not value.is_floating_point() and (parameter is None or parameter.is_floating_point()):
+        return f"is {value.dtype} instead of floating point", "load the checkpoint without the cast"
+    if not is_finite(value):
+        return "has non-finite values", "load a checkpoint from before the divergence"
+    return None
 
 
 def check_layout(layout: Any, name: str) -> TokenLayout:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,48 @@ def grid_of_embedding(embedding: Any, image: Any, result: Any) -> tuple[int, int
     """Of timm's PatchEmbed and HybridEmbed."""
     if getattr(embedding, "output_fmt", None) == "NHWC":
         return result.shape[1], result.shape[2]
-    height, width = embedding.dynamic_feat_size(tuple(image.shape[-2:]))
+    return grid_of_pixels(embedding, tuple(image.shape[-2:]))
+
+
+def grid_of_pixels(embedding: Any, image: tuple[int, int]) -> tuple[int, int]:
+    """The grid that an embedding of timm gives for an image of this size."""
+    projection = overlapping_projection(embedding)
+    if projection is None:
+        height, width = embedding.dynamic_feat_size(image)
+        return height, width
+    if embedding.dynamic_img_pad:  # to whole patches, whatever the stride
+        sides = zip(image, embedding.patch_size, strict=True)
+        image = tuple(-(-side // patch) * patch for side, patch in sides)  # type: ignore[assignment]
+    return grid_of_convolution(projection, image)
+
+
+def overlapping_projection(embedding: Any) -> nn.Conv2d | None:
+    """The projection of a patch embedding whose stride is not its patch size, else None.
+
+    timm divides an image by the patch size, so that what it says of such a grid may be wrong.
+    """
+    projection = getattr(embedding, "proj", None)
+    of_features = hasattr(embedding, "feature_ratio")  # of HybridEmbed: no image comes there
+    if not isinstance(projection, nn.Conv2d) or of_features:
+        return None
+    return None if projection.stride == tuple(embedding.patch_size) else projection
+
+
+def grid_of_convolution(convolution: Any, size: Sequence[int]) -> tuple[int, int]:
+    """The grid that a patch projection gives for an image, patches overlapping or not."""
+    padding = convolution.padding
+    padding = (0, 0) if padding == "valid" else padding
+    height, width = (
+        (side + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+        for side, pad, dilation, kernel, stride in zip(
+            size,
+            padding,
+            convolution.dilation,
+            convolution.kernel_size,
+            convolution.stride,
+            strict=True,
+        )
+    )
     return height, width
 
 
@@ -51,6 +92,33 @@ class GivenLayout(LayoutSource):
     def default(self) -> TokenLayout:
         """Always the same, until `set_layout`."""
         return self.layout
+
+
+class CheckedLayout(GivenLayout):
+    """One layout, which the embedding compares with each image that it sees.
+
+    Args:
+        layout: of the tokens.
+        embedding: name of the module that sees the images.
+    """
+
+    def __init__(self, layout: TokenLayout, embedding: str) -> None:
+        super().__init__(layout)
+        self.embedding = embedding
+
+    def see(self, height: int, width: int) -> None:
+        """The embedding has seen an image of this grid.
+
+        Raises:
+            RuntimeError: it is another grid.
+        """
+        if (height, width) != self.layout.grid:
+            seen = f"TokenLayout({height}, {width}, prefix={self.layout.prefix})"
+            raise RuntimeError(
+                f"posenc: {self.embedding} got images of {height}x{width} patches, but the layout "
+                f"of the model is {self.layout}: pass patch_model the layout= of your images, or "
+                f"call posenc.set_layout(model, {seen})"
+            )
 
 
 class EmbeddingLayout(LayoutSource):
@@ -88,19 +156,37 @@ class WindowLayout(LayoutSource):
         return TokenLayout(height, width)
 
 
-class StageLayout(LayoutSource):
-    """What a function reads from the backbone for the module of this name."""
+# From a backbone, the name of an attention module in it and the module to the layout of what it
+# sees, or to the reason why it sees no known grid.
+StageReader = Callable[[Any, str, Any], TokenLayout | str]
 
-    def __init__(
-        self, backbone: nn.Module, name: str, read: Callable[[Any, str], TokenLayout]
-    ) -> None:
+
+class StageLayout(LayoutSource):
+    """The grid of a stage, read from the backbone at each call.
+
+    Args:
+        backbone: the model.
+        name: of the attention module in it.
+        module: the attention module.
+        read: a function with a name, so that the source can be pickled.
+    """
+
+    def __init__(self, backbone: nn.Module, name: str, module: nn.Module, read: StageReader):
         self.backbone = backbone
         self.name = name
+        self.module = module
         self.read = read
 
     def default(self) -> TokenLayout:
-        """The layout of the stage now."""
-        return self.read(self.backbone, self.name)
+        """The layout of the stage now.
+
+        Raises:
+            RuntimeError: the backbone was changed, and its stage has no known grid any more.
+        """
+        layout = self.read(self.backbone, self.name, self.module)
+        if isinstance(layout, str):
+            raise RuntimeError(f"posenc: the grid of {self.name} is not known any more: {layout}")
+        return layout
 
 
 class MapLayout(LayoutSource):

@@ -19,7 +19,7 @@ from torch import nn
 
 from posenc._torch import NO_BACKWARD, backward_task, is_compiled_in_place
 from posenc.layout import TokenLayout
-from posenc.patching.layouts import GivenLayout, LayoutSource, SeenLayout
+from posenc.patching.layouts import GivenLayout, LayoutSource, SeenGrid, SeenLayout
 from posenc.patching.models.examine import AttentionSite, Backbone, check_model, examine
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.known import adapted_of, family_of
@@ -127,8 +127,8 @@ def _watch_plain(model: nn.Module, layout: TokenLayout | None, watch: _Watch) ->
             f"({reasons or 'none that posenc knows'})"
         )
     _check_not_bypassed(model, watch.caller)
-    if isinstance(backbone.layout, SeenLayout):
-        watch.stack.enter_context(_follow_images(backbone, backbone.layout))
+    if backbone.sees_images is not None:
+        watch.stack.enter_context(_follow_images(backbone, *backbone.sees_images))
     _watch_twins(backbone, backbone.layout, backbone.name, watch)
 
 
@@ -163,6 +163,19 @@ def _watch_twins(
         own = layout if found.layout is backbone.layout else found.layout
         run = functools.partial(_run_twin, _twin_site(found, own, observer), observer)
         watch.stack.enter_context(_around_forward(found.module, before=run))
+        if found.kind.map_of:
+            watch.stack.enter_context(_see_map(found))
+
+
+def _see_map(found: AttentionSite) -> contextlib.AbstractContextManager[None]:
+    """Tells the layout of the map that a submodule receives."""
+    source: Any = found.layout
+    axis = str(found.kind.map).split().index("h")
+
+    def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        source.see(*args[0].shape[axis : axis + 2])
+
+    return _around_forward(found.module.get_submodule(found.kind.map_of), before=see)
 
 
 def _observe_site(module: Any, observer: Observer, stack: contextlib.ExitStack) -> None:
@@ -189,7 +202,7 @@ def _twin_site(found: AttentionSite, layout: LayoutSource | None, observer: Obse
     known: Any = layout
     own: Site | None = vars(found.module).get("_posenc")
     roles: set[Role] = {ReplaceAttention(found.kind.adapter), *(own.roles if own else ())}
-    if found.kind.map is not None:
+    if found.kind.map is not None and not found.kind.map_of:
         roles.add(SeeMap(found.kind.map))
     return dataclasses.replace(
         own or Site(found.name, known, "auto"),
@@ -238,16 +251,16 @@ def _without_a_trace(module: nn.Module) -> Iterator[None]:
 
 
 def _follow_images(
-    backbone: Backbone, source: SeenLayout
+    backbone: Backbone, embedding: str, seen_grid: SeenGrid
 ) -> contextlib.AbstractContextManager[None]:
     """Tells the layout of the image that the embedding saw."""
-    family = backbone.family
+    source: Any = backbone.layout
 
-    def see(embedding: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         image = args[0] if args else next(iter(kwargs.values()))
-        source.see(*family.seen_grid(embedding, image, result))
+        source.see(*seen_grid(module, image, result))
 
-    return _around_forward(backbone.module.get_submodule(family.embedding), after=see)
+    return _around_forward(backbone.module.get_submodule(embedding), after=see)
 
 
 @contextlib.contextmanager

@@ -6,14 +6,14 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from posenc._torch import load_hooks
-from posenc.encodings.base import is_finite
+from posenc._torch import is_strict_load, load_hooks
+from posenc.encodings.base import unfit
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import EmbeddingLayout, LayoutSource
-from posenc.patching.models.examine import check_model
+from posenc.patching.models.examine import Backbone, check_model
 from posenc.patching.models.others import OTHER
 from posenc.patching.names import is_of_encoding
 from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
@@ -35,12 +35,14 @@ class PatchRecord:
         hidden: name of the absolute table that is hidden, or None.
         table_required_grad: the table's flag before.
         config: what was asked for, JSON-able where the encodings are registered.
+        shapes: of the new entries of the backbone's state dict.
     """
 
     layout: LayoutSource | None
     hidden: str | None
     table_required_grad: bool
     config: dict[str, Any]
+    shapes: dict[str, list[int]]
 
 
 def patch_model(
@@ -62,13 +64,16 @@ def patch_model(
 
     Args:
         model: a timm vision transformer (`posenc.supports(model)` tells), or a module that
-            contains one; with `layout=` also any model with the attention of torch
-            (`nn.MultiheadAttention`) or of Hugging Face's ViT and DINOv2.
+            contains one; a ViT, DeiT, DINOv2, CLIP or SigLIP of Hugging Face; with `layout=` also
+            any model with attention of torch (`nn.MultiheadAttention`), of timm or of these, or
+            of a class that `posenc.register_attention` made known.
         encoding: a name, `"a+b"`, an encoding class, a callable `(layout, num_heads, head_dim,
             embed_dim) -> encoding`, or a list of these.
         layout: of the tokens; default: what the model's patch embedding says. A model that takes
-            images of any size is followed: there it sizes the new parameters only. Outside timm
-            it must be given, and holds for all attention that is patched.
+            images of any size is followed: there it sizes the new parameters only. A model of
+            Hugging Face tells the layout of its config's image size; give that of your images
+            where they are of another (`interpolate_pos_encoding=True`, and DINOv2): each image is
+            compared with it. Other models outside timm need it, for all attention that is patched.
         blocks: the attention modules to patch: None (all), indices, a slice, or a predicate on
             the module name. PEG's place is its own option `after`.
         share: one encoding for all sites instead of one each.
@@ -96,6 +101,15 @@ def patch_model(
     >>> [key for key in model.state_dict() if "posenc" in key][:2]
     ['blocks.0.attn.posenc.irpe.table_k', 'blocks.0.posenc.peg.weight']
     """
+    check_unpatched(model)
+    plan = make_plan(model, encoding, layout, blocks, share, absolute, backend, options)
+    warn_of_changes(plan)  # first: a warning may be an error
+    apply_plan(plan)
+    return model
+
+
+def check_unpatched(model: nn.Module) -> None:
+    """Raises unless `model` is a module, and nothing in it is patched."""
     check_model(model)
     if (holder := find_patched(model)) is not None:
         names = ", ".join(spec["name"] for spec in holder._posenc_record.config["encodings"])
@@ -103,10 +117,6 @@ def patch_model(
             f"the model is already patched with {names}; call posenc.unpatch_model(model) first, "
             'or patch with several at once: patch_model(model, "a+b")'
         )
-    plan = make_plan(model, encoding, layout, blocks, share, absolute, backend, options)
-    _warn_of_changes(plan)  # first: a warning may be an error
-    apply_plan(plan)
-    return model
 
 
 def unpatch_model(model: Model) -> Model:
@@ -138,8 +148,8 @@ def unpatch_model(model: Model) -> Model:
     if record.hidden:
         # A model whose training was switched off since stays so.
         trained = any(parameter.requires_grad for parameter in backbone.parameters())
-        wanted = record.table_required_grad and trained
-        backbone.get_parameter(record.hidden).requires_grad_(wanted)
+        table = backbone.get_parameter(record.hidden)
+        table.requires_grad_(table.requires_grad or (record.table_required_grad and trained))
     del backbone._posenc_record
     hooks = load_hooks(backbone)
     for key in [key for key, hook in hooks.items() if hook.hook is _check_state_dict]:
@@ -188,6 +198,16 @@ def site_modules(backbone: Any) -> dict[str, Any]:
     return {name: m for name, m in backbone.named_modules() if "_posenc" in vars(m)}
 
 
+def planned_state(plan: Plan) -> dict[str, Tensor]:
+    """What `encoding_state_dict` will hold once the plan is applied."""
+    return {
+        f"{name and f'{name}.'}posenc.{own}.{key}": value
+        for name, planned in plan.sites.items()
+        for own, encoding in planned.own.items()
+        for key, value in encoding.state_dict().items()
+    }
+
+
 def apply_plan(plan: Plan) -> None:
     """Changes the model; nothing here can fail."""
     backbone: Any = plan.backbone.module
@@ -198,6 +218,7 @@ def apply_plan(plan: Plan) -> None:
         hidden=_table_name(plan) if hidden else None,
         table_required_grad=bool(table is not None and table.requires_grad),
         config=_config(plan),
+        shapes={key: list(value.shape) for key, value in planned_state(plan).items()},
     )
     for planned in plan.sites.values():
         module: Any = planned.module
@@ -224,20 +245,25 @@ def _check_state_dict(module: nn.Module, state_dict: dict[str, Any], prefix: str
     """Runs before `load_state_dict` changes anything in the backbone, strict or not."""
     names = (key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
     given = {name for name in names if is_of_encoding(name)}
+    own = {name: v for name, v in module.state_dict().items() if is_of_encoding(name)}
     for name in sorted(given):
-        if not is_finite(state_dict[prefix + name]):
-            raise ValueError(
-                f"{prefix}{name} has non-finite values; nothing was loaded. Load a checkpoint "
-                "from before the divergence"
-            )
-    own = {name for name in module.state_dict() if is_of_encoding(name)}
-    if given and given != own:  # none at all: the checkpoint of an unpatched model
-        name = min(given ^ own)
+        if fault := unfit(state_dict[prefix + name], own.get(name)):
+            raise ValueError(f"{prefix}{name} {fault[0]}; nothing was loaded: {fault[1]}")
+    if given and given != own.keys():
+        name = min(given ^ own.keys())
         where = "the state dict" if name in own else "the model"
         raise ValueError(
-            f"the state dict has {len(given & own)} of the model's {len(own)} encoding tables "
-            f"({prefix}{name} is missing in {where}); nothing was loaded. Patch the model as the "
-            "one that was saved (posenc.encoding_config tells), or leave all encodings out"
+            f"the state dict has {len(given & own.keys())} of the model's {len(own)} encoding "
+            f"tables ({prefix}{name} is missing in {where}); nothing was loaded. Patch a fresh "
+            "model as the one that was saved (posenc.patch_from_config with its "
+            "posenc.encoding_config), or leave all keys with '.posenc.' out and load with "
+            "strict=False"
+        )
+    if own and not given and is_strict_load():
+        raise ValueError(
+            f"the state dict has none of the model's {len(own)} encoding tables ({prefix}"
+            f"{min(own)}, ...), as that of a model that was not patched; nothing was loaded. Load "
+            "first, then patch; or load with strict=False, which leaves the encodings as they are"
         )
 
 
@@ -247,9 +273,8 @@ def _fused(planned: PlannedSite) -> Any:
 
 def _config(plan: Plan) -> dict[str, Any]:
     source = plan.backbone.layout
-    # Outside timm, names of sites are relative to what was passed; a part of it has them too.
-    passed = {"model": type(plan.backbone.module).__name__}
     return {
+        "model": model_name(plan.backbone),
         "encodings": [
             {"name": spec.name, "options": resolved_options(spec.build, spec.options)}
             for spec in plan.specs
@@ -261,11 +286,16 @@ def _config(plan: Plan) -> dict[str, Any]:
         "share": plan.share,
         "absolute": plan.absolute,
         "backend": plan.backend,
-        **(passed if plan.backbone.family is OTHER else {}),
     }
 
 
-def _warn_of_changes(plan: Plan) -> None:
+def model_name(backbone: Backbone) -> str | None:
+    """Class of a model outside timm, whose sites have names relative to what was passed."""
+    return type(backbone.module).__name__ if backbone.family is OTHER else None
+
+
+def warn_of_changes(plan: Plan) -> None:
+    """Warns where outputs change at once; called by what the user called."""
     by_name = {name: e for planned in plan.sites.values() for name, e in planned.own.items()}
     starts = {spec.name: by_name[spec.name].changes_at_start() for spec in plan.specs}
     reasons = [

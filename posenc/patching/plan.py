@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from posenc.attention import Explanation, explain
 from posenc.attention.api import check_backend
 from posenc.encodings.base import AttentionEncoding, Encoding, check_layout
 from posenc.encodings.learned import LearnedAbsolute
@@ -30,6 +30,7 @@ from posenc.patching.models.examine import (
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.others import OTHER
 from posenc.patching.sites.classes import site_class
+from posenc.patching.sites.explained import explain_site
 from posenc.patching.sites.roles import (
     BindLayout,
     EncodeInput,
@@ -91,6 +92,11 @@ class Plan:
     share: bool
     absolute: str
     backend: str
+    meta: bool = False  # encodings without memory, to see their shapes
+
+    def device_of(self, parameter: nn.Parameter) -> torch.device:
+        """Where an encoding beside this parameter is built."""
+        return torch.device("meta") if self.meta else parameter.device
 
     @property
     def encodings(self) -> list[Encoding]:
@@ -107,8 +113,12 @@ def make_plan(
     absolute: str,
     backend: str,
     options: dict[str, Any],
+    meta: bool = False,
 ) -> Plan:
-    """Checks everything and builds the encodings; the model is only read."""
+    """Checks everything and builds the encodings; the model is only read.
+
+    With `meta` encodings take no memory, and what would need it is not checked.
+    """
     specs = parse_specs(encoding, options)
     check_backend(backend)
     if layout is not None:
@@ -119,7 +129,8 @@ def make_plan(
         raise TypeError(f"share must be True or False, got {share!r}")
     backbone = examine(model, layout)
     _check_attributes(backbone)
-    plan = Plan(backbone, specs, {}, share, absolute, backend)
+    _floating_parameter(backbone.module)
+    plan = Plan(backbone, specs, {}, share, absolute, backend, meta)
     # Parameters made inside inference_mode could never be trained.
     with _untouched_rng(backbone.module), torch.inference_mode(False):
         for spec in specs:
@@ -134,6 +145,8 @@ def make_plan(
         _hide_table(plan)
     _follow_images(plan)
     _at_root(plan)
+    if meta:
+        return plan
     for planned in plan.sites.values():
         planned.new_class()
         if planned.is_attention:
@@ -144,59 +157,90 @@ def make_plan(
 
 def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
     """Builds one encoding for each of its sites, or one for all (`share`)."""
-    sites = plan.backbone.attention
     if plan.share:
         _check_shareable(spec)
-    if isinstance(spec.build, type) and not _acts_in_attention(spec):
-        _one_grid(plan, spec)
-    if not sites and _acts_in_attention(spec):
-        _select(plan.backbone, blocks)  # says why there is none
+    if _acts_in_attention(spec):
+        _place_in_attention(plan, spec, blocks, {})
+        return
+    # What a callable builds shows only when it was called: the result is kept for its site.
+    is_class = isinstance(spec.build, type)
+    site = _first_site(plan.backbone, None if is_class else blocks)
+    if is_class:
+        site = _seeing_all(plan, spec, site)
     where = _first_place(plan, spec)
-    first = _build(plan, spec, plan.backbone.module, sites[0] if sites else None, where)
+    first = _build(plan, spec, site.module if site else plan.backbone.module, site, where)
+    if acts_on(first) == "attention":
+        _place_in_attention(plan, spec, blocks, {site.name: first} if site else {})
+        return
+    if site is not None and site.layout.default() != _one_grid(plan, spec).default():
+        first = _build(plan, spec, site.module, _seeing_all(plan, spec, site), where)
+    _place_on_tokens(plan, spec, first)
+
+
+def _place_on_tokens(plan: Plan, spec: Spec, first: Encoding) -> None:
     kind = acts_on(first)
-    if kind != "attention" and sites and sites[0].layout is not plan.backbone.layout:
-        # What acts on tokens sees all of them, not the first module's window.
-        whole = dataclasses.replace(sites[0], layout=_one_grid(plan, spec))
-        first = _build(plan, spec, plan.backbone.module, whole, where)
-    if kind == "attention":
-        if plan.backbone.family is not OTHER:
-            check_fused_flag()
-        _place_in_attention(plan, spec, blocks, first)
-    elif kind == "block":
+    if kind == "block":
         _place_after_blocks(plan, spec, first)
     elif kind == "position":
         _place_at_step(plan, spec, first)
     else:
-        raise ValueError(
-            f'{spec.name}: placement must be "position" or "block", got {first.placement!r}'
-        )
+        raise ValueError(f'{spec.name}: placement must be "position" or "block", got {kind!r}')
 
 
 def _acts_in_attention(spec: Spec) -> bool:
     return isinstance(spec.build, type) and issubclass(spec.build, AttentionEncoding)
 
 
-def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, first: Encoding) -> None:
+def _first_site(backbone: Backbone, blocks: Blocks) -> AttentionSite | None:
+    """A selected attention site, if possible one that sees all tokens rather than a window."""
+    chosen = _choose(_attention_names(backbone), blocks)
+    sites = [site for site in backbone.attention if site.name in chosen]
+    whole = backbone.layout and backbone.layout.default()
+    return next((s for s in sites if s.layout.default() == whole), sites[0] if sites else None)
+
+
+def _seeing_all(plan: Plan, spec: Spec, site: AttentionSite | None) -> AttentionSite | None:
+    """The site as what acts on tokens needs it: all of them, not a window."""
+    layout = _one_grid(plan, spec)
+    return None if site is None else dataclasses.replace(site, layout=layout)
+
+
+def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, built: dict[str, Encoding]) -> None:
+    """`built` has the encodings that there are already, by site."""
+    if plan.backbone.family is not OTHER:
+        check_fused_flag()
     selected = _select(plan.backbone, blocks)
     if plan.share:
-        sizes = {(s.num_heads, s.head_dim, str(s.layout.default())) for s in selected}
-        if len(sizes) > 1:
-            raise ValueError(
-                "share=True needs attention modules of equal (num_heads, head_dim, layout), got "
-                f"{sorted(sizes)}"
-            )
-        where = _first_place(plan, spec)
-        first = _build(plan, spec, selected[0].module, selected[0], where)
+        _check_equal(selected)
+        where, one = _first_place(plan, spec), selected[0]
+        shared = [*built.values()] or [_build(plan, spec, one.module, one, where)]
+        built = {site.name: shared[0] for site in selected}
     names = _attention_names(plan.backbone)
     for site in selected:
         where = Where(names.index(site.name), len(names))
-        encoding = first if plan.share else _build(plan, spec, site.module, site, where)
+        there = site.name in built
+        encoding = built[site.name] if there else _build(plan, spec, site.module, site, where)
+        if acts_on(encoding) != "attention":
+            raise ValueError(
+                f"{spec.name}: the callable returned encodings of different kinds, for {site.name} "
+                f"a {type(encoding).__name__}, which does not act inside attention"
+            )
         planned = _at(plan, site.name, ReplaceAttention(site.kind.adapter))
         if site.kind.map is not None:
-            _at(plan, site.name, SeeMap(site.kind.map))
+            receiver = ".".join(filter(None, [site.name, site.kind.map_of]))
+            _at(plan, receiver, SeeMap(site.kind.map)).site.layout = site.layout
         _describe_attention(planned.site, site)
         planned.site.attention.append(spec.name)
         _own(plan, planned, spec.name, encoding)
+
+
+def _check_equal(sites: list[AttentionSite]) -> None:
+    sizes = {(s.num_heads, s.head_dim, str(s.layout.default())) for s in sites}
+    if len(sizes) > 1:
+        raise ValueError(
+            "share=True needs attention modules of equal (num_heads, head_dim, layout), got "
+            f"{sorted(sizes)}"
+        )
 
 
 def _describe_attention(site: Site, found: AttentionSite) -> None:
@@ -218,7 +262,7 @@ def _place_at_step(plan: Plan, spec: Spec, encoding: Encoding) -> None:
     else:
         planned = _at(plan, step.module, EncodePositions(step.method))
     planned.site.positions.append(spec.name)
-    planned.own[spec.name] = encoding
+    planned.own[spec.name] = _moved(plan, encoding, plan.backbone.module)
 
 
 def _one_grid(plan: Plan, spec: Spec) -> LayoutSource:
@@ -239,19 +283,21 @@ def _one_grid(plan: Plan, spec: Spec) -> LayoutSource:
 
 
 def _follow_images(plan: Plan) -> None:
-    """For models that take images of any size: who sees the image, who remembers its layout."""
-    family = plan.backbone.family
-    if not isinstance(plan.backbone.layout, SeenLayout) or family.embedding is None:
+    """Who sees the images; and who remembers their layout, where it changes."""
+    seen = plan.backbone.sees_images
+    if seen is None:
         return
-    _at(plan, family.embedding, SeeImage()).site.seen_grid = family.seen_grid
-    for name in plan.backbone.blocks:
-        _at(plan, name, BindLayout())
+    embedding, seen_grid = seen
+    _at(plan, embedding, SeeImage()).site.seen_grid = seen_grid
+    if isinstance(plan.backbone.layout, SeenLayout):
+        for name in plan.backbone.blocks:
+            _at(plan, name, BindLayout())
 
 
 def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
     _one_grid(plan, spec)
     names = plan.backbone.blocks
-    for index in check_after(first.after):  # type: ignore[arg-type]
+    for place, index in enumerate(check_after(first.after)):  # type: ignore[arg-type]
         if not -len(names) <= index < len(names):
             raise ValueError(
                 f"{spec.name}: after={first.after} names block {index}, but the model has "
@@ -262,8 +308,11 @@ def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
             raise ValueError(f"{spec.name}: after={first.after} names block {index} twice")
         planned.site.tokens.append(spec.name)
         where = Where(index % len(names), len(names))
-        encoding = first if plan.share else _build(plan, spec, planned.module, None, where)
-        _own(plan, planned, spec.name, encoding)
+        # The first was built before it could tell which block it acts after.
+        asks = isinstance(spec.build, type) and "block" in inspect.signature(spec.build).parameters
+        kept = plan.share or (place == 0 and not asks)
+        encoding = first if kept else _build(plan, spec, planned.module, None, where)
+        _own(plan, planned, spec.name, _moved(plan, encoding, planned.module))
 
 
 def _own(plan: Plan, planned: PlannedSite, name: str, encoding: Encoding) -> None:
@@ -347,12 +396,7 @@ def _build(
     plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None, where: Where
 ) -> Encoding:
     """On the device and in the dtype of the module that it goes to."""
-    parameter = next(near.parameters())
-    if not parameter.is_floating_point():
-        raise UnsupportedModelError(
-            f"{type(near).__name__} has {parameter.dtype} parameters: patch the floating point "
-            "model, then quantise it"
-        )
+    parameter = _floating_parameter(near)
     source = _one_grid(plan, spec) if site is None else site.layout
     return spec.create(
         source.default(),
@@ -362,9 +406,25 @@ def _build(
             "embed_dim": plan.backbone.embed_dim,
             **where._asdict(),
         },
-        parameter.device,
+        plan.device_of(parameter),
         parameter.dtype,
     )
+
+
+def _moved(plan: Plan, encoding: Encoding, near: nn.Module) -> Encoding:
+    """The encoding, on the device and in the dtype of this module."""
+    parameter = _floating_parameter(near)
+    return encoding.to(device=plan.device_of(parameter), dtype=parameter.dtype)
+
+
+def _floating_parameter(module: nn.Module) -> nn.Parameter:
+    parameter = next(module.parameters())
+    if not parameter.is_floating_point():
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has {parameter.dtype} parameters: patch the floating point "
+            "model, then quantise it"
+        )
+    return parameter
 
 
 def _select(backbone: Backbone, blocks: Blocks) -> list[AttentionSite]:
@@ -393,14 +453,9 @@ def _select(backbone: Backbone, blocks: Blocks) -> list[AttentionSite]:
 
 
 def _attention_names(backbone: Backbone) -> list[str]:
-    """What `blocks=` counts."""
-    found = [site.name for site in backbone.attention]
-    return sorted([*found, *backbone.refused], key=_order(backbone))
-
-
-def _order(backbone: Backbone) -> Callable[[str], int]:
+    """What `blocks=` counts: names of attention modules, in the order of the model."""
     order = {name: index for index, (name, _) in enumerate(backbone.module.named_modules())}
-    return order.__getitem__
+    return sorted([*(s.name for s in backbone.attention), *backbone.refused], key=order.__getitem__)
 
 
 def _choose(names: list[str], blocks: Blocks) -> list[str]:
@@ -450,18 +505,6 @@ def _check_computable(plan: Plan, planned: PlannedSite) -> None:
         wider = site.value_dim != site.head_dim
         hint = f" (its values have width {site.value_dim}, its queries {site.head_dim})"
         raise UnsupportedModelError(f"{site.name}: {error}{hint if wider else ''}") from error
-
-
-def explain_site(module: nn.Module, site: Site, encodings: list[Encoding]) -> Explanation:
-    """What `attend` would do at this site for one image, in eval, at the layout of now."""
-    layout = site.layout.latest()
-    parameter = next(module.parameters())
-    shape = (1, site.num_heads, layout.num_tokens)
-    q = torch.zeros(*shape, site.head_dim, device=parameter.device, dtype=parameter.dtype)
-    v = q.new_zeros(*shape, site.value_dim)
-    with torch.no_grad():
-        terms = [term for encoding in encodings for term in encoding(q, q, layout)]
-        return explain(q, q, v, terms, backend=site.backend)
 
 
 def _hide_table(plan: Plan) -> None:

@@ -17,7 +17,7 @@ from posenc.patching.models.examine import check_fused_flag, examine
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.others import OTHER
 from posenc.patching.patch import PatchRecord, find_patched, patched_backbone, site_modules
-from posenc.patching.plan import explain_site
+from posenc.patching.sites.explained import explain_site
 from posenc.patching.sites.site import Site
 
 
@@ -120,7 +120,8 @@ class Summary:
         new_parameters: numbers that the encodings added.
         at_start: name of an encoding -> whether it has an effect from the start; None where its
             class does not say.
-        backend: that was asked for, and what "auto" chooses now (in eval).
+        backend: that computes the first attention site in inference and in training, for one
+            image; `posenc.explain(model, images)` tells all sites.
         warnings: positions that are given twice, and the like.
     """
 
@@ -281,9 +282,14 @@ def _backend(sites: dict[str, Any], record: PatchRecord) -> str:
     site = next((module for module in sites.values() if module._posenc.attention), None)
     if site is None:
         return "not used (no encoding acts inside attention)"
-    encodings = list(site._posenc.encodings(site, site._posenc.attention))
-    choice = explain_site(site, site._posenc, encodings).choice
-    return choice if asked == choice else f"{asked} ({choice})"
+    encodings = site._posenc.encodings(site, site._posenc.attention)
+    inference, training = (
+        explain_site(site, site._posenc, encodings, training).choice for training in (False, True)
+    )
+    if inference == training == asked:
+        return asked
+    chosen = f"inference {inference}, training {training}"
+    return chosen if asked == "auto" else f"{asked} ({chosen})"
 
 
 def _span(names: tuple[str, ...]) -> str:

@@ -7,7 +7,13 @@ from typing import Any
 from torch import nn
 
 from posenc.layout import TokenLayout
-from posenc.patching.layouts import EmbeddingLayout, GivenLayout, SeenLayout
+from posenc.patching.fold import FoldedBias
+from posenc.patching.layouts import (
+    GivenLayout,
+    SeenLayout,
+    grid_of_pixels,
+    overlapping_projection,
+)
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.known import family_of
 from posenc.patching.patch import PatchRecord, patched_backbone
@@ -27,14 +33,17 @@ def set_layout(model: nn.Module, layout: TokenLayout | tuple[int, int] | int) ->
             number or (height, width).
 
     Raises:
-        ValueError: the model is not patched, cannot change its size, or the layout has another
-            number of prefix tokens.
+        ValueError: the model is not patched, or folded; it cannot change its size; the layout has
+            another number of prefix tokens; or pixels that give no whole patches, or fewer than
+            2x2, and may have been meant as patches.
+        TypeError: neither a TokenLayout nor one or two whole numbers.
 
     Returns:
         The same model.
     """
     backbone = patched_backbone(model)
     record: PatchRecord = backbone._posenc_record
+    _check_not_folded(backbone)
     if isinstance(layout, TokenLayout):
         _check_prefix(record, layout)
     source = record.layout
@@ -48,11 +57,20 @@ def set_layout(model: nn.Module, layout: TokenLayout | tuple[int, int] | int) ->
     elif isinstance(source, SeenLayout):
         if hasattr(backbone, "set_input_size") and not getattr(backbone, "dynamic_img_size", False):
             # It lets other sizes through, but its own position table has one.
-            _set_input_size(backbone, _image(backbone, layout, one_grid=True))
+            _set_input_size(backbone, _image(backbone, layout))
         source.see(*_grid(backbone, layout))
     else:
-        _set_input_size(backbone, _image(backbone, layout, isinstance(source, EmbeddingLayout)))
+        _set_input_size(backbone, _image(backbone, layout))
     return model
+
+
+def _check_not_folded(backbone: Any) -> None:
+    folded = next((m for m in backbone.modules() if isinstance(m, FoldedBias)), None)
+    if folded is not None:
+        raise ValueError(
+            f"the biases of the model are folded for {folded.layout}, and their tables are gone: "
+            "set the layout of a model that is not folded, then call posenc.fold_biases"
+        )
 
 
 def _check_prefix(record: PatchRecord, layout: TokenLayout) -> None:
@@ -72,32 +90,63 @@ def _check_prefix(record: PatchRecord, layout: TokenLayout) -> None:
 def _grid(backbone: Any, layout: TokenLayout | tuple[int, int] | int) -> tuple[int, int]:
     if isinstance(layout, TokenLayout):
         return layout.grid
-    height, width = _pair(layout)
-    patch_height, patch_width = _patch_size(backbone)
-    return height // patch_height, width // patch_width
+    image = _pair(layout)
+    _check_pixels(backbone, image)
+    return _grid_of_pixels(backbone, image)
 
 
-def _image(
-    backbone: Any, layout: TokenLayout | tuple[int, int] | int, one_grid: bool
-) -> tuple[int, int]:
+def _image(backbone: Any, layout: TokenLayout | tuple[int, int] | int) -> tuple[int, int]:
     if isinstance(layout, TokenLayout):
         patch_height, patch_width = _patch_size(backbone)
         return layout.height * patch_height, layout.width * patch_width
     image = _pair(layout)
-    patch = _patch_size(backbone) if one_grid else (1, 1)
-    if any(size < side for size, side in zip(image, patch, strict=True)):
-        raise ValueError(f"images of {image} pixels are smaller than a patch of {patch}")
+    if backbone._posenc_record.layout is not None:  # windows and stages have no one patch size
+        _check_pixels(backbone, image)
     return image
 
 
-def _pair(size: tuple[int, int] | int) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
+def _pair(size: Any) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else size
+    right = isinstance(pair, (tuple, list)) and [type(side) for side in pair] == [int, int]
+    if not right or min(pair) < 1:
+        raise TypeError(
+            "set_layout takes a posenc.TokenLayout or an image size in pixels, one positive whole "
+            f"number or (height, width), got {size!r}"
+        )
+    return pair[0], pair[1]
+
+
+def _check_pixels(backbone: Any, image: tuple[int, int]) -> None:
+    """Raises for pixels that are more likely patches."""
+    patch, source = _patch_size(backbone), backbone._posenc_record.layout.default()
+    embedding = _embedding(backbone)
+    whole = getattr(embedding, "dynamic_img_pad", False) or overlapping_projection(embedding)
+    parts = any(side % step for side, step in zip(image, patch, strict=True))
+    few = min(_grid_of_pixels(backbone, image)) < min(2, *source.grid)
+    if few or (parts and not whole):
+        raise ValueError(
+            f"{image} means pixels, and with patches of {patch} pixels that is "
+            f"{' x '.join(f'{n / p:g}' for n, p in zip(image, patch, strict=True))} patches: pass "
+            f"multiples of {patch}, at least 2x2 patches; or, if you mean patches, "
+            f"TokenLayout({image[0]}, {image[1]}, prefix={source.prefix})"
+        )
+
+
+def _grid_of_pixels(backbone: Any, image: tuple[int, int]) -> tuple[int, int]:
+    embedding = _embedding(backbone)
+    if hasattr(embedding, "dynamic_feat_size"):
+        return grid_of_pixels(embedding, image)
+    patch_height, patch_width = _patch_size(backbone)
+    return image[0] // patch_height, image[1] // patch_width
+
+
+def _embedding(backbone: Any) -> Any:
+    family: Any = family_of(backbone)
+    return getattr(backbone, family.embedding)
 
 
 def _patch_size(backbone: Any) -> tuple[int, int]:
-    family: Any = family_of(backbone)
-    embedding = getattr(backbone, family.embedding)
+    embedding = _embedding(backbone)
     if hasattr(embedding, "feat_ratio"):  # of a convolutional stem, times the patch
         height, width = embedding.feat_ratio(as_scalar=False)
     else:
@@ -111,5 +160,11 @@ def _set_input_size(backbone: Any, image: tuple[int, int]) -> None:
         raise UnsupportedModelError(
             f"timm's {name} cannot change its input size (it has no set_input_size): create it "
             f"with img_size={image}"
+        )
+    if (projection := overlapping_projection(getattr(backbone, "patch_embed", None))) is not None:
+        raise UnsupportedModelError(
+            f"the patches of the model overlap (stride {projection.stride}), and timm's "
+            "set_input_size would size its position table by the patch size: create it for "
+            f"images of {image} pixels"
         )
     backbone.set_input_size(img_size=image)

@@ -10,16 +10,15 @@ import oracles
 import pytest
 import tiny_global
 import torch
-from dynamic_vit import COMMON, DYNAMIC, GRIDS, PREFIX, build, images, randomise_encodings
+from dynamic_vit import COMMON, DYNAMIC, GRIDS, PREFIX, build, images
 from eager_attention import biased_attention
-from expected_bias import BIAS
+from expected_bias import BIAS, OPTIONS
+from random_encodings import randomise_encodings
 from timm.models.vision_transformer import VisionTransformer
 
 import posenc
 from posenc import patch_model, patched_encodings
 from posenc.layout import TokenLayout
-
-OPTIONS = {"irpe": {}, "swin": {}, "human_part": {}, "quadratic": {"strength": 0.0}}
 
 
 def expected_output(name, model, encoding, grid, x):
@@ -105,6 +104,7 @@ def test_copies_follow_images(copied):
     assert twin.blocks[0].attn._posenc.layout is twin.patch_embed._posenc.layout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["irpe", "swin"])
 def test_compiled(encoding):
     torch._dynamo.reset()
@@ -216,7 +216,7 @@ def test_set_layout_errors():
     model = patch_model(tiny_global.build("vit"), "swin")
     with pytest.raises(ValueError, match=r"has 1 prefix tokens, 5x3 has 0; pass TokenLayout\(5, 3"):
         posenc.set_layout(model, TokenLayout(5, 3))
-    with pytest.raises(ValueError, match="smaller than a patch"):
+    with pytest.raises(ValueError, match="means pixels, and with patches of"):
         posenc.set_layout(model, 3)
     with pytest.raises(ValueError, match="is not patched"):
         posenc.set_layout(tiny_global.build("vit"), 8)

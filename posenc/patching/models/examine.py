@@ -13,19 +13,26 @@ from torch import nn
 from posenc.intercept import CannotRewrite, rewritten_forward
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import (
+    CheckedLayout,
     EmbeddingLayout,
     GivenLayout,
     LayoutSource,
     MapLayout,
+    SeenGrid,
     SeenLayout,
+    StageLayout,
     grid_of_embedding,
+    grid_of_pixels,
+    overlapping_projection,
 )
 from posenc.patching.models.kinds import AttentionKind, Family, UnsupportedModelError
 from posenc.patching.models.known import (
     adapted_of,
     attention_of,
+    embedding_of,
     family_of,
     known_families,
+    left_alone_in,
     refusal_of,
 )
 from posenc.patching.models.others import ADAPTED, OTHER
@@ -99,6 +106,16 @@ class Backbone:
         return {name: grid for name, grid in own.items() if grid != whole}
 
     @property
+    def sees_images(self) -> tuple[str, SeenGrid] | None:
+        """Name of the module that must tell which images it saw, and how it does."""
+        if isinstance(self.layout, CheckedLayout):
+            kind = embedding_of(self.module.get_submodule(self.layout.embedding))
+            return None if kind is None else (self.layout.embedding, kind.seen_grid)
+        if isinstance(self.layout, SeenLayout):
+            return self.layout.embedding, self.family.seen_grid
+        return None
+
+    @property
     def blocks(self) -> list[str]:
         """Names of the blocks, in order."""
         prefix = self.family.blocks
@@ -137,10 +154,11 @@ def examine(model: nn.Module, layout: TokenLayout | None = None) -> Backbone:
     """
     check_model(model)
     name, module, family = _find_backbone(model, layout)
-    if family is OTHER and layout is not None:
-        backbone = Backbone(name, module, family, GivenLayout(layout))
+    if family is OTHER:
+        source: LayoutSource | None = _layout_outside_timm(model, layout)
     else:
-        backbone = Backbone(name, module, family, _layout_source(model, module, family, layout))
+        source = _layout_source(model, module, family, layout)
+    backbone = Backbone(name, module, family, source)
     _find_attention(backbone)
     return backbone
 
@@ -168,7 +186,6 @@ def _find_backbone(model: nn.Module, layout: TokenLayout | None) -> tuple[str, A
         for name, module in model.named_modules():
             if (reason := refusal_of(module)) is not None:
                 raise UnsupportedModelError(f"{name or type(module).__name__}: {reason}")
-        _check_adapted(model, layout)
         return "", model, OTHER
     if len(found) > 1:
         names = ", ".join(name or "(the model)" for name, _, _ in found)
@@ -178,22 +195,81 @@ def _find_backbone(model: nn.Module, layout: TokenLayout | None) -> tuple[str, A
     return found[0]
 
 
-def _check_adapted(model: nn.Module, layout: TokenLayout | None) -> None:
-    """Raises unless there are attention modules known outside timm, and their layout."""
-    adapted = [name for name, module in model.named_modules() if adapted_of(module) is not None]
-    if not adapted:
+def _layout_outside_timm(model: nn.Module, given: TokenLayout | None) -> LayoutSource:
+    """The layout that the user passed, or that the model's own embedding tells.
+
+    Raises:
+        UnsupportedModelError: there is no attention known outside timm; its layout is not known;
+            or the given one contradicts the model.
+    """
+    attention = _attention_outside_timm(model)
+    if not attention:
         others = ", ".join(kind.path.rpartition(":")[2] for kind in ADAPTED)
         raise UnsupportedModelError(
             f"found no model that posenc knows in {type(model).__name__} (known are timm's "
-            f"{known_families()}; and, with layout=, {others} in any model). Any other attention "
-            "can call posenc.attend(q, k, v, terms) itself"
+            f"{known_families()}; and, with layout=, {others} in any model). A class of your "
+            "own that calls F.scaled_dot_product_attention is made known by "
+            "posenc.register_attention(cls); any other can call posenc.attend(q, k, v, terms)"
         )
-    if layout is None:
+    name, told = _told_layout(model, attention)
+    if told is not None:
+        _check_given(given, told, model)
+        return CheckedLayout(given or told, name)
+    if given is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} is no model of timm, so the layout of its tokens is not "
-            f"known. Its attention ({adapted[0] or 'the model itself'}, {len(adapted)} in all) can "
-            "be patched: pass layout=posenc.TokenLayout(height, width, prefix)"
+            f"known. Its attention ({attention[0] or 'the model itself'}, {len(attention)} in all) "
+            "can be patched: pass layout=posenc.TokenLayout(height, width, prefix)"
         )
+    return GivenLayout(given)
+
+
+def _attention_outside_timm(model: nn.Module) -> list[str]:
+    alone = _left_alone(model)
+    found = [name for name, module in model.named_modules() if adapted_of(module) is not None]
+    return [name for name in found if name not in alone]
+
+
+def _left_alone(model: nn.Module) -> dict[str, str]:
+    """Name of a module that is left alone, or is inside one -> why."""
+    return {
+        ".".join(filter(None, [name, inner])): reason
+        for name, module in model.named_modules()
+        if (reason := left_alone_in(module)) is not None
+        for inner, _ in module.named_modules()
+    }
+
+
+def _told_layout(model: nn.Module, attention: list[str]) -> tuple[str, TokenLayout | None]:
+    """The embedding of the images and its layout, where all attention stands beside it.
+
+    With another tower in the model, the layout may be meant for that one.
+    """
+    found = [(n, m, kind) for n, m in model.named_modules() if (kind := embedding_of(m))]
+    if len(found) != 1:
+        return "", None
+    name, module, kind = found[0]
+    tower = name.rpartition(".")[0]
+    inside = all(each.startswith(f"{tower}.") for each in attention) if tower else True
+    return (name, kind.layout(module)) if inside else ("", None)
+
+
+def _check_given(given: TokenLayout | None, told: TokenLayout, model: nn.Module) -> None:
+    """Raises where a layout contradicts the model's config.
+
+    Another image size is possible (`interpolate_pos_encoding=True`; DINOv2), and gives another
+    number of patches; with the same number, the layout is more likely a mistake than an image.
+    """
+    if given is None or given == told:
+        return
+    if given.prefix == told.prefix and given.num_grid != told.num_grid:
+        return
+    raise UnsupportedModelError(
+        f"layout={given} contradicts the config of {type(model).__name__}, which gives {told}: "
+        f"leave layout= out, or pass a layout with prefix={told.prefix} and the grid of your "
+        "images. For images of another shape with as many patches, patch without layout=, then "
+        "call posenc.set_layout(model, layout)"
+    )
 
 
 def _layout_source(
@@ -217,13 +293,41 @@ def _layout_source(
                 "layout=posenc.TokenLayout(height, width, prefix)"
             )
         return GivenLayout(given)
+    _check_overlap(backbone, embedding, given)
     source = EmbeddingLayout(backbone)
+    if given is not None and _true_grid(embedding) not in (None, source.default().grid):
+        return GivenLayout(given)
     if given not in (None, source.default()):
         raise UnsupportedModelError(
             f"layout={given} contradicts the model, whose patch embedding gives "
             f"{source.default()}; leave layout= out, or call model.set_input_size(...) first"
         )
     return source
+
+
+def _true_grid(embedding: Any) -> tuple[int, int] | None:
+    """What an overlapping projection makes of the embedding's image size; None for others."""
+    image = getattr(embedding, "img_size", None)
+    if image is None or overlapping_projection(embedding) is None:
+        return None
+    return grid_of_pixels(embedding, tuple(image))
+
+
+def _check_overlap(backbone: Any, embedding: Any, given: TokenLayout | None) -> None:
+    """Raises where patches overlap and neither the embedding nor the user tells the true grid."""
+    true = _true_grid(embedding)
+    if true is None or (given is None and true == tuple(embedding.grid_size)):
+        return
+    layout = TokenLayout(*true, backbone.num_prefix_tokens)
+    if given != layout:
+        given_text = "" if given is None else f", and layout={given} was passed"
+        raise UnsupportedModelError(
+            f"the projection of the patch embedding has stride {embedding.proj.stride} and patch "
+            f"size {tuple(embedding.patch_size)}, so that images of {tuple(embedding.img_size)} "
+            f"pixels give {layout}; its grid_size is {tuple(embedding.grid_size)}{given_text}: set "
+            f"patch_embed.grid_size = {true}, or pass layout=posenc.TokenLayout({layout.height}, "
+            f"{layout.width}, prefix={layout.prefix})"
+        )
 
 
 def _takes_any_size(backbone: Any, embedding: Any, family: Family) -> bool:
@@ -248,7 +352,7 @@ def _layout_at_rest(
                 f"TokenLayout({given.height}, {given.width}, prefix={prefix})"
             )
         return given
-    grid = getattr(embedding, "grid_size", None)
+    grid = _true_grid(embedding) or getattr(embedding, "grid_size", None)
     if grid is None:
         image = _input_size(backbone) or _input_size(model)
         if image is None:
@@ -258,6 +362,8 @@ def _layout_at_rest(
                 "of your usual image; other sizes are followed"
             )
         grid = [size // patch for size, patch in zip(image[1:], embedding.patch_size, strict=True)]
+        if overlapping_projection(embedding) is not None:
+            grid = grid_of_pixels(embedding, image[1:])
     return TokenLayout(grid[0], grid[1], prefix)
 
 
@@ -268,17 +374,22 @@ def _input_size(model: nn.Module) -> tuple[int, int, int] | None:
 
 
 def _find_attention(backbone: Backbone) -> None:
+    alone = _left_alone(backbone.module)
     for name, module in backbone.module.named_modules():
         if not name.startswith(backbone.family.blocks):
             continue  # attention pooling is left alone
+        if name in alone:
+            if adapted_of(module) is not None:
+                backbone.left_alone[name] = alone[name]
+            continue
         kind = adapted_of(module) if backbone.family is OTHER else attention_of(module)
         if kind is None:
             if _looks_like_attention(module):
                 own = type(module).__name__
                 backbone.refused[name] = f"{own} is not among the known attentions"
             continue
-        layout = backbone.family.site_layout(backbone.module, name, module) or backbone.layout
-        reason = _refusal(module, kind)
+        layout = _layout_of_site(backbone, name, module)
+        reason = _refusal(module, kind) or _map_refusal(kind, layout)
         if isinstance(layout, str):
             backbone.left_alone[name] = layout
         elif reason or layout is None:
@@ -287,17 +398,32 @@ def _find_attention(backbone: Backbone) -> None:
             backbone.attention.append(_site(name, module, kind, layout))
 
 
+def _layout_of_site(backbone: Backbone, name: str, module: nn.Module) -> LayoutSource | str | None:
+    """What an attention module sees, or why that is not known."""
+    read = backbone.family.stage
+    if read is None:
+        return backbone.family.site_layout(backbone.module, name, module) or backbone.layout
+    told = read(backbone.module, name, module)
+    return told if isinstance(told, str) else StageLayout(backbone.module, name, module, read)
+
+
 def _site(name: str, module: Any, kind: AttentionKind, layout: LayoutSource) -> AttentionSite:
-    head_dim = kind.head_dim(module)
+    num_heads, head_dim, value_dim = _sizes(module, kind)
     return AttentionSite(
         name=name,
         module=module,
         kind=kind,
         layout=layout if kind.map is None else MapLayout(layout),
-        num_heads=kind.num_heads(module),
+        num_heads=num_heads,
         head_dim=head_dim,
-        value_dim=head_dim if kind.value_dim is None else kind.value_dim(module),
+        value_dim=value_dim,
     )
+
+
+def _sizes(module: Any, kind: AttentionKind) -> tuple[int, int, int]:
+    head_dim = kind.head_dim(module)
+    value_dim = head_dim if kind.value_dim is None else kind.value_dim(module)
+    return kind.num_heads(module), head_dim, value_dim
 
 
 def _refusal(module: Any, kind: AttentionKind) -> str | None:
@@ -315,6 +441,25 @@ def _refusal(module: Any, kind: AttentionKind) -> str | None:
         rewritten_forward(original)
     except CannotRewrite as reason:
         return f"{type(module).__name__}: {reason}"
+    return _size_refusal(module, kind)
+
+
+def _map_refusal(kind: AttentionKind, layout: LayoutSource | str | None) -> str | None:
+    """A map is a grid and nothing else; a model of timm with prefix tokens has none."""
+    if kind.map is None or not isinstance(layout, GivenLayout) or layout.layout.prefix == 0:
+        return None
+    return f"layout {layout.layout} has prefix tokens, and a map [{kind.map}] has none"
+
+
+def _size_refusal(module: Any, kind: AttentionKind) -> str | None:
+    """Why the sizes of a module cannot be read; they are what a user registered, perhaps."""
+    say = "say where posenc.register_attention finds num_heads=, head_dim= and value_dim="
+    try:
+        sizes = _sizes(module, kind)
+    except AttributeError as error:
+        return f"{error}: {say}"
+    if any(type(size) is not int or size < 1 for size in sizes):
+        return f"(num_heads, head_dim, value_dim) = {sizes} of {type(module).__name__}: {say}"
     return None
 
 

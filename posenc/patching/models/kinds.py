@@ -6,7 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from posenc.patching.layouts import LayoutSource, SeenGrid, grid_of_embedding
+from posenc.layout import TokenLayout
+from posenc.patching.layouts import LayoutSource, SeenGrid, StageReader, grid_of_embedding
+
+# How a forward may receive a map of tokens: the axes of its first argument, or sides beside it.
+MAPS = ("b h w c", "b c h w", "size")
 
 
 class UnsupportedModelError(ValueError):
@@ -23,6 +27,7 @@ class AttentionKind:
         map: "b h w c" or "b c h w" where forward receives a map of the tokens that attend to
             each other, "size" where it receives (tokens, (height, width)): these sides are then
             the layout, whatever the image.
+        map_of: name of the submodule whose forward receives that map; "" is the module itself.
         num_heads: of a module.
         head_dim: of a module.
         value_dim: of a module, default head_dim.
@@ -33,6 +38,7 @@ class AttentionKind:
     path: str
     shape: str = "b h n d"
     map: str | None = None
+    map_of: str = ""
     num_heads: Callable[[Any], int] = lambda module: module.num_heads
     head_dim: Callable[[Any], int] = lambda module: module.head_dim
     value_dim: Callable[[Any], int] | None = None
@@ -86,7 +92,9 @@ class Family:
         table: the absolute position table.
         seen_grid: tells the grid that the embedding saw.
         blocks: what the names of attention modules start with.
-        site_layout: tells what an attention module sees.
+        stage: reads the grid of the stage in which an attention module stands, where stages
+            have grids of their own.
+        site_layout: tells what an attention module sees in another way.
     """
 
     path: str
@@ -95,4 +103,20 @@ class Family:
     table: AbsoluteTable | None = AbsoluteTable()
     seen_grid: SeenGrid = grid_of_embedding
     blocks: str = "blocks."
+    stage: StageReader | None = None
     site_layout: SiteLayout = lambda backbone, name, module: None
+
+
+@dataclass(frozen=True)
+class ImageEmbedding:
+    """A class outside timm that turns images into the tokens of all attention beside it.
+
+    Args:
+        path: "module:Class".
+        layout: of the image size that the model's config states, from a module of this class.
+        seen_grid: tells the grid of an image that it saw.
+    """
+
+    path: str
+    layout: Callable[[Any], TokenLayout]
+    seen_grid: SeenGrid

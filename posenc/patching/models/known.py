@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from posenc.patching.models.kinds import AttentionKind, Family
-from posenc.patching.models.others import ADAPTED
+from posenc.patching.models.kinds import AttentionKind, Family, ImageEmbedding
+from posenc.patching.models.others import ADAPTED, EMBEDDINGS, LEFT_ALONE
+from posenc.patching.models.registered import registered_attention
 from posenc.patching.models.timm import ATTENTIONS, FAMILIES, REFUSED
 
 
@@ -19,15 +20,38 @@ def family_of(module: nn.Module) -> Family | None:
 
 
 def attention_of(module: nn.Module) -> AttentionKind | None:
-    """What is known of an attention module, None when nothing is."""
-    return _first(type(module), _by_class({kind.path: kind for kind in ATTENTIONS}))
+    """What is known of an attention module in a model of timm, None when nothing is."""
+    return _attention(type(module), {kind.path: kind for kind in ATTENTIONS})
 
 
 def adapted_of(module: nn.Module) -> AttentionKind | None:
-    """What is known of an attention module outside timm, None when nothing is."""
-    known = {kind.path: kind for kind in ADAPTED}
-    paths = (f"{base.__module__}:{base.__qualname__}" for base in type(module).__mro__)
+    """What is known of an attention module in any other model, None when nothing is."""
+    return _attention(type(module), {kind.path: kind for kind in (*ATTENTIONS, *ADAPTED)})
+
+
+def _attention(cls: type, known: dict[str, AttentionKind]) -> AttentionKind | None:
+    for base in cls.__mro__:
+        if (kind := registered_attention(base) or known.get(_path(base))) is not None:
+            return kind
+    return None
+
+
+def embedding_of(module: nn.Module) -> ImageEmbedding | None:
+    """What is known of an embedding of images outside timm, None when nothing is."""
+    known = {kind.path: kind for kind in EMBEDDINGS}
+    paths = map(_path, type(module).__mro__)
     return next((known[path] for path in paths if path in known), None)
+
+
+def left_alone_in(module: nn.Module) -> str | None:
+    """Why the attention in a module is left alone, None when it is not."""
+    paths = map(_path, type(module).__mro__)
+    return next((LEFT_ALONE[path] for path in paths if path in LEFT_ALONE), None)
+
+
+def _path(cls: type) -> str:
+    """As rows of data name a class: nothing is imported, its package may be absent."""
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def refusal_of(module: nn.Module) -> str | None:

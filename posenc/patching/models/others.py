@@ -1,27 +1,75 @@
-"""Attention modules of models outside timm, whose layout the user passes."""
+"""What posenc knows of models outside timm: their attention, and which layout they tell."""
 
 from __future__ import annotations
 
-from posenc.patching.models.kinds import AttentionKind, Family
+from collections.abc import Callable
+from typing import Any
 
-# Any other model, whose layout the user passes: nothing is known of it but its attention modules.
+from posenc.layout import TokenLayout
+from posenc.patching.layouts import grid_of_convolution
+from posenc.patching.models.kinds import AttentionKind, Family, ImageEmbedding
+
+# Any other model: nothing is known of it but its attention modules.
 OTHER = Family("torch.nn:Module", None, None, None, blocks="")
 
 
-def _huggingface(path: str) -> AttentionKind:
-    return AttentionKind(
-        f"transformers.models.{path}",
-        num_heads=lambda module: module.num_attention_heads,
-        adapter="huggingface",
-    )
+def _num_attention_heads(module: Any) -> int:
+    count: int = module.num_attention_heads
+    return count
+
+
+def _huggingface(path: str, **sizes: Callable[[Any], int]) -> AttentionKind:
+    return AttentionKind(f"transformers.models.{path}", adapter="huggingface", **sizes)
 
 
 # Attention modules of models outside timm. Their packages may be absent: nothing is imported.
 ADAPTED = (
     AttentionKind("torch.nn.modules.activation:MultiheadAttention", adapter="multihead"),
-    _huggingface("vit.modeling_vit:ViTAttention"),
-    _huggingface("dinov2.modeling_dinov2:Dinov2Attention"),
+    _huggingface("vit.modeling_vit:ViTAttention", num_heads=_num_attention_heads),
+    _huggingface("deit.modeling_deit:DeiTAttention", num_heads=_num_attention_heads),
+    _huggingface("dinov2.modeling_dinov2:Dinov2Attention", num_heads=_num_attention_heads),
     _huggingface(
-        "dinov2_with_registers.modeling_dinov2_with_registers:Dinov2WithRegistersAttention"
+        "dinov2_with_registers.modeling_dinov2_with_registers:Dinov2WithRegistersAttention",
+        num_heads=_num_attention_heads,
     ),
+    _huggingface("clip.modeling_clip:CLIPAttention"),
+    _huggingface("siglip.modeling_siglip:SiglipAttention"),
+)
+
+# Modules whose attention is left alone, with the reason.
+LEFT_ALONE = {
+    "transformers.models.siglip.modeling_siglip:SiglipMultiheadAttentionPoolingHead": (
+        "attention pooling: its query is no token of the grid"
+    ),
+}
+
+
+def _projection(embedding: Any) -> Any:
+    own = getattr(embedding, "patch_embeddings", None)
+    return embedding.patch_embedding if own is None else own.projection
+
+
+def _grid_of_image(embedding: Any, image: Any, result: Any) -> tuple[int, int]:
+    return grid_of_convolution(_projection(embedding), image.shape[-2:])
+
+
+def _embedding(path: str, prefix: Callable[[Any], int]) -> ImageEmbedding:
+    def layout(embedding: Any) -> TokenLayout:
+        size = getattr(embedding, "patch_embeddings", embedding).image_size
+        sides = (size, size) if isinstance(size, int) else size
+        return TokenLayout(*grid_of_convolution(_projection(embedding), sides), prefix(embedding))
+
+    return ImageEmbedding(f"transformers.models.{path}", layout, _grid_of_image)
+
+
+EMBEDDINGS = (
+    _embedding("vit.modeling_vit:ViTEmbeddings", lambda embedding: 1),
+    _embedding("deit.modeling_deit:DeiTEmbeddings", lambda embedding: 2),  # CLS and distillation
+    _embedding("dinov2.modeling_dinov2:Dinov2Embeddings", lambda embedding: 1),
+    _embedding(
+        "dinov2_with_registers.modeling_dinov2_with_registers:Dinov2WithRegistersEmbeddings",
+        lambda embedding: 1 + int(embedding.register_tokens.shape[1]),
+    ),
+    _embedding("clip.modeling_clip:CLIPVisionEmbeddings", lambda embedding: 1),
+    _embedding("siglip.modeling_siglip:SiglipVisionEmbeddings", lambda embedding: 0),
 )

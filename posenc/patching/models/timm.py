@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from posenc.layout import TokenLayout
-from posenc.patching.layouts import LayoutSource, StageLayout, WindowLayout
+from posenc.patching.layouts import LayoutSource, WindowLayout, grid_of_convolution
 from posenc.patching.models.kinds import (
     AbsoluteTable,
     AttentionKind,
@@ -97,69 +97,43 @@ def _nest(backbone: Any, name: str, module: Any) -> LayoutSource:
     return WindowLayout(backbone.get_submodule(name.partition(".transformer")[0]), "block_size")
 
 
-def _twins(backbone: Any, name: str, module: Any) -> LayoutSource | str:
+def _twins(backbone: Any, name: str, module: Any) -> TokenLayout | str:
     if hasattr(module, "ws"):
-        return WindowLayout(module, "ws")
+        return TokenLayout(module.ws, module.ws)
     if module.sr is not None:
         return "its keys are a summary of the grid, fewer than its queries"
-    return StageLayout(backbone, name, twins_layout)
-
-
-def twins_layout(backbone: Any, name: str) -> TokenLayout:
-    """The grid of stage `blocks.<stage>.<i>.attn` for the image size that the model states."""
     embedding = backbone.patch_embeds[int(name.split(".")[1])]
     return TokenLayout(embedding.H, embedding.W)
 
 
-def _pit(backbone: Any, name: str, module: Any) -> LayoutSource:
-    return StageLayout(backbone, name, pit_layout)
-
-
-def pit_layout(backbone: Any, name: str) -> TokenLayout:
-    """The embedding's grid, after the pooling convolutions up to this stage."""
-    grid = list(backbone.pos_embed.shape[-2:])
+def _pit(backbone: Any, name: str, module: Any) -> TokenLayout:
+    grid = tuple(backbone.pos_embed.shape[-2:])
     for stage in backbone.transformers[1 : int(name.split(".")[1]) + 1]:
-        conv = stage.pool.conv
-        for axis in (0, 1):
-            padded = grid[axis] + 2 * conv.padding[axis] - conv.kernel_size[axis]
-            grid[axis] = padded // conv.stride[axis] + 1
-    return TokenLayout(grid[0], grid[1], backbone.cls_token.shape[1])
+        grid = grid_of_convolution(stage.pool.conv, grid)
+    return TokenLayout(*grid, backbone.cls_token.shape[1])
 
 
-def _crossvit(backbone: Any, name: str, module: Any) -> LayoutSource:
-    return StageLayout(backbone, name, crossvit_layout)
-
-
-def crossvit_layout(backbone: Any, name: str) -> TokenLayout:
-    """The grid of the branch, `blocks.<i>.blocks.<branch>.<j>.attn`."""
-    embedding = backbone.patch_embed[int(name.split(".")[3])]
+def _crossvit(backbone: Any, name: str, module: Any) -> TokenLayout:
+    embedding = backbone.patch_embed[int(name.split(".")[3])]  # of its branch
     (height, width), (patch_height, patch_width) = embedding.img_size, embedding.patch_size
     return TokenLayout(height // patch_height, width // patch_width, prefix=1)
 
 
-def _visformer(backbone: Any, name: str, module: Any) -> LayoutSource:
-    return StageLayout(backbone, name, visformer_layout)
-
-
-def visformer_layout(backbone: Any, name: str) -> TokenLayout:
-    """The grid of the last patch embedding before `stage<k>`."""
+def _visformer(backbone: Any, name: str, module: Any) -> TokenLayout:
+    # The last patch embedding before stage<k>.
     stages = range(int(name.removeprefix("stage")[0]), 0, -1)
     embeddings = (getattr(backbone, f"patch_embed{stage}", None) for stage in stages)
     return TokenLayout(*next(e.grid_size for e in embeddings if e is not None))
 
 
-def _volo(backbone: Any, name: str, module: Any) -> LayoutSource | str:
+def _volo(backbone: Any, name: str, module: Any) -> TokenLayout | str:
+    # The table is added before the first transformer stage.
     if int(name.split(".")[1]) < 2 or backbone.pos_embed is None:
         return "the grid of its stage is not known"
-    return StageLayout(backbone, name, volo_layout)
-
-
-def volo_layout(backbone: Any, name: str) -> TokenLayout:
-    """The grid of the position table, which is added before the first transformer stage."""
     return TokenLayout(*backbone.pos_embed.shape[1:3])
 
 
-def _hiera(backbone: Any, name: str, module: Any) -> LayoutSource | str:
+def _hiera(backbone: Any, name: str, module: Any) -> TokenLayout | str:
     strides, size = backbone.reroll.schedule[int(name.split(".")[1])]
     if module.q_stride > 1:
         return "its queries are pooled, fewer than its keys"
@@ -167,12 +141,22 @@ def _hiera(backbone: Any, name: str, module: Any) -> LayoutSource | str:
         return "video has a third axis"
     if len(strides) > 0 or module.use_mask_unit_attn:
         return "its tokens lie in unrolled order, not row by row"
-    return StageLayout(backbone, name, hiera_layout)
+    return TokenLayout(*size)
 
 
-def hiera_layout(backbone: Any, name: str) -> TokenLayout:
-    """The grid of a stage whose unrolling is undone."""
-    return TokenLayout(*backbone.reroll.schedule[int(name.split(".")[1])][1])
+def _reduced(backbone: Any, name: str, module: Any) -> TokenLayout | str:
+    """For images of the size that the model was made for; the map tells that of others."""
+    if getattr(module, "window_size", 0):
+        return "it cuts its map into windows itself"
+    size = (getattr(backbone, "pretrained_cfg", None) or {}).get("input_size")
+    if size is None:
+        return (
+            "sizes of parameters are not known: set model.pretrained_cfg = "
+            "dict(input_size=(3, height, width)) of your usual image; other sizes are followed"
+        )
+    reduction = backbone.feature_info[int(name.split(".")[1])]["reduction"]
+    stride = reduction * getattr(module, "att_stride", 1)
+    return TokenLayout(-(-size[1] // stride), -(-size[2] // stride))
 
 
 def _hieradet(backbone: Any, name: str, module: Any) -> LayoutSource | str:
@@ -184,24 +168,28 @@ def _hieradet(backbone: Any, name: str, module: Any) -> LayoutSource | str:
     return WindowLayout(block)
 
 
-def _staged(path: str, blocks: str, site_layout: SiteLayout) -> Family:
-    return Family(path, None, None, None, blocks=blocks, site_layout=site_layout)
+def _staged(path: str, blocks: str, **layout: Any) -> Family:
+    return Family(f"timm.models.{path}", None, None, None, blocks=blocks, **layout)
 
 
 # Windows, or stages with grids of their own.
 STAGED_FAMILIES = (
-    _staged("timm.models.swin_transformer:SwinTransformer", "layers.", _own("window_size")),
-    _staged("timm.models.davit:DaVit", "stages.", _own("window_size")),
-    _staged("timm.models.maxxvit:MaxxVit", "stages.", _maxvit),
-    _staged("timm.models.nest:Nest", "levels.", _nest),
-    _staged("timm.models.twins:Twins", "blocks.", _twins),
-    _staged("timm.models.pit:PoolingVisionTransformer", "transformers.", _pit),
-    _staged("timm.models.tiny_vit:TinyVit", "stages.", _own("resolution")),
-    _staged("timm.models.visformer:Visformer", "stage", _visformer),
-    _staged("timm.models.volo:VOLO", "network.", _volo),
-    _staged("timm.models.crossvit:CrossVit", "blocks.", _crossvit),
-    _staged("timm.models.hiera:Hiera", "blocks.", _hiera),
-    _staged("timm.models.hieradet_sam2:HieraDet", "blocks.", _hieradet),
+    _staged("swin_transformer:SwinTransformer", "layers.", site_layout=_own("window_size")),
+    _staged("davit:DaVit", "stages.", site_layout=_own("window_size")),
+    _staged("maxxvit:MaxxVit", "stages.", site_layout=_maxvit),
+    _staged("nest:Nest", "levels.", site_layout=_nest),
+    _staged("twins:Twins", "blocks.", stage=_twins),
+    _staged("pit:PoolingVisionTransformer", "transformers.", stage=_pit),
+    _staged("tiny_vit:TinyVit", "stages.", site_layout=_own("resolution")),
+    _staged("visformer:Visformer", "stage", stage=_visformer),
+    _staged("volo:VOLO", "network.", stage=_volo),
+    _staged("crossvit:CrossVit", "blocks.", stage=_crossvit),
+    _staged("hiera:Hiera", "blocks.", stage=_hiera),
+    _staged("hieradet_sam2:HieraDet", "blocks.", site_layout=_hieradet),
+    _staged("fastvit:FastVit", "stages.", stage=_reduced),
+    _staged("iformer:IFormer", "stages.", stage=_reduced),
+    _staged("cpubone:CPUBone", "stages.", stage=_reduced),
+    _staged("lowformer:LowFormer", "stages.", stage=_reduced),
 )
 
 FAMILIES = (*GLOBAL_FAMILIES, *STAGED_FAMILIES)
@@ -215,6 +203,12 @@ def _from_qkv(module: Any) -> int:
 def _diff_values(module: Any) -> int:
     head_dim: int = module.head_dim
     return 2 * head_dim
+
+
+def _channels(convolution: Any) -> int:
+    """That a convolution puts out, whether its normalisation was fused into it or not."""
+    weight: Tensor = next(convolution.parameters())
+    return weight.shape[0]
 
 
 ATTENTIONS = (
@@ -256,6 +250,17 @@ ATTENTIONS = (
     AttentionKind(
         "timm.models.hieradet_sam2:MultiScaleAttention", map="b h w c", head_dim=_from_qkv
     ),
+    AttentionKind("timm.models.fastvit:Attention", map="b c h w"),
+    AttentionKind(
+        "timm.models.iformer:SHMA",
+        map="b c h w",
+        num_heads=lambda module: 1,
+        head_dim=lambda module: _channels(module.q),
+        value_dim=lambda module: _channels(module.v_gate) // 2,
+    ),
+    # Their attention runs on a smaller map than the one they receive.
+    AttentionKind("timm.models.cpubone:ConvAttention", map="b c h w", map_of="pwise"),
+    AttentionKind("timm.models.lowformer:ConvAttention", map="b c h w", map_of="pwise"),
 )
 
 
@@ -282,11 +287,7 @@ REFUSED = {
     "timm.models.swiftformer:SwiftFormer": "additive attention, no query-key product",
     "timm.models.shvit:SHViT": "attention is written out on a part of the channels",
     "timm.models.nextvit:NextViT": "keys are a pooled summary of the grid",
-    "timm.models.fastvit:FastVit": "a stage takes images of any size and names no grid",
-    "timm.models.iformer:IFormer": "a stage takes images of any size and names no grid",
     "timm.models.metaformer:MetaFormer": "a stage takes images of any size and names no grid",
-    "timm.models.cpubone:CPUBone": "a stage takes images of any size and names no grid",
-    "timm.models.lowformer:LowFormer": "a stage takes images of any size and names no grid",
     "timm.models.mobilenetv5:MobileNetV5": "keys are strided and shared by all heads",
     "timm.models.mobilenetv5:MobileNetV5Encoder": "keys are strided and shared by all heads",
     "timm.models.csatv2:CSATv2": "a stage takes images of any size and names no grid",
