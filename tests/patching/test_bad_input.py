@@ -79,7 +79,7 @@ def misfits():
             "embed_dim must be a multiple of 4 .* got 18",
         ),
         "backend": (vit, {"backend": "flash"}, "unknown attention backend 'flash'"),
-        "absolute": (vit, {"absolute": "hide"}, "absolute must be .* got 'hide'"),
+        "absolute": (vit, {"absolute": "remove"}, "absolute must be .* got 'remove'"),
         "no table": (
             lambda: vit(pos_embed="none"),
             {"encoding": "learned", "absolute": "hide"},
