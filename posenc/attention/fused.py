@@ -67,7 +67,8 @@ def _call(function: Callable[..., Any], operands: Operands) -> Any:
 
 
 def _without_cudnn() -> contextlib.AbstractContextManager[Any]:
-    others = [kernel for kernel in enabled_sdpa_kernels() if kernel != SDPBackend.CUDNN_ATTENTION]
+    enabled = enabled_sdpa_kernels()
+    others: list[SDPBackend] = [k for k in enabled if k != SDPBackend.CUDNN_ATTENTION]
     # Who has switched off all but cuDNN gets it.
     return sdpa_kernel(others) if others else contextlib.nullcontext()
 

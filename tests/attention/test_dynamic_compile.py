@@ -7,6 +7,8 @@ from torch.utils.checkpoint import checkpoint
 import posenc
 from posenc.terms import LowRankBias
 
+pytestmark = pytest.mark.slow
+
 
 def two_blocks(q, k, v, left, right):
     """Each is replayed in backward: Dynamo traces them as two graphs inside one."""

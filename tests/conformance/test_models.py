@@ -13,6 +13,8 @@ from random_encodings import WITH_PREFIX, randomise_encodings
 import posenc
 from posenc import patch_model, patched_encodings
 from posenc.layout import TokenLayout
+from posenc.patching.models.known import family_of
+from posenc.patching.models.timm import FAMILIES
 
 CASES = {**tiny_global.CASES, **{n: c for n, c in tiny_windowed.CASES.items() if c.sites}}
 
@@ -31,6 +33,13 @@ def images(name, batch=2, dtype=torch.float64):
 def backbone_name(site):
     """Sites are named in the backbone; the classifiers around encoders add a name."""
     return site.removeprefix("encoder.")
+
+
+def test_every_family_has_a_model_here():
+    """A row of data for a family is not enough: a model of it must be computed."""
+    modules = (module for name in CASES for module in build(name).modules())
+    built = {family.path for module in modules if (family := family_of(module)) is not None}
+    assert {family.path for family in FAMILIES} - built == set()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,4 +1,4 @@
-"""`posenc.explain(model, images)`: which backend computes each site, in inference and in training."""
+"""`posenc.explain(model, images)`: the backend of each site, in inference and in training."""
 
 import pytest
 import tiny_vit

@@ -225,7 +225,7 @@ def test_images_are_compared_with_the_layout(name):
     with torch.no_grad():
         actual, expected = (outputs(name, m, images(8, 32)) for m in (model, eager))
         torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-8)
-        with pytest.raises(RuntimeError, match="images of 4x4 patches, but the layout .* is 2x8"):
+        with pytest.raises(RuntimeError, match=r"images of 4x4 patches, but the layout .* is 2x8"):
             outputs(name, model, images(16, 16))
 
 

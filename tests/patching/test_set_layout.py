@@ -71,7 +71,7 @@ def test_a_hybrid_model_hears_it_too():
 )
 def test_what_is_no_size(size):
     model = patch_model(vit(), "swin")
-    with pytest.raises(TypeError, match="set_layout takes a posenc.TokenLayout or an image size"):
+    with pytest.raises(TypeError, match=r"set_layout takes a posenc.TokenLayout or an image size"):
         posenc.set_layout(model, size)
 
 

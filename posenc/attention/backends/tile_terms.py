@@ -24,7 +24,7 @@ Grads = Sequence[Tensor | None]  # buffers of the tensors' shapes, None where no
 
 @dataclass(frozen=True)
 class Tile:
-    """Some images, heads and query rows of `[B, heads, N, N]`."""
+    """Some images, heads and queries of `[B, heads, N, N]`."""
 
     images: slice
     heads: slice
@@ -38,19 +38,19 @@ class Tile:
         ]
 
     def queries_of(self, tensor: Tensor) -> Tensor:
-        """The images, heads and query rows of the tile, a view."""
+        """The images, heads and queries of the tile, a view."""
         return self.of(tensor)[:, :, self.queries if tensor.shape[2] > 1 else slice(None)]
 
 
 class _GatherIndex:
-    """Where the rows of a tile read; kept until other rows come, since many tiles share them."""
+    """Where the queries of a tile read; kept until others come, since many tiles share them."""
 
     def __init__(self, index: PairIndex, read_by: str) -> None:
         self.index, self.read_by = index, read_by
         self._block: tuple[slice, Tensor] | None = None
 
     def of(self, tile: Tile, device: torch.device) -> Tensor:
-        """`[rows, N]` int64."""
+        """`[queries, N]` int64."""
         if self._block is None or self._block[0] != tile.queries:
             where = self.index.gather_index(self.read_by, device, tile.queries)
             self._block = (tile.queries, where)
@@ -64,7 +64,7 @@ class TileBias(ABC):
 
     @abstractmethod
     def read(self, tensors: Tensors, tile: Tile) -> Tensor:
-        """What is added to the scores: `[images or 1, heads or 1, rows or 1, N or 1]`."""
+        """What is added to the scores: `[images or 1, heads or 1, queries or 1, N or 1]`."""
 
     @abstractmethod
     def collect(self, grads: Grads, tensors: Tensors, tile: Tile, scores: Tensor) -> None:
@@ -87,8 +87,9 @@ class TileLookup(TileBias):
         if grads[0] is None:
             return
         target = tile.of(grads[0])
-        batch, heads, rows, buckets = target.shape
-        target = target.view(batch, heads, rows * buckets)  # raises rather than copies
+        batch, heads, entries, buckets = target.shape
+        # `view` raises where `reshape` would copy, and the sums would go into the copy.
+        target = target.view(batch, heads, entries * buckets)
         scores = scores.sum_to_size(batch, heads, *scores.shape[2:])
         add_pairs(target, self.gather_index.of(tile, target.device), scores)
 
@@ -154,12 +155,12 @@ class TileValues:
         return self.index.num_buckets < self.index.layout.num_tokens
 
     def sums(self, attention: Tensor, tile: Tile) -> Tensor:
-        """Attention per bucket: `[images, heads, rows, T]`."""
+        """Attention per bucket: `[images, heads, queries, T]`."""
         buckets = self.buckets.of(tile, attention.device)
         return sum_buckets(attention, buckets, self.index.num_buckets)
 
     def read(self, table: Tensor, sums: Tensor, tile: Tile) -> Tensor:
-        """What is added to the output: `[images, heads, rows, Dv]`."""
+        """What is added to the output: `[images, heads, queries, Dv]`."""
         return sums @ self._table(table, tile)
 
     def add_to_gradient(
