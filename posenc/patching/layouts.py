@@ -33,7 +33,7 @@ def grid_of_pixels(embedding: Any, image: tuple[int, int]) -> tuple[int, int]:
         return height, width
     if embedding.dynamic_img_pad:  # to whole patches, whatever the stride
         sides = zip(image, embedding.patch_size, strict=True)
-        image = tuple(-(-side // patch) * patch for side, patch in sides)  # type: ignore[assignment]
+        image = tuple(-(-side // patch) * patch for side, patch in sides)
     return grid_of_convolution(projection, image)
 
 

@@ -187,9 +187,7 @@ def _seeing_all(plan: Plan, spec: Spec, site: AttentionSite | None) -> Attention
     return None if site is None else dataclasses.replace(site, layout=layout)
 
 
-def _place_in_attention(
-    plan: Plan, spec: Spec, blocks: Blocks, built: dict[str, Encoding]
-) -> None:
+def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, built: dict[str, Encoding]) -> None:
     """`built` has the encodings that there are already, by site."""
     if plan.backbone.family is not OTHER:
         check_fused_flag()

@@ -32,7 +32,9 @@ class Case:
 
 INTERPOLATE = {"interpolate_pos_encoding": True}
 CASES = {
-    "vit": Case("ViTModel", "ViTConfig", "layers.{}.attention", (3, 5, 1), {"image_size": (12, 20)}),
+    "vit": Case(
+        "ViTModel", "ViTConfig", "layers.{}.attention", (3, 5, 1), {"image_size": (12, 20)}
+    ),
     "deit": Case(
         "DeiTModel", "DeiTConfig", "layers.{}.attention", (3, 5, 2), {"image_size": (12, 20)}
     ),
@@ -223,7 +225,7 @@ def test_images_are_compared_with_the_layout(name):
     with torch.no_grad():
         actual, expected = (outputs(name, m, images(8, 32)) for m in (model, eager))
         torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-8)
-        with pytest.raises(RuntimeError, match="images of 4x4 patches, but the layout .* is 2x8"):
+        with pytest.raises(RuntimeError, match=r"images of 4x4 patches, but the layout .* is 2x8"):
             outputs(name, model, images(16, 16))
 
 

@@ -68,12 +68,16 @@ def test_an_embedding_that_tells_its_grid(padding, grid):
 def test_the_grid_was_forgotten():
     """It still is that of patches side by side, 4x3."""
     model = build(tell=False)
-    message = r"has stride \(12, 12\).*give 5x3 .*grid_size is \(4, 3\).*TokenLayout\(5, 3, prefix=1"
+    message = (
+        r"has stride \(12, 12\).*give 5x3 .*grid_size is \(4, 3\).*TokenLayout\(5, 3, prefix=1"
+    )
     assert not posenc.supports(model)
     with pytest.raises(ValueError, match=message):
         patch_model(model, "swin")
     for wrong in (TokenLayout(4, 3, 1), TokenLayout(3, 5, 1), TokenLayout(5, 3)):
-        with pytest.raises(ValueError, match=r"and layout=.* was passed: set patch_embed.grid_size"):
+        with pytest.raises(
+            ValueError, match=r"and layout=.* was passed: set patch_embed.grid_size"
+        ):
             patch_model(model, "swin", layout=wrong)
     assert posenc.supports(model, layout=TokenLayout(5, 3, 1))
     randomise_encodings(patch_model(model, "swin", layout=TokenLayout(5, 3, 1)))

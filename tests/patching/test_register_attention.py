@@ -286,7 +286,7 @@ def test_classes_that_are_refused(cls, reason):
 
 
 def test_a_subclass_with_another_forward_is_refused_when_it_is_patched():
-    with pytest.raises(ValueError, match="OwnOtherForward: its forward does not call F.scaled"):
+    with pytest.raises(ValueError, match=r"OwnOtherForward: its forward does not call F.scaled"):
         patch_model(build(OwnOtherForward), "swin", layout=TokenLayout(3, 5, 1))
 
 

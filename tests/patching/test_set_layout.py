@@ -31,7 +31,9 @@ def test_pixels_that_are_no_patches(size, patches, dynamic):
     model = patch_model(vit(dynamic_img_size=dynamic), "swin")
     before = posenc.summary(model).layout
     height, width = size if isinstance(size, tuple) else (size, size)
-    message = rf"pixels, and .*16\) pixels that is {patches} pat.*TokenLayout\({height}, {width}, pre"
+    message = (
+        rf"pixels, and .*16\) pixels that is {patches} pat.*TokenLayout\({height}, {width}, pre"
+    )
     with pytest.raises(ValueError, match=message):
         posenc.set_layout(model, size)
     assert posenc.summary(model).layout == before
@@ -64,10 +66,12 @@ def test_a_hybrid_model_hears_it_too():
     assert model.patch_embed.grid_size == grid
 
 
-@pytest.mark.parametrize("size", [None, "384", (384,), (384, 288, 3), (384.0, 288), True, 0, (-16, 32)])
+@pytest.mark.parametrize(
+    "size", [None, "384", (384,), (384, 288, 3), (384.0, 288), True, 0, (-16, 32)]
+)
 def test_what_is_no_size(size):
     model = patch_model(vit(), "swin")
-    with pytest.raises(TypeError, match="set_layout takes a posenc.TokenLayout or an image size"):
+    with pytest.raises(TypeError, match=r"set_layout takes a posenc.TokenLayout or an image size"):
         posenc.set_layout(model, size)
 
 

@@ -169,9 +169,7 @@ def test_capture_sees_the_map(name):
             with capture_attention(model) as captured:
                 assert torch.equal(model(x), plain)
             assert list(captured.layouts.values()) == expected
-            for (site, attention), layout in zip(
-                captured.attention.items(), expected, strict=True
-            ):
+            for (site, attention), layout in zip(captured.attention.items(), expected, strict=True):
                 assert attention.shape[-1] == layout.num_tokens, site
             if not posenc.is_patched(model):
                 patch_model(model, "swin")

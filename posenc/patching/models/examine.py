@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from posenc.encodings.base import check_layout
 from posenc.intercept import CannotRewrite, rewritten_forward
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import (
@@ -150,9 +152,12 @@ def examine(model: nn.Module, layout: TokenLayout | None = None) -> Backbone:
     """Finds the vision transformer in `model` and its parts, changing nothing.
 
     Raises:
+        TypeError: not a module, or not a layout.
         UnsupportedModelError: not a model that posenc can patch, with the reason.
     """
     check_model(model)
+    if layout is not None:
+        check_layout(layout, type(model).__name__)
     name, module, family = _find_backbone(model, layout)
     if family is OTHER:
         source: LayoutSource | None = _layout_outside_timm(model, layout)
@@ -163,15 +168,28 @@ def examine(model: nn.Module, layout: TokenLayout | None = None) -> Backbone:
     return backbone
 
 
+def module_refusal(model: Any) -> str | None:
+    """Why something is no module, None when it is one."""
+    if isinstance(model, nn.Module):
+        return None
+    what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+    return f"expected a torch.nn.Module, got {what}: {reprlib.repr(model)}"
+
+
+def check_module(model: Any) -> None:
+    """Raises TypeError for what is no module: the first thing that each public function does."""
+    if (reason := module_refusal(model)) is not None:
+        raise TypeError(reason)
+
+
 def check_model(model: Any) -> None:
     """Raises for things that are no plain module, or that froze one."""
+    check_module(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedModelError(
             f"a scripted or traced model ({type(model).__name__}) has no Python forward left: "
             "patch the original model, then script or export it"
         )
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
     for wrapper in ("OptimizedModule", "DistributedDataParallel", "FullyShardedDataParallel"):
         if type(model).__name__ == wrapper:
             raise UnsupportedModelError(
@@ -316,7 +334,7 @@ def _true_grid(embedding: Any) -> tuple[int, int] | None:
 def _check_overlap(backbone: Any, embedding: Any, given: TokenLayout | None) -> None:
     """Raises where patches overlap and neither the embedding nor the user tells the true grid."""
     true = _true_grid(embedding)
-    if true is None or given is None and true == tuple(embedding.grid_size):
+    if true is None or (given is None and true == tuple(embedding.grid_size)):
         return
     layout = TokenLayout(*true, backbone.num_prefix_tokens)
     if given != layout:

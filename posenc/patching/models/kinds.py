@@ -9,7 +9,6 @@ from typing import Any
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import LayoutSource, SeenGrid, StageReader, grid_of_embedding
 
-
 # How a forward may receive a map of tokens: the axes of its first argument, or sides beside it.
 MAPS = ("b h w c", "b c h w", "size")
 
