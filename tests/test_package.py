@@ -17,6 +17,7 @@ FUNCTIONS = {
     "load_encodings",
     "patch_model",
     "patched_encodings",
+    "register_attention",
     "save_encodings",
     "set_layout",
     "summary",
