@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types contracts check bench tables sweep
+.PHONY: demo test test-fast lint types contracts check bench tables sweep
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -18,6 +18,9 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2
+
+test-fast: .venv/installed
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

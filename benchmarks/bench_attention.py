@@ -25,9 +25,13 @@ from measure import Roof, Setting, measure
 from peers import find_official, peers_of
 from table import Row, markdown
 from timing import environment, measured_bandwidth, measured_ceiling
-from tqdm import tqdm
 
 from posenc.attention.api import BACKENDS
+
+try:
+    from tqdm import tqdm
+except ModuleNotFoundError as missing:
+    raise SystemExit(f'{missing}: pip install ".[bench]"') from None
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 

@@ -21,15 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
 import posenc
 from posenc.attention.backends import triton as backend
 from posenc.attention.call import AttentionCall
 from posenc.attention.kernels import launch
+
+try:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+except ModuleNotFoundError as missing:
+    raise SystemExit(f'{missing}: pip install ".[triton]"') from None
 
 KINDS = {
     "static": ("swin", {}),

@@ -64,7 +64,7 @@ def measure(contender: Contender, shape: Shape, setting: Setting) -> Row:
         plain = setting.run(Plain(), tensors)
         times = paired_times(plain, setting.run(module, tensors), setting.device, setting.pairs)
         fresh, _ = contender.build(shape, setting.device, setting.dtype)
-        posenc.memo.clear()  # what a new module makes torch remember is part of its memory
+        posenc.memo.clear_cache()  # what a new module makes torch remember is part of its memory
         memory = peak_bytes(setting.run(fresh, tensors), setting.device)
         memory_ratio = memory / peak_bytes(plain, setting.device)
     except torch.OutOfMemoryError as error:

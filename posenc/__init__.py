@@ -1,6 +1,6 @@
 """Positional encodings for vision transformers."""
 
-from posenc.attention import attend, explain
+from posenc.attention import Explanation, attend
 from posenc.encodings import (
     IRPE,
     PEG,
@@ -12,14 +12,23 @@ from posenc.encodings import (
     SwinBias,
     TokenEncoding,
 )
+from posenc.functional.buckets import fit_buckets, pair_index
 from posenc.layout import TokenLayout
+from posenc.memo import clear_cache
+from posenc.pairs import PairIndex
 from posenc.patching import (
+    ModelExplanation,
+    Summary,
+    Support,
     encoding_config,
     encoding_parameters,
     encoding_state_dict,
+    explain,
     fold_biases,
     is_patched,
     load_encodings,
+    parameter_groups,
+    patch_from_config,
     patch_model,
     patched_encodings,
     register_attention,
@@ -27,37 +36,69 @@ from posenc.patching import (
     set_layout,
     summary,
     supports,
+    train_only_encodings,
     unpatch_model,
 )
-from posenc.registry import create_encoding, list_encodings
+from posenc.registry import create_encoding, list_encodings, register_encoding
+from posenc.terms import (
+    ContentScale,
+    DenseBias,
+    LookupBias,
+    LowRankBias,
+    Mixture,
+    Rotation,
+    ValueLookup,
+)
+
+__version__ = "0.1.0"
 
 __all__ = [
     "IRPE",
     "PEG",
     "AttentionEncoding",
+    "ContentScale",
+    "DenseBias",
+    "Explanation",
     "HumanPart",
     "LearnedAbsolute",
+    "LookupBias",
+    "LowRankBias",
+    "Mixture",
+    "ModelExplanation",
+    "PairIndex",
     "Quadratic",
+    "Rotation",
     "Sinusoidal",
+    "Summary",
+    "Support",
     "SwinBias",
     "TokenEncoding",
     "TokenLayout",
+    "ValueLookup",
+    "__version__",
     "attend",
+    "clear_cache",
     "create_encoding",
     "encoding_config",
     "encoding_parameters",
     "encoding_state_dict",
     "explain",
+    "fit_buckets",
     "fold_biases",
     "is_patched",
     "list_encodings",
     "load_encodings",
+    "pair_index",
+    "parameter_groups",
+    "patch_from_config",
     "patch_model",
     "patched_encodings",
     "register_attention",
+    "register_encoding",
     "save_encodings",
     "set_layout",
     "summary",
     "supports",
+    "train_only_encodings",
     "unpatch_model",
 ]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import operator
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class TokenLayout:
 
     Raises:
         TypeError: a value is not an integer.
-        ValueError: a side is smaller than 1, or `prefix` is negative.
+        ValueError: a side is smaller than 1, `prefix` is negative, or a value is a symbol of
+            `torch.export`, which a layout would replace by the number of the example.
 
     >>> layout = TokenLayout(2, 3, prefix=1)
     >>> layout.num_tokens
@@ -32,6 +36,7 @@ class TokenLayout:
     prefix: int = 0
 
     def __post_init__(self) -> None:
+        check_is_fixed("TokenLayout", (self.height, self.width, self.prefix))
         for name, smallest in (("height", 1), ("width", 1), ("prefix", 0)):
             given = getattr(self, name)
             try:
@@ -66,3 +71,19 @@ class TokenLayout:
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}" + (f" + {self.prefix} prefix" if self.prefix else "")
+
+
+def check_is_fixed(name: str, sizes: Sequence[Any]) -> None:
+    """Raises when `torch.export` leaves a size open that positions depend on."""
+    if "torch" not in sys.modules:  # a layout alone needs none
+        return
+    from posenc._torch import is_exporting, is_symbolic
+
+    # Otherwise `operator.index` takes the size of the example for all sizes, without a word in an
+    # ONNX file. torch.compile may do that: it guards the size and compiles anew for others.
+    if is_exporting() and any(map(is_symbolic, sizes)):
+        raise ValueError(
+            f"{name} has a size that is dynamic in this export, but positions need numbers: "
+            "export one image size at a time, with fixed height and width in dynamic_shapes (the "
+            "batch may be dynamic), and name each file by its size"
+        )

@@ -69,11 +69,21 @@ def is_transformed(*tensors: torch.Tensor) -> bool:
     )
 
 
-def clear() -> None:
-    """Forgets everything."""
+def clear_cache() -> None:
+    """Frees all memory that posenc keeps to be faster: nothing is lost but time.
+
+    Two kinds of tensors are remembered. Those that follow from a layout alone (indices of pairs,
+    tables of sines, weights of resampling) are shared by all models of that layout and outlive
+    them, at most `posenc.memo.LIMIT_BYTES` (512 MiB) in all, the least recently used go first.
+    Finished biases of static encodings in eval on the CPU, at most `Memo.LIMIT_BYTES` (256 MiB)
+    in all, live no longer than their encoding, and go at `model.train()` too. Models that are in
+    use build again what they need.
+    """
     with _lock:
         _entries.clear()
         _sizes.clear()
+        for memo in list(_memos):
+            memo.forget()
 
 
 def _tensors(value: Any) -> tuple[torch.Tensor, ...]:
@@ -108,6 +118,10 @@ class Memo:
 
     def __init__(self) -> None:
         self._values: dict[Hashable, torch.Tensor] = {}
+        self._held = [0]  # bytes; a list of its own, which the finalizer reads when self is gone
+        weakref.finalize(self, Memo._release, self._held)
+        with _lock:
+            _memos.add(self)
 
     def get(self, key: Hashable) -> torch.Tensor | None:
         """The remembered tensor, or None."""
@@ -123,10 +137,23 @@ class Memo:
             if Memo.held_bytes + value.nbytes > Memo.LIMIT_BYTES:
                 return
             Memo.held_bytes += value.nbytes
+            self._held[0] += value.nbytes
             self._values[key] = value
-        weakref.finalize(self, Memo._release, value.nbytes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold nothing."""
+        return Memo, ()
+
+    def forget(self) -> None:
+        """Holds nothing any more; called under the lock."""
+        self._values.clear()
+        Memo._release(self._held)
 
     @staticmethod
-    def _release(size: int) -> None:
+    def _release(held: list[int]) -> None:
         # No lock: the garbage collector may run this while the lock is held.
-        Memo.held_bytes -= size
+        Memo.held_bytes -= held[0]
+        held[0] = 0
+
+
+_memos: weakref.WeakSet[Memo] = weakref.WeakSet()

@@ -116,8 +116,7 @@ class OffsetTable(NamedTuple):
 
     def read(self, query: Tensor, key: Tensor) -> Tensor:
         """Of all pairs of these places, `[queries, keys]`."""
-        differences = query[:, None] - key
-        return torch.gather(self.buckets, 0, differences.flatten()).view(differences.shape)
+        return read_pairs(self.buckets, query[:, None] - key)
 
 
 class Lines(NamedTuple):
@@ -192,8 +191,14 @@ def _lines(layout: TokenLayout, axis: str | None, device: torch.device) -> tuple
 
 def read_pairs(flat: Tensor, gather_index: Tensor) -> Tensor:
     """`out[..., i, j] = flat[..., gather_index[i, j]]`: `[B, heads, entries]` -> `[..., N, N]`."""
-    where = gather_index.reshape(-1).expand(*flat.shape[:-1], -1)
-    return torch.gather(flat, -1, where).unflatten(-1, gather_index.shape)
+    where = gather_index.reshape(-1)
+    if torch.onnx.is_in_onnx_export():
+        # A plain Gather in the file. Of `gather` ONNX makes one with a position for each head,
+        # which its exporter tries to evaluate and warns that it cannot beyond 64 entries.
+        read = flat.index_select(-1, where)
+    else:  # 5 to 12 times faster in PyTorch
+        read = torch.gather(flat, -1, where.expand(*flat.shape[:-1], -1))
+    return read.unflatten(-1, gather_index.shape)
 
 
 def add_pairs(flat: Tensor, gather_index: Tensor, values: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """Terms: what a position encoding contributes to attention, as data.
 
+Biases are added to the scores, value lookups to the output; every backend knows these. What
+rewrites the call (`Rotation`, `ContentScale`, `Mixture`) is gone before a backend sees it.
+
 Symbols: query, key `[B, heads, N, D]`, value `[B, heads, N, Dv]`, scores
 `s = scale * query key^T`; a bias `b` is added to `s` before softmax. Additive terms define
 their truth by `dense()`; a backend may compute it in any other way. Biases are meant up to a
@@ -8,10 +11,16 @@ constant per query row over all keys, which softmax does not see.
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from posenc.functional.rotary import rotate
 from posenc.memo import Memo
 from posenc.pairs import PairIndex, read_pairs, sum_buckets
 
@@ -19,8 +28,60 @@ from posenc.pairs import PairIndex, read_pairs, sum_buckets
 # a backend may keep there what it derived from them.
 
 
+class CallShape(NamedTuple):
+    """Sizes of a call, which its terms must fit."""
+
+    batch: int
+    heads: int
+    tokens: int
+    head_dim: int
+    value_dim: int
+
+
 @dataclass(frozen=True, eq=False)
-class DenseBias:
+class Term(ABC):
+    """What a position encoding contributes; one of the final classes of this file."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, those of terms inside it too."""
+
+    @abstractmethod
+    def check(self, shape: CallShape) -> None:
+        """Raises unless the shapes fit a call."""
+
+
+class BiasTerm(Term):
+    """Added to the scores: a vocabulary that every backend knows, and that does not grow."""
+
+    memo: Memo | None
+
+    @property
+    @abstractmethod
+    def requires_grad(self) -> bool:
+        """Whether a gradient must reach the bias."""
+
+    @property
+    def exact_form(self) -> BiasTerm:
+        """The same bias without the rounding of wide factors."""
+        return self
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it has factors that span more than 16-bit floats resolve."""
+        return False
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """`[1 or B, 1 or heads, N, N]`."""
+
+
+class CallTerm(Term):
+    """Rewrites the call before a backend sees it: `posenc.attention.lower` knows how."""
+
+
+@dataclass(frozen=True, eq=False)
+class DenseBias(BiasTerm):
     """A bias that is a matrix: `b = bias`.
 
     Args:
@@ -43,13 +104,14 @@ class DenseBias:
         """`[1 or B, 1 or heads, N, N]`."""
         return self.bias
 
-    def check(self, batch: int, heads: int, tokens: int, value_dim: int) -> None:
-        """Raises unless the shapes fit queries `[batch, heads, tokens, .]`."""
-        _check_shape("DenseBias.bias", self.bias, (batch, heads, tokens, tokens), broadcast=2)
+    def check(self, shape: CallShape) -> None:
+        """Raises unless the shapes fit a call."""
+        expected = (shape.batch, shape.heads, shape.tokens, shape.tokens)
+        _check_shape("DenseBias.bias", self.bias, expected, broadcast=2)
 
 
 @dataclass(frozen=True, eq=False)
-class LookupBias:
+class LookupBias(BiasTerm):
     """A bias read from a table by the pair's bucket.
 
     `side="query"`: `b[..., i, j] = lookup[..., i, index[i, j]]`;
@@ -91,15 +153,15 @@ class LookupBias:
         where = self.index.gather_index(self.read_by, self.lookup.device)
         return read_pairs(self.lookup.flatten(-2), where)
 
-    def check(self, batch: int, heads: int, tokens: int, value_dim: int) -> None:
-        """Raises unless the shapes fit queries `[batch, heads, tokens, .]`."""
-        _check_tokens("LookupBias", self.index, tokens)
-        expected = (batch, heads, tokens, self.index.num_buckets)
+    def check(self, shape: CallShape) -> None:
+        """Raises unless the shapes fit a call."""
+        _check_tokens("LookupBias", self.index, shape.tokens)
+        expected = (shape.batch, shape.heads, shape.tokens, self.index.num_buckets)
         _check_shape("LookupBias.lookup", self.lookup, expected, broadcast=3)
 
 
 @dataclass(frozen=True, eq=False)
-class LowRankBias:
+class LowRankBias(BiasTerm):
     """A bias that is a product of two thin factors: `b = left right^T`.
 
     Args:
@@ -126,21 +188,31 @@ class LowRankBias:
         """Whether a gradient must reach the bias."""
         return any(tensor.requires_grad for tensor in self.tensors().values())
 
+    @property
+    def exact_form(self) -> BiasTerm:
+        """The table that it was made from, where there is one."""
+        return self if self.exact is None else self.exact
+
+    @property
+    def is_wide(self) -> bool:
+        """As it was made."""
+        return self.wide
+
     def dense(self) -> Tensor:
         """`[1 or B, 1 or heads, N, N]`."""
         return self.left @ self.right.transpose(-2, -1)
 
-    def check(self, batch: int, heads: int, tokens: int, value_dim: int) -> None:
-        """Raises unless the shapes fit queries `[batch, heads, tokens, .]`."""
-        rank = self.left.shape[-1]
-        _check_shape("LowRankBias.left", self.left, (batch, heads, tokens, rank), broadcast=2)
-        _check_shape("LowRankBias.right", self.right, (batch, heads, tokens, rank), broadcast=2)
+    def check(self, shape: CallShape) -> None:
+        """Raises unless the shapes fit a call."""
+        expected = (shape.batch, shape.heads, shape.tokens, self.left.shape[-1])
+        _check_shape("LowRankBias.left", self.left, expected, broadcast=2)
+        _check_shape("LowRankBias.right", self.right, expected, broadcast=2)
         if self.exact is not None:
-            self.exact.check(batch, heads, tokens, value_dim)
+            self.exact.check(shape)
 
 
 @dataclass(frozen=True, eq=False)
-class ValueLookup:
+class ValueLookup(Term):
     """Values read from a table: `out_i += sum_j a_ij table[index[i, j]]`.
 
     `a` is the attention after dropout, as it multiplies the values.
@@ -163,15 +235,190 @@ class ValueLookup:
         sums = sum_buckets(attention, buckets, self.index.num_buckets)
         return sums @ self.table.to(attention.dtype)
 
-    def check(self, batch: int, heads: int, tokens: int, value_dim: int) -> None:
-        """Raises unless the shapes fit values `[batch, heads, tokens, value_dim]`."""
-        _check_tokens("ValueLookup", self.index, tokens)
-        expected = (heads, self.index.num_buckets, value_dim)
+    def check(self, shape: CallShape) -> None:
+        """Raises unless the shapes fit a call."""
+        _check_tokens("ValueLookup", self.index, shape.tokens)
+        expected = (shape.heads, self.index.num_buckets, shape.value_dim)
         _check_shape("ValueLookup.table", self.table, expected, broadcast=1)
 
 
-BiasTerm = DenseBias | LookupBias | LowRankBias
-Term = BiasTerm | ValueLookup
+@dataclass(frozen=True, eq=False)
+class Rotation(CallTerm):
+    """Turns queries and keys, channel pair by channel pair: `q_i, k_j -> R_i q_i, R_j k_j`.
+
+    Pair c turns by the angle whose cosine and sine are given:
+    `(x, y) -> (x cos - y sin, y cos + x sin)`. The first R channels of a head turn and the rest
+    passes. Scores of two grid tokens then depend on the difference of their angles.
+
+    Args:
+        cos: `[1 or B, 1 or heads, N, R / 2]`; 1 for prefix tokens, which do not turn.
+        sin: the same shape; 0 for prefix tokens.
+        interleaved: channels 2c and 2c + 1 are a pair; otherwise c and c + R / 2 ("halves").
+
+    Reference: Su et al. 2021, arXiv 2104.09864, section 3.2.
+
+    >>> turn = Rotation(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))  # by 90 degrees
+    >>> turn.apply(torch.tensor([[[[1.0, 2.0, 3.0]]]]))
+    tensor([[[[-2.,  1.,  3.]]]])
+    """
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool = False
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {"cos": self.cos, "sin": self.sin}
+
+    @property
+    def width(self) -> int:
+        """Number of channels that turn."""
+        return 2 * self.cos.shape[-1]
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Of queries or keys `[B, heads, N, D]`: the definition.
+
+        Computed in at least float32 and rounded once, to the dtype of `x`.
+        """
+        return rotate(x, self.cos, self.sin, self.interleaved)
+
+    def check(self, shape: CallShape) -> None:
+        """Raises unless the shapes fit a call."""
+        if self.width > shape.head_dim:
+            raise ValueError(
+                f"Rotation turns {self.width} channels (twice the last side of cos), and the "
+                f"queries have a head_dim of {shape.head_dim}"
+            )
+        expected = (shape.batch, shape.heads, shape.tokens, self.cos.shape[-1])
+        _check_shape("Rotation.cos", self.cos, expected, broadcast=2)
+        _check_shape("Rotation.sin", self.sin, expected, broadcast=2)
+
+
+@dataclass(frozen=True, eq=False)
+class ContentScale(CallTerm):
+    """Scales the content of the scores alone: `factor * scale q k^T`, then biases are added.
+
+    `ContentScale(0.0)` makes attention purely positional. Several factors multiply.
+
+    Args:
+        factor: a number, or `[1 or B, 1 or heads, 1 or N, 1]`, a factor for each query.
+        cosine: queries and keys are divided by their lengths, and `factor` takes the place of the
+            attention's own scale: `factor * cos(q, k)`.
+
+    Reference: with `cosine`, Liu et al. 2022 (Swin V2), arXiv 2111.09883, equation 2; a factor of
+    `2 ** -0.5` beside a positional term is that of TUPE, Ke et al. 2021, arXiv 2006.15595,
+    equation 8.
+    """
+
+    factor: Tensor | float
+    cosine: bool = False
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {"factor": self.factor} if isinstance(self.factor, Tensor) else {}
+
+    def check(self, shape: CallShape) -> None:
+        """Raises unless the shapes fit a call, and the number is finite."""
+        if isinstance(self.factor, Tensor):
+            expected = (shape.batch, shape.heads, shape.tokens, 1)
+            _check_shape("ContentScale.factor", self.factor, expected, broadcast=3)
+        elif not isinstance(self.factor, (int, float)) or not math.isfinite(self.factor):
+            raise ValueError(
+                f"ContentScale.factor must be a tensor or a finite number, got {self.factor!r}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture(CallTerm):
+    """Two attentions: `out = (1 - gate) usual + gate other`.
+
+    The other attention has the same queries, keys, values and mask, as they were before any
+    rewriting, and these terms alone. With `ContentScale(0.0)` among them it is purely positional.
+    Under dropout each of the two drops weights of its own. A call has at most one mixture; the
+    other attention may have one again. The values of the gate are not checked.
+
+    Args:
+        gate: `[1 or B, 1 or heads, 1 or N, 1]`, from 0 to 1.
+        terms: of the other attention.
+
+    Reference: d'Ascoli et al. 2021 (ConViT), arXiv 2103.10697, equation 7.
+    """
+
+    gate: Tensor
+    terms: tuple[Term, ...]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, those of the other attention's terms too."""
+        inner = {
+            f"terms[{at}].{name}": tensor
+            for at, term in enumerate(self.terms)
+            for name, tensor in term.tensors().items()
+        }
+        return {"gate": self.gate, **inner}
+
+    def check(self, shape: CallShape) -> None:
+        """Raises unless the shapes fit a call."""
+        expected = (shape.batch, shape.heads, shape.tokens, 1)
+        _check_shape("Mixture.gate", self.gate, expected, broadcast=3)
+        for term in self.terms:
+            term.check(shape)
+
+
+TERM_TYPES = (DenseBias, LookupBias, LowRankBias, ValueLookup, Rotation, ContentScale, Mixture)
+
+
+def check_terms(terms: Sequence[Term], name: str) -> None:
+    """Raises unless these are terms, those inside them too, with at most one mixture among them."""
+    for term in terms:
+        if type(term) not in TERM_TYPES:
+            known = ", ".join(each.__name__ for each in TERM_TYPES)
+            raise TypeError(f"{name} must be {known}, got {type(term).__name__}")
+        if isinstance(term, Mixture):
+            check_terms(term.terms, "Mixture.terms")
+    mixtures = sum(isinstance(term, Mixture) for term in terms)
+    if mixtures > 1:
+        raise ValueError(
+            f"{name}: {mixtures} mixtures in one call have no defined order; give one, whose terms "
+            "may have a mixture again"
+        )
+
+
+def map_tensors(term: Term, change: Callable[[str, Tensor], Tensor], path: str = "") -> Any:
+    """The term with each tensor changed, those of terms inside it too.
+
+    Args:
+        term: any term.
+        change: from the name of a tensor (such as `bias`, `exact_lookup` or `terms_0_bias`, unique
+            in the term) and the tensor to the new one.
+        path: what names start with.
+    """
+    changes: dict[str, Any] = {}
+    for each in dataclasses.fields(term):
+        value, name = getattr(term, each.name), f"{path}{each.name}"
+        if isinstance(value, Tensor):
+            changes[each.name] = change(name, value)
+        elif isinstance(value, Term):
+            changes[each.name] = map_tensors(value, change, f"{name}_")
+        elif each.name == "terms":
+            inner = (map_tensors(t, change, f"{name}_{at}_") for at, t in enumerate(value))
+            changes[each.name] = tuple(inner)
+    return dataclasses.replace(term, **changes)
+
+
+def map_biases(term: Term, change: Callable[[BiasTerm], BiasTerm]) -> Any:
+    """The term with each bias changed: itself, or those inside a mixture."""
+    if isinstance(term, Mixture):
+        inner = tuple(map_biases(each, change) for each in term.terms)
+        return dataclasses.replace(term, terms=inner)
+    return change(term) if isinstance(term, BiasTerm) else term
+
+
+def with_memo(bias: BiasTerm) -> BiasTerm:
+    """The bias with a fresh memo, and one in the exact form inside it."""
+    changes: dict[str, Any] = {"memo": Memo()}
+    if isinstance(bias, LowRankBias) and bias.exact is not None:
+        changes["exact"] = with_memo(bias.exact)
+    return dataclasses.replace(bias, **changes)
 
 
 def _check_tokens(name: str, index: PairIndex, tokens: int) -> None:

@@ -147,6 +147,7 @@ def test_the_table():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--backward"], ["--dtype", "bfloat16"]])
 def test_a_run(tiny, tmp_path, capsys, options):
     picture = tmp_path / "out.png"

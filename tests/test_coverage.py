@@ -40,6 +40,7 @@ def page():
     return (DOCS / "coverage.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", SAMPLE)
 def test_a_sample_is_what_the_page_says(module, coverage, page):
     name = SAMPLE[module]

@@ -1,10 +1,8 @@
+"""Forwards rewritten so that their attention call is another."""
+
 import contextlib
-import copy
 import functools
 import inspect
-import pickle
-import subprocess
-import sys
 import traceback
 
 import pytest
@@ -14,7 +12,6 @@ import torch.nn.functional as F
 from timm.layers import Attention
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 
 import posenc
 from posenc.intercept import CannotRewrite, generate_class, rewritten_forward
@@ -292,120 +289,3 @@ class NestedWithout(nn.Module):
 def test_a_nested_function_without_attention_stays():
     module, _ = patched(NestedWithout)
     assert torch.equal(module(Q), NestedWithout()(Q))
-
-
-# In a model
-
-
-def test_fused_attention_off_at_run_time_names_the_site():
-    model = posenc.patch_model(tiny_vit.vit())
-    model.blocks[1].attn.fused_attn = False
-    with pytest.raises(RuntimeError, match=r"blocks.1.attn ran without .*\(fused_attn=False\)"):
-        model(tiny_vit.images(model))
-
-
-def randomised(encoding, **options):
-    model = posenc.patch_model(tiny_vit.vit(), encoding, **options)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for _, parameter in posenc.encoding_parameters(model):
-            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return model
-
-
-COPIES = {
-    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
-    "deepcopy": copy.deepcopy,
-    "twice": lambda model: copy.deepcopy(pickle.loads(pickle.dumps(model))),
-}
-
-
-@pytest.mark.parametrize("how", COPIES)
-@pytest.mark.parametrize("share", [False, True])
-def test_copies_are_equal_and_independent(how, share):
-    model = randomised("peg+irpe+swin+learned", share=share)
-    x = tiny_vit.images(model)
-    expected = model(x)
-    clone = COPIES[how](model)
-    assert torch.equal(clone(x), expected)
-    assert list(clone.state_dict()) == list(model.state_dict())
-    assert [type(m) for m in clone.modules()] == [type(m) for m in model.modules()]
-    with torch.no_grad():
-        for _, parameter in posenc.encoding_parameters(clone):
-            parameter.add_(1.0)
-    assert not torch.equal(clone(x), expected)
-    assert torch.equal(model(x), expected)
-    posenc.unpatch_model(clone)
-    assert not posenc.is_patched(clone)
-    assert torch.equal(clone(x), tiny_vit.vit()(x))
-    assert torch.equal(model(x), expected)
-
-
-@pytest.mark.parametrize("absolute", ["keep", "remove"])
-def test_a_saved_model_loads_in_a_new_process(tmp_path, absolute):
-    model = randomised("peg+irpe+learned", absolute=absolute)
-    x = tiny_vit.images(model)
-    torch.save(model, tmp_path / "model.pt")
-    torch.save((x, model(x)), tmp_path / "expected.pt")
-    code = (
-        "import sys, torch\n"
-        "model = torch.load(sys.argv[1] + '/model.pt', weights_only=False)\n"
-        "x, expected = torch.load(sys.argv[1] + '/expected.pt')\n"
-        "import posenc\n"
-        "assert posenc.is_patched(model)\n"
-        "print(torch.equal(model(x), expected))\n"
-        "model.blocks[0].attn.fused_attn = False\n"
-        "try:\n"
-        "    model(x)\n"
-        "except RuntimeError as error:\n"
-        "    print('blocks.0.attn ran without' in str(error))\n"
-        "posenc.unpatch_model(model)\n"
-        "print('posenc' in str(list(model.state_dict())) or type(model).__name__)\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.split() == ["True", "True", "VisionTransformer"]
-
-
-class AddBias(TorchFunctionMode):
-    """Adds each encoding's bias to the SDPA calls of an unpatched model, in their order."""
-
-    def __init__(self, encodings, layout):
-        super().__init__()
-        self.encodings = iter(encodings)
-        self.layout = layout
-
-    def __torch_function__(self, function, types, arguments=(), keywords=None):
-        keywords = dict(keywords or {})
-        if function is F.scaled_dot_product_attention:
-            q, k, _ = arguments
-            terms = next(self.encodings)(q, k, self.layout)
-            keywords["attn_mask"] = sum(term.dense() for term in terms)
-        return function(*arguments, **keywords)
-
-
-@pytest.mark.parametrize("encoding", ["irpe", "swin", "human_part"])
-@pytest.mark.parametrize("case", ["cls", "reg4", "parallel_scaling", "parallel_things"])
-def test_equals_a_torch_function_mode_around_the_unpatched_model(encoding, case):
-    options, layout = tiny_vit.MODELS[case]
-    plain = tiny_vit.vit(**options)
-    model = posenc.patch_model(tiny_vit.vit(**options), encoding)
-    for _, parameter in posenc.encoding_parameters(model):
-        nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(2))
-    x = tiny_vit.images(model)
-    encodings = posenc.patched_encodings(model).values()
-    with AddBias(encodings, posenc.TokenLayout(*layout)):
-        expected = plain(x)
-    assert not torch.allclose(expected, plain(x))
-    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
-
-
-def test_children_outside_the_site_keep_plain_attention():
-    """A replaced call does not reach attention elsewhere, such as the pooling head."""
-    model = tiny_vit.vit(prefix=0, global_pool="map")
-    x = tiny_vit.images(model)
-    expected = model(x)
-    posenc.patch_model(model)
-    assert type(model.attn_pool).__name__ == "AttentionPoolLatent"
-    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)

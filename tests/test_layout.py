@@ -1,9 +1,9 @@
 import copy
 import pickle
-import subprocess
 import sys
 
 import pytest
+from new_process import run_python
 
 from posenc import TokenLayout
 
@@ -62,6 +62,7 @@ def test_refuses_types(values, message):
         TokenLayout(*values)
 
 
+@pytest.mark.slow
 def test_the_module_needs_no_torch():
     code = (
         "import importlib.util, sys\n"
@@ -73,7 +74,4 @@ def test_the_module_needs_no_torch():
         "print('torch' in sys.modules)\n"
     )
     path = sys.modules[TokenLayout.__module__].__file__
-    run = subprocess.run(
-        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == "False"
+    assert run_python(code, path).strip() == "False"

@@ -21,9 +21,9 @@ LAYOUT = TokenLayout(3, 4, 1)
 @pytest.fixture(autouse=True)
 def empty():
     """Each test starts and ends with nothing remembered."""
-    memo.clear()
+    memo.clear_cache()
     yield
-    memo.clear()
+    memo.clear_cache()
 
 
 @memoised
@@ -131,7 +131,7 @@ def test_remembers_by_all_arguments():
 
 def test_clear_forgets():
     first = ones(3)
-    memo.clear()
+    memo.clear_cache()
     assert ones(3) is not first
 
 
@@ -270,7 +270,7 @@ def test_one_model_in_many_threads():
         oracles.randomise(encoding)
     inputs = [tiny_vit.images(model, seed=seed) for seed in range(4)]
     expected = [model(x).detach() for x in inputs]
-    memo.clear()
+    memo.clear_cache()
 
     def work(number):
         with torch.no_grad():

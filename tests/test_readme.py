@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -18,9 +20,11 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 def test_block_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_ENCODINGS", dict(registry._ENCODINGS))
+    page = types.ModuleType("readme")  # a module, or its classes could not be pickled
+    monkeypatch.setitem(sys.modules, "readme", page)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+        exec(compile(block, "README.md", "exec"), page.__dict__)
 
 
 def test_runnable_code_by_line_25():

@@ -3,7 +3,7 @@ import torch
 
 from posenc import TokenLayout
 from posenc.pairs import PairIndex
-from posenc.terms import DenseBias, LookupBias, LowRankBias, ValueLookup
+from posenc.terms import CallShape, DenseBias, LookupBias, LowRankBias, ValueLookup
 
 LAYOUTS = [(2, 5, 0), (4, 3, 1), (1, 6, 2), (3, 2, 5), (1, 1, 0), (1, 1, 1)]
 
@@ -93,7 +93,7 @@ def test_lookup_equals_loops(layout, side, transposed, leading, contextual):
             expected[..., i, j] = lookup[..., row, buckets[i, j]]
     term = LookupBias(lookup, index, side)
     assert torch.equal(term.dense(), expected)
-    term.check(leading[0], leading[1], tokens, 1)
+    term.check(CallShape(leading[0], leading[1], tokens, 4, 1))
 
 
 def test_lookup_gradient_sums_over_pairs():
@@ -139,7 +139,7 @@ def test_value_lookup_equals_loops(layout, table_heads):
             expected[:, :, i] += attention[:, :, i, j, None] * table[:, buckets[i, j]]
     term = ValueLookup(table, index)
     torch.testing.assert_close(term.apply(attention), expected, rtol=1e-13, atol=1e-14)
-    term.check(2, 3, tokens, 7)
+    term.check(CallShape(2, 3, tokens, 4, 7))
 
 
 INDEX = pair_index(2, 2, 1)  # 5 tokens, 12 buckets
@@ -182,4 +182,4 @@ INDEX = pair_index(2, 2, 1)  # 5 tokens, 12 buckets
 )
 def test_shapes_are_checked(term, message):
     with pytest.raises(ValueError, match=message):
-        term.check(2, 4, 5, 8)
+        term.check(CallShape(2, 4, 5, 8, 8))

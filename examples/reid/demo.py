@@ -14,14 +14,18 @@ import os
 import time
 from pathlib import Path
 
-import pictures
 import torch
-from config import Config
-from evaluate import describe, summarise
-from floors import floors
-from generate import Recipe, write
-from market import read_dataset
-from train import train
+
+try:
+    import pictures
+    from config import Config
+    from evaluate import describe, summarise
+    from floors import floors
+    from generate import Recipe, write
+    from market import read_dataset
+    from train import train
+except ModuleNotFoundError as missing:
+    raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
 
 def main() -> None:

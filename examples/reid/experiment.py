@@ -26,19 +26,23 @@ from typing import Any
 
 import timm
 import torch
-from batches import photo_loader
-from checkpoints import load_network
-from config import Config
-from evaluate import embed, score
-from generate import Recipe, write
-from market import Photo, Splits, read_dataset
-from network import ReIDNetwork
-from report import write_report
 from torch import Tensor
-from tqdm import tqdm
-from train import train
 
 import posenc
+
+try:
+    from batches import photo_loader
+    from checkpoints import load_network
+    from config import Config
+    from evaluate import embed, score
+    from generate import Recipe, write
+    from market import Photo, Splits, read_dataset
+    from network import ReIDNetwork
+    from report import write_report
+    from tqdm import tqdm
+    from train import train
+except ModuleNotFoundError as missing:
+    raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
 ENCODINGS = (
     "none",

@@ -11,13 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from batches import photo_loader
-from config import Config
-from evaluate import describe, embed, score
-from market import KINDS, Photo, Splits, read_dataset
-from network import build_network
-from retrieval import Scores
 from torch import Tensor
+
+try:
+    from batches import photo_loader
+    from config import Config
+    from evaluate import describe, embed, score
+    from market import KINDS, Photo, Splits, read_dataset
+    from network import build_network
+    from retrieval import Scores
+except ModuleNotFoundError as missing:
+    raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
 BINS = 4  # for each colour channel
 STRIPES = 6

@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-from cameras import Camera, draw_cameras, photograph, photograph_nobody
-from identities import GROUP, draw_people
-from PIL import Image
-from tqdm import tqdm
+try:
+    import numpy as np
+    from cameras import Camera, draw_cameras, photograph, photograph_nobody
+    from identities import GROUP, draw_people
+    from PIL import Image
+    from tqdm import tqdm
+except ModuleNotFoundError as missing:
+    raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 RECIPE = "recipe.json"

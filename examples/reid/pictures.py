@@ -15,21 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import numpy as np
 import torch
-from batches import photo_loader, read_image
-from checkpoints import load_network
-from config import Config, load_config
-from evaluate import embed, people_and_cameras, score
-from maps import bias_maps, read_images, rollout_maps, similarities
-from market import KINDS, Photo, Splits, read_dataset
-from matplotlib import pyplot as plt
-from network import ReIDNetwork
-from retrieval import Scores, nearest
 from torch import Tensor
 
 from posenc import HumanPart, is_patched, patched_encodings
+
+try:
+    import matplotlib
+    import numpy as np
+    from batches import photo_loader, read_image
+    from checkpoints import load_network
+    from config import Config, load_config
+    from evaluate import embed, people_and_cameras, score
+    from maps import bias_maps, read_images, rollout_maps, similarities
+    from market import KINDS, Photo, Splits, read_dataset
+    from matplotlib import pyplot as plt
+    from network import ReIDNetwork
+    from retrieval import Scores, nearest
+except ModuleNotFoundError as missing:
+    raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
 RIGHT, WRONG = "#2a9d3a", "#d1342f"
 QUERIES, RANKS = 6, 10

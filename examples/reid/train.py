@@ -18,20 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from batches import PeopleSampler, Photos, photo_loader, training_labels
-from checkpoints import WEIGHTS, begin, check_same_training, load_newest, save_checkpoint
-from config import Config, add_options, from_options
-from evaluate import check_has_answers, describe, embed, score, summarise
-from losses import batch_hard_triplet, identity_loss, patch_triplet
-from market import KINDS, Photo, Splits, read_dataset
-from network import Seen, build_network, parameter_groups
-from retrieval import Scores
 from safetensors.torch import save_model
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+
+try:
+    from accelerate import Accelerator
+    from batches import PeopleSampler, Photos, photo_loader, training_labels
+    from checkpoints import WEIGHTS, begin, check_same_training, load_newest, save_checkpoint
+    from config import Config, add_options, from_options
+    from evaluate import check_has_answers, describe, embed, score, summarise
+    from losses import batch_hard_triplet, identity_loss, patch_triplet
+    from market import KINDS, Photo, Splits, read_dataset
+    from network import Seen, build_network, parameter_groups
+    from retrieval import Scores
+    from tqdm import tqdm
+except ModuleNotFoundError as missing:
+    raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
 SCORES = "scores.json"
 

@@ -14,7 +14,7 @@ from posenc.functional.precision import at_least_float32, without_autocast
 from posenc.layout import TokenLayout
 from posenc.memo import is_transformed
 from posenc.patching.observe import is_replayed
-from posenc.terms import Term, ValueLookup
+from posenc.terms import BiasTerm, Term
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +96,8 @@ def dense_bias(terms: Sequence[Term], like: Tensor) -> Tensor | None:
     total: Tensor | None = None
     with torch.no_grad(), without_autocast(like.device):
         for term in terms:
-            if isinstance(term, ValueLookup):
+            if not isinstance(term, BiasTerm):
                 continue
-            bias = (getattr(term, "exact", None) or term).dense().to(dtype, copy=True)
+            bias = term.exact_form.dense().to(dtype, copy=True)
             total = bias if total is None else total + bias
     return total

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from posenc.analysis.checks import check_pairs
+from posenc.encodings.base import is_finite
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
 
@@ -51,7 +52,7 @@ def attention_rollout(
 
     Raises:
         ValueError: no layers, shapes that fit neither the layout nor each other, or an option
-            out of its range.
+            out of its range, or attention that is not finite.
         TypeError: something that is no floating point tensor.
 
     Returns:
@@ -107,6 +108,11 @@ def _check(
         raise ValueError("attention_rollout: attentions must have at least one layer, got none")
     for index, attention in enumerate(layers):
         check_pairs(attention, layout, f"attention_rollout: attentions[{index}]", dims=4)
+        if not is_finite(attention):
+            raise ValueError(
+                f"attention_rollout: attentions[{index}] has values that are not finite: the "
+                "model, or what it was given, is damaged"
+            )
         if attention.shape[0] != layers[0].shape[0]:
             raise ValueError(
                 f"attention_rollout: all layers must be of the same images, got "

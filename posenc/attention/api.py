@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from posenc.attention.backends import flex, lowrank, reference, sdpa, tiled, triton
-from posenc.attention.call import AttentionCall, as_terms, check_call
+from posenc.attention.call import AttentionCall, as_terms, check_call, check_types
+from posenc.attention.lower import combine, lower
 from posenc.attention.picker import pick
 from posenc.functional.precision import autocast_dtype, without_autocast
 from posenc.terms import Term
@@ -44,18 +46,23 @@ class Explanation:
     """What `attend` would do.
 
     Args:
-        choice: name of the backend.
+        choice: name of the backend; with a `Mixture` those of both attentions, joined by " + ".
         why: it was chosen.
         reasons: backend name -> None when it could compute the call, else why it rejects it.
+        sdpa_kernel: where the backend is built on `scaled_dot_product_attention`, the kernel that
+            PyTorch would choose ("flash", "efficient", "cudnn" or "math"); None elsewhere, and
+            where PyTorch does not say.
     """
 
     choice: str
     why: str
     reasons: dict[str, str | None]
+    sdpa_kernel: str | None = None
 
     def __str__(self) -> str:
+        kernel = f", by PyTorch's {self.sdpa_kernel} kernel" if self.sdpa_kernel else ""
         lines = [f"{name}: {reason or 'possible'}" for name, reason in self.reasons.items()]
-        return "\n".join([f"choice: {self.choice} ({self.why})", *lines])
+        return "\n".join([f"choice: {self.choice}{kernel} ({self.why})", *lines])
 
 
 def attend(
@@ -73,11 +80,12 @@ def attend(
 ) -> Tensor:
     """Scaled dot product attention with position terms.
 
-    `out = softmax(scale q k^T + sum of biases + mask) v + value terms`. Everything but `terms`
+    `out = softmax(scale q k^T + sum of biases + mask) v + value terms`, where `Rotation`,
+    `ContentScale` and `Mixture` change that formula as they say. Everything but `terms`
     and `backend` means what it means in `torch.nn.functional.scaled_dot_product_attention`: a
-    boolean mask keeps where True, a float mask is added, `dropout_p` is always applied. A fully
-    masked row gives 0, with finite gradients. As with fused attention, a second derivative may not
-    exist (`tiled`, `sdpa`); `backend="reference"` has it.
+    boolean mask keeps where True, a float mask (of any dtype) is added, `dropout_p` is always
+    applied. A fully masked row gives 0, with finite gradients. As with fused attention, a second
+    derivative may not exist (`tiled`, `sdpa`); `backend="reference"` has it.
 
     Args:
         q: queries `[B, heads, N, head_dim]`.
@@ -154,7 +162,7 @@ def attention_matrix(
 
 def check_backend(name: str) -> None:
     """Raises unless `name` is "auto" or a backend."""
-    if name != "auto" and name not in BACKENDS:
+    if not isinstance(name, str) or name not in ("auto", *BACKENDS):
         known = ", ".join(["auto", *BACKENDS])
         raise ValueError(f"unknown attention backend {name!r}; there are: {known}")
 
@@ -171,6 +179,7 @@ def make_call(
     enable_gqa: bool,
 ) -> AttentionCall:
     """The arguments of `attend` as a call: in autocast's dtype where it is on, and checked."""
+    check_types(q, k, v, attn_mask)
     call = AttentionCall(
         q, k, v, as_terms(terms), attn_mask, dropout_p, is_causal, scale, enable_gqa
     )
@@ -182,22 +191,31 @@ def make_call(
 
 def compute_call(call: AttentionCall, backend: str) -> Tensor:
     """What `attend` returns."""
-    compute = BACKENDS[_choose(call, backend)[0]].compute
+    compute = functools.partial(_compute, backend=backend)
     if autocast_dtype(call.query.device) is None:  # the usual case, without a context
-        return compute(call)
+        return combine(lower(call), compute)
     with without_autocast(call.query.device):
-        return compute(call)
+        return combine(lower(call), compute)
 
 
 def explain_call(call: AttentionCall, backend: str) -> Explanation:
     """What `compute_call` would do."""
-    return Explanation(*_choose(call, backend), _rejections(call))
+    with without_autocast(call.query.device):
+        calls = [part.call for part in lower(call)]
+    choices, whys = zip(*(_choose(each, backend) for each in calls), strict=True)
+    kernels = [_sdpa_kernel(*each) for each in zip(calls, choices, strict=True)]
+    return Explanation(
+        " + ".join(choices),
+        "; ".join(whys),
+        _rejections(calls),
+        " + ".join(filter(None, kernels)) or None,
+    )
 
 
 def matrix_of(call: AttentionCall) -> Tensor:
     """The attention weights of a call before dropout, `[B, heads, N, N]`."""
     with without_autocast(call.query.device):
-        return reference.attention_matrix(call)
+        return combine(lower(call), reference.attention_matrix)
 
 
 def _autocast(call: AttentionCall, dtype: torch.dtype) -> AttentionCall:
@@ -214,8 +232,24 @@ def _autocast(call: AttentionCall, dtype: torch.dtype) -> AttentionCall:
     )
 
 
-def _rejections(call: AttentionCall) -> dict[str, str | None]:
-    return {name: backend.rejects(call) for name, backend in BACKENDS.items()}
+def _compute(call: AttentionCall, backend: str) -> Tensor:
+    return BACKENDS[_choose(call, backend)[0]].compute(call)
+
+
+def _rejections(calls: list[AttentionCall]) -> dict[str, str | None]:
+    """The first reason of each backend against any of the calls."""
+    return {
+        name: next(filter(None, map(backend.rejects, calls)), None)
+        for name, backend in BACKENDS.items()
+    }
+
+
+def _sdpa_kernel(call: AttentionCall, choice: str) -> str | None:
+    kernel = getattr(BACKENDS[choice], "kernel", None)
+    if kernel is None:
+        return None
+    with without_autocast(call.query.device):
+        return kernel(call)
 
 
 def _choose(call: AttentionCall, backend: str) -> tuple[str, str]:

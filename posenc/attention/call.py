@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from posenc.functional.precision import at_least_float32
-from posenc.terms import BiasTerm, DenseBias, LookupBias, LowRankBias, Term, ValueLookup
+from posenc.functional.precision import as_mask, at_least_float32
+from posenc.terms import BiasTerm, CallShape, DenseBias, Term, ValueLookup, check_terms
 
-TERM_TYPES = (DenseBias, LookupBias, LowRankBias, ValueLookup)
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +38,12 @@ class AttentionCall:
     @property
     def bias_terms(self) -> list[BiasTerm]:
         """The terms that are added to the scores, as the encodings gave them."""
-        return [term for term in self.terms if not isinstance(term, ValueLookup)]
+        return [term for term in self.terms if isinstance(term, BiasTerm)]
 
     @property
     def biases(self) -> list[BiasTerm]:
         """The same biases in their most exact form."""
-        return [_most_exact(term) for term in self.bias_terms]
+        return [term.exact_form for term in self.bias_terms]
 
     @property
     def trains_biases(self) -> bool:
@@ -52,9 +54,32 @@ class AttentionCall:
         return mask_trains or any(term.requires_grad for term in self.bias_terms)
 
     @property
+    def is_wide(self) -> bool:
+        """Whether the factors of any bias span many orders of magnitude."""
+        return any(term.is_wide for term in self.bias_terms)
+
+    @property
+    def mask_4d(self) -> Tensor | None:
+        """The mask as `[1 or B, 1 or heads, 1 or Nq, 1 or Nk]`, a view."""
+        mask = self.attn_mask
+        return None if mask is None else mask[(None,) * (4 - mask.dim())]
+
+    @property
     def may_mask_rows(self) -> bool:
         """Whether all keys of a query may be at minus infinity."""
         return self.attn_mask is not None or any(isinstance(t, DenseBias) for t in self.terms)
+
+    @property
+    def fused_mask(self) -> Tensor | None:
+        """The mask as fused attention takes it: boolean, or in the dtype of the query.
+
+        PyTorch's CPU kernels take float32 beside 16-bit queries, those of CUDA refuse it, and
+        cuDNN's read it as if it were 16 bit (PyTorch 191612).
+        """
+        mask = self.attn_mask
+        if mask is None or mask.dtype == torch.bool:
+            return mask
+        return as_mask(mask, self.query.dtype)
 
     @property
     def value_terms(self) -> list[ValueLookup]:
@@ -72,21 +97,32 @@ class AttentionCall:
         return at_least_float32(self.query.dtype)
 
 
-def _most_exact(term: BiasTerm) -> BiasTerm:
-    if isinstance(term, LowRankBias) and term.exact is not None:
-        return term.exact
-    return term
-
-
 def check_call(call: AttentionCall) -> None:
     """Raises when the arguments do not fit each other."""
     _check_tensors(call)
+    _check_numbers(call)
     if not 0 <= call.dropout_p <= 1:
         raise ValueError(f"attend: dropout_p must be a probability, got {call.dropout_p}")
     if call.attn_mask is not None:
         _check_mask(call, call.attn_mask)
     if call.terms:
         _check_terms(call)
+
+
+def check_types(query: Any, key: Any, value: Any, attn_mask: Any) -> None:
+    """Raises unless these are dense tensors."""
+    named = {"query": query, "key": key, "value": value}
+    if attn_mask is not None:
+        named["attn_mask"] = attn_mask
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"attend: {name} must be a tensor, got {tensor!r}")
+        if tensor.is_nested or tensor.layout != torch.strided:
+            kind = "nested" if tensor.is_nested else tensor.layout
+            raise TypeError(
+                f"attend: {name} must be a dense tensor, got a {kind} one; convert it with "
+                ".to_dense(), or pad it (torch.nested.to_padded_tensor) and mask the padding"
+            )
 
 
 def _check_tensors(call: AttentionCall) -> None:
@@ -96,10 +132,10 @@ def _check_tensors(call: AttentionCall) -> None:
             raise ValueError(
                 f"attend: {name} must be [B, heads, N, head_dim], got {list(tensor.shape)}"
             )
-    if not (query.dtype == key.dtype == value.dtype and query.is_floating_point()):
+    if not (query.dtype == key.dtype == value.dtype and query.dtype in DTYPES):
         raise TypeError(
             f"attend: query, key and value must have one floating point dtype, got {query.dtype}, "
-            f"{key.dtype}, {value.dtype}; convert them with .to(dtype)"
+            f"{key.dtype}, {value.dtype}; convert them with .to(dtype) to one of 16, 32 or 64 bits"
         )
     if not query.device == key.device == value.device:
         raise ValueError(
@@ -110,6 +146,48 @@ def _check_tensors(call: AttentionCall) -> None:
         raise ValueError(
             "attend: query and key need the same head_dim, key and value the same number of "
             f"tokens, got {list(query.shape)}, {list(key.shape)}, {list(value.shape)}"
+        )
+    if query.shape[-1] == 0:
+        raise ValueError(
+            f"attend: head_dim must be at least 1, got query {list(query.shape)} and key "
+            f"{list(key.shape)}; pass [B, heads, N, head_dim]"
+        )
+    if not call.terms and not call.has_equal_batches and not _fit_each_other(call):
+        raise ValueError(
+            "attend: B and heads of query, key and value must be equal or 1 (with enable_gqa=True "
+            "the heads of key and value must divide those of the query), got "
+            f"{list(query.shape)}, {list(key.shape)}, {list(value.shape)}"
+        )
+
+
+def _fit_each_other(call: AttentionCall) -> bool:
+    shapes = [x.shape for x in (call.query, call.key, call.value)]
+    batch_fits = len({shape[0] for shape in shapes} - {1}) <= 1
+    heads = [shape[1] for shape in shapes]
+    if call.enable_gqa:
+        return batch_fits and all(few and heads[0] % few == 0 for few in heads)
+    return batch_fits and len(set(heads) - {1}) <= 1
+
+
+def _check_numbers(call: AttentionCall) -> None:
+    for name in ("is_causal", "enable_gqa"):
+        if not isinstance(getattr(call, name), (bool, torch.SymBool)):
+            raise TypeError(f"attend: {name} must be True or False, got {getattr(call, name)!r}")
+    if isinstance(call.dropout_p, (str, bool, type(None))):
+        raise TypeError(f"attend: dropout_p must be a number, got {call.dropout_p!r}")
+    if call.given_scale is not None:
+        _check_scale(call.given_scale)
+
+
+def _check_scale(scale: Any) -> None:
+    # A symbolic number has no value yet, and a comparison would fix it.
+    if torch.compiler.is_compiling() or isinstance(scale, (torch.SymFloat, torch.SymInt)):
+        return
+    if isinstance(scale, str) or not hasattr(scale, "__float__"):
+        raise TypeError(f"attend: scale must be a number, got {scale!r}")
+    if not math.isfinite(scale):
+        raise ValueError(
+            f"attend: scale must be finite, got {scale}; leave it out for head_dim ** -0.5"
         )
 
 
@@ -140,7 +218,7 @@ def _check_mask(call: AttentionCall, mask: Tensor) -> None:
 
 
 def _check_terms(call: AttentionCall) -> None:
-    batch, heads, tokens, _ = call.query.shape
+    tokens = call.query.shape[2]
     if tokens != call.key.shape[2]:
         raise ValueError(
             f"attend: position terms need as many queries as keys, got Nq={tokens} and "
@@ -162,15 +240,13 @@ def _check_terms(call: AttentionCall) -> None:
             "attend: enable_gqa=True is not defined together with position terms; "
             "repeat the key and value heads first (repeat_interleave on dimension 1)"
         )
+    check_terms(call.terms, "attend: terms")
+    batch, heads, tokens, head_dim = call.query.shape
+    shape = CallShape(batch, heads, tokens, head_dim, call.value.shape[-1])
     for term in call.terms:
-        if not isinstance(term, TERM_TYPES):
-            raise TypeError(
-                f"attend: terms must be {', '.join(t.__name__ for t in TERM_TYPES)}, got "
-                f"{type(term).__name__}"
-            )
         for name, tensor in term.tensors().items():
             _check_device(f"{type(term).__name__}.{name}", tensor, call)
-        term.check(batch, heads, tokens, call.value.shape[-1])
+        term.check(shape)
 
 
 def as_terms(terms: Sequence[Term] | Term) -> tuple[Term, ...]:
@@ -180,4 +256,8 @@ def as_terms(terms: Sequence[Term] | Term) -> tuple[Term, ...]:
             f"attend: terms must be what an encoding returned, got {type(terms).__name__} itself: "
             "pass encoding(q, k, layout)"
         )
-    return (terms,) if isinstance(terms, TERM_TYPES) else tuple(terms)
+    if isinstance(terms, Term):
+        return (terms,)
+    if not isinstance(terms, Iterable):
+        raise TypeError(f"attend: terms must be terms of encodings, or (), got {terms!r}")
+    return tuple(terms)

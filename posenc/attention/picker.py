@@ -77,7 +77,7 @@ def _prefers_columns(call: AttentionCall) -> bool:
     with alpha 1, and worse with more. It can be asked for by name.
     """
     tokens, head_dim = call.query.shape[2:]
-    if tiled.keeps_attention(tokens, head_dim) or lowrank.is_wide(call):
+    if tiled.keeps_attention(tokens, head_dim) or call.is_wide:
         return False
     return lowrank.rejects(call) is None and lowrank.rank(call) <= MAX_RANK
 
@@ -100,7 +100,7 @@ def _on_device(call: AttentionCall) -> Choice:
     is_thin = lowrank.rejects(call) is None and lowrank.width(call) <= DEVICE_WIDTH
     # Wide factors are exact enough for float32 without gradients only.
     is_full = call.query.dtype == call.dtype and not call.trains_biases
-    if is_thin and (is_full or not lowrank.is_wide(call)):
+    if is_thin and (is_full or not call.is_wide):
         return "lowrank", "no mask in memory (an estimate, not measured on this device)"
     mask_reason = sdpa.rejects(call)
     if triton.rejects(call) is None and (mask_reason or _prefers_kernels(call)):

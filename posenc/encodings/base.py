@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from typing import Any
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 
 from posenc.functional.precision import autocast_dtype, without_autocast
 from posenc.layout import TokenLayout
-from posenc.memo import Memo, is_transformed
-from posenc.terms import LookupBias, Term, ValueLookup
+from posenc.memo import is_transformed
+from posenc.terms import Term, map_biases, map_tensors, with_memo
 
 
 class Encoding(nn.Module, ABC):
@@ -23,17 +22,28 @@ class Encoding(nn.Module, ABC):
     """
 
     def __init__(self, layout: TokenLayout) -> None:
+        """The class describes the arguments."""
         super().__init__()
         self.layout = check_layout(layout, type(self).__name__)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Gives constructors a docstring: without one, `help` shows that of torch's Module."""
+        super().__init_subclass__(**options)
+        own: Any = vars(cls).get("__init__")
+        if own is not None and own.__doc__ is None:
+            own.__doc__ = Encoding.__init__.__doc__
 
     @property
     def is_sized_by_prefix(self) -> bool:
         """Whether there are parameters for prefix tokens."""
         return True
 
-    def changes_at_start(self) -> bool:
-        """Whether a freshly built module has an effect (`patch_model` then warns)."""
-        return False
+    def changes_at_start(self) -> bool | None:
+        """Whether a freshly built module has an effect; None where the class does not say.
+
+        `patch_model` warns unless it is False.
+        """
+        return None
 
     @property
     def is_sized_by_grid(self) -> bool:
@@ -47,6 +57,15 @@ class Encoding(nn.Module, ABC):
                 f"{type(self).__name__} was built for {self.layout.prefix} prefix tokens, the "
                 f"layout {layout} has {layout.prefix}; build it with that prefix"
             )
+
+    def check_device(self, tensor: Tensor, name: str) -> None:
+        """Raises when the parameters are on another device than a tensor of this name."""
+        for parameter in self._parameters.values():
+            if parameter is not None and parameter.device != tensor.device:
+                raise ValueError(
+                    f"{type(self).__name__} is on {parameter.device}, {name} on {tensor.device}; "
+                    "move it with .to(device)"
+                )
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -75,12 +94,11 @@ class Encoding(nn.Module, ABC):
                 "model with that input size, load, then call model.set_input_size(...)"
             )
             return
-        for name in self._parameters:
+        for name, parameter in self._parameters.items():
             value = state_dict.get(prefix + name)
-            if value is not None and not is_finite(value):
+            if value is not None and (fault := unfit(value, parameter)):
                 error_msgs.append(
-                    f"{prefix}{name} has non-finite values, {type(self).__name__} was not loaded; "
-                    "load a checkpoint from before the divergence"
+                    f"{prefix}{name} {fault[0]}, {type(self).__name__} was not loaded; {fault[1]}"
                 )
                 return
         super()._load_from_state_dict(
@@ -106,15 +124,27 @@ class TokenEncoding(Encoding):
         """`[B, N, embed_dim]` -> `[B, N, embed_dim]`, tokens as `layout` says.
 
         Raises:
-            ValueError: the shape does not fit the layout or embed_dim.
+            TypeError: the layout is no TokenLayout, or the tokens are no floating point tensor:
+                positions would be rounded.
+            ValueError: the shape does not fit the layout or embed_dim, or the encoding is on
+                another device.
         """
+        name = type(self).__name__
+        check_layout(layout, name)
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(
+                f"{name}: tokens must be a floating point tensor, got {got}; positions would be "
+                "rounded: convert the tokens first, such as with .float()"
+            )
         expected = (layout.num_tokens, self.embed_dim)
         if x.dim() != 3 or tuple(x.shape[1:]) != expected:
             raise ValueError(
-                f"{type(self).__name__}: the layout {layout} has {layout.num_tokens} tokens of "
+                f"{name}: the layout {layout} has {layout.num_tokens} tokens of "
                 f"width {self.embed_dim}, expected [B, {expected[0]}, {expected[1]}], got "
                 f"{list(x.shape)}; pass the layout of these tokens"
             )
+        self.check_device(x, "the tokens")
         self.check_prefix(layout)
         with without_autocast(x.device):
             return self.encode(x, layout)
@@ -156,6 +186,7 @@ class AttentionEncoding(Encoding):
             scale: of the attention, default `head_dim ** -0.5`; contextual terms use it.
 
         Raises:
+            TypeError: the layout is no TokenLayout.
             ValueError: shapes or devices that fit neither the layout nor the constructor.
         """
         self._check(q, k, layout)
@@ -168,7 +199,7 @@ class AttentionEncoding(Encoding):
     def _terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
         if self.is_static and self._may_remember(q):
             return self._static.get(self, q, k, layout, scale)
-        return self.terms(q, k, layout, scale)
+        return _as_tuple(self.terms(q, k, layout, scale), self)
 
     @abstractmethod
     def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
@@ -176,6 +207,7 @@ class AttentionEncoding(Encoding):
 
     def _check(self, q: Tensor, k: Tensor, layout: TokenLayout) -> None:
         name = type(self).__name__
+        check_layout(layout, name)
         if q.dim() != 4 or q.shape != k.shape:
             raise ValueError(
                 f"{name}: q and k must both be [B, heads, N, head_dim], got {list(q.shape)} and "
@@ -192,11 +224,7 @@ class AttentionEncoding(Encoding):
                 f"{name} was built for num_heads={self.num_heads}, head_dim={self.head_dim}, but "
                 f"q has {heads} heads of width {head_dim}"
             )
-        for parameter in self._parameters.values():
-            if parameter is not None and parameter.device != q.device:
-                raise ValueError(
-                    f"{name} is on {parameter.device}, q on {q.device}; move it with .to(device)"
-                )
+        self.check_device(q, "q")
         self.check_prefix(layout)
 
     def _may_remember(self, q: Tensor) -> bool:
@@ -245,9 +273,21 @@ class _StaticTerms:
             # Outside inference mode: a later training step must be able to use its results.
             with torch.inference_mode(False), torch.no_grad():
                 snapshot = [tensor.detach().clone() for tensor in state]
-                terms = tuple(map(_with_memo, encoding.terms(q, k, layout, scale)))
+                terms = _as_tuple(encoding.terms(q, k, layout, scale), encoding)
+                terms = tuple(map(_remembered, terms))
             self._entry = (key, snapshot, terms)
         return terms
+
+
+def _as_tuple(terms: Any, encoding: AttentionEncoding) -> tuple[Term, ...]:
+    """One term alone is accepted, as by `attend`."""
+    if isinstance(terms, (tuple, list)):
+        return tuple(terms)
+    if not isinstance(terms, Term):
+        raise TypeError(
+            f"{type(encoding).__name__}: terms() must return a tuple of terms, got {terms!r}"
+        )
+    return (terms,)
 
 
 def _same_content(state: list[Tensor], snapshot: list[Tensor]) -> bool:
@@ -257,23 +297,24 @@ def _same_content(state: list[Tensor], snapshot: list[Tensor]) -> bool:
     )
 
 
-def _with_memo(term: Term) -> Term:
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(term):
-        value = getattr(term, field.name)
-        if isinstance(value, Tensor):
-            # A copy: a view would follow the parameter, the memo would not.
-            changes[field.name] = value.detach().clone()
-        elif isinstance(value, LookupBias):
-            changes[field.name] = _with_memo(value)
-    if not isinstance(term, ValueLookup):
-        changes["memo"] = Memo()
-    return dataclasses.replace(term, **changes)
+def _remembered(term: Term) -> Any:
+    # Copies: a view would follow the parameter, the memo would not.
+    own = map_tensors(term, lambda _, tensor: tensor.detach().clone())
+    return map_biases(own, with_memo)
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether all values are; a meta tensor has none."""
     return tensor.is_meta or bool(torch.isfinite(tensor).all())
+
+
+def unfit(value: Tensor, parameter: Tensor | None) -> tuple[str, str] | None:
+    """Why a saved value cannot be loaded into a parameter, and what to do; None when it can."""
+    if not value.is_floating_point() and (parameter is None or parameter.is_floating_point()):
+        return f"is {value.dtype} instead of floating point", "load the checkpoint without the cast"
+    if not is_finite(value):
+        return "has non-finite values", "load a checkpoint from before the divergence"
+    return None
 
 
 def check_layout(layout: Any, name: str) -> TokenLayout:
@@ -289,6 +330,13 @@ def check_positive(value: Any, name: str, owner: str) -> int:
     """Raises unless `value` is an int of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{owner}: {name} must be a positive int, got {value!r}")
+    return value
+
+
+def check_flag(value: Any, name: str, owner: str) -> bool:
+    """Raises unless `value` is a bool: a string such as "no" would be true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{owner}: {name} must be True or False, got {value!r}")
     return value
 
 

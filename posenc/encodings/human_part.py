@@ -74,15 +74,17 @@ class HumanPart(AttentionEncoding):
             default = dtype or torch.get_default_dtype()
             return nn.Parameter(values.to(device=device, dtype=default, copy=True))
 
-        ones = torch.ones(num_heads, device="cpu", dtype=torch.float64)
-        self.part_centers = parameter(_start_centers(parts))
+        # On the CPU in float64, that all devices start alike; on meta without memory.
+        start = torch.device("meta" if torch.device(device).type == "meta" else "cpu")
+        ones = torch.ones(num_heads, device=start, dtype=torch.float64)
+        self.part_centers = parameter(_start_centers(parts, start))
         self.log_part_width = parameter(ones[:1] * math.log(0.5 / parts))  # FSDP: no scalars
-        self.affinity = parameter(torch.eye(parts, device="cpu").repeat(num_heads, 1, 1))
+        self.affinity = parameter(torch.eye(parts, device=start).repeat(num_heads, 1, 1))
         self.log_vertical_extent = parameter(ones * math.log(0.3))
         self.log_horizontal_extent = parameter(ones * math.log(0.6))
         self.strength = parameter(ones * self.start_strength)
         if layout.prefix:  # a parameter without a gradient would stop DDP
-            zeros = torch.zeros(num_heads, parts, device="cpu")
+            zeros = torch.zeros(num_heads, parts, device=start)
             self.prefix_query = parameter(zeros)
             self.prefix_key = parameter(zeros)
 
@@ -145,7 +147,7 @@ class HumanPart(AttentionEncoding):
         return unit_coordinates(layout, self.part_centers.device, dtype)
 
 
-def _start_centers(parts: int) -> Tensor:
+def _start_centers(parts: int, device: torch.device) -> Tensor:
     if parts == len(FIVE_PARTS):
-        return torch.tensor(FIVE_PARTS, dtype=torch.float64, device="cpu")
-    return (torch.arange(parts, dtype=torch.float64, device="cpu") + 0.5) / parts
+        return torch.tensor(FIVE_PARTS, dtype=torch.float64, device=device)
+    return (torch.arange(parts, dtype=torch.float64, device=device) + 0.5) / parts

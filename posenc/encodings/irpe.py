@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import AttentionEncoding, check_choice, check_number
+from posenc.encodings.base import AttentionEncoding, check_choice, check_flag, check_number
 from posenc.functional.buckets import (
     PREFIX_PAIRS,
+    PrefixPairs,
     fit_buckets,
     irpe_index,
     num_irpe_buckets,
@@ -18,8 +21,9 @@ from posenc.layout import TokenLayout
 from posenc.pairs import PairIndex
 from posenc.terms import LookupBias, Term, ValueLookup
 
-METHODS = ("product", "cross", "euclidean", "quantized")
-MODES = ("contextual", "bias")
+Method = Literal["product", "cross", "euclidean", "quantized"]
+Mode = Literal["contextual", "bias"]
+Init = Literal["zero", "paper"]
 
 
 class IRPE(AttentionEncoding):
@@ -70,24 +74,25 @@ class IRPE(AttentionEncoding):
         num_heads: int,
         head_dim: int,
         *,
-        mode: str = "contextual",
-        method: str = "product",
+        mode: Mode = "contextual",
+        method: Method = "product",
         on: str = "k",
         share_heads: bool = True,
         ratio: float = 1.9,
-        prefix_pairs: str = "shared",
-        init: str = "zero",
+        prefix_pairs: PrefixPairs = "shared",
+        init: Init = "zero",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(layout, num_heads, head_dim)
-        self.mode = check_choice(mode, MODES, "mode", "IRPE")
-        self.method = check_choice(method, METHODS, "method", "IRPE")
+        self.mode = check_choice(mode, get_args(Mode), "mode", "IRPE")
+        self.method = check_choice(method, get_args(Method), "method", "IRPE")
         self.on = _check_on(on, mode)
-        self.share_heads = share_heads
+        self.share_heads = check_flag(share_heads, "share_heads", "IRPE")
         self.ratio = _check_ratio(ratio)
-        self.prefix_pairs = check_choice(prefix_pairs, PREFIX_PAIRS, "prefix_pairs", "IRPE")
-        check_choice(init, ("zero", "paper"), "init", "IRPE")
+        check_choice(prefix_pairs, PREFIX_PAIRS, "prefix_pairs", "IRPE")
+        self.prefix_pairs = prefix_pairs
+        check_choice(init, get_args(Init), "init", "IRPE")
         for name, _, target in self._tables():
             shape = self._table_shape(target, head_dim)
             self.register_parameter(
@@ -103,6 +108,10 @@ class IRPE(AttentionEncoding):
     def is_sized_by_prefix(self) -> bool:
         """Unless prefix pairs have no encoding."""
         return self.prefix_pairs != "none"
+
+    def changes_at_start(self) -> bool:
+        """Never: the paper's tables are zero, too."""
+        return False
 
     def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
         """One term per table."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,8 @@ from posenc.functional.precision import at_least_float32
 from posenc.functional.resample import resample_grid
 from posenc.layout import TokenLayout
 
-POLICIES = ("timm", "hf")
+Policy = Literal["timm", "hf"]
+Init = Literal["zero", "paper"]
 
 
 class LearnedAbsolute(TokenEncoding):
@@ -44,14 +47,14 @@ class LearnedAbsolute(TokenEncoding):
         layout: TokenLayout,
         embed_dim: int,
         *,
-        policy: str = "timm",
-        init: str = "zero",
+        policy: Policy = "timm",
+        init: Init = "zero",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(layout, embed_dim)
-        self.policy = check_choice(policy, POLICIES, "policy", "LearnedAbsolute")
-        self.init = check_choice(init, ("zero", "paper"), "init", "LearnedAbsolute")
+        self.policy = check_choice(policy, get_args(Policy), "policy", "LearnedAbsolute")
+        self.init = check_choice(init, get_args(Init), "init", "LearnedAbsolute")
         self.table = nn.Parameter(
             torch.zeros(layout.num_tokens, embed_dim, device=device, dtype=dtype)
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 
 from posenc.encodings.base import TokenEncoding, check_choice, check_positive
 from posenc.layout import TokenLayout
+
+Init = Literal["zero", "paper"]
 
 
 class PEG(TokenEncoding):
@@ -48,7 +52,7 @@ class PEG(TokenEncoding):
         *,
         kernel_size: int = 3,
         after: tuple[int, ...] = (0,),
-        init: str = "zero",
+        init: Init = "zero",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -57,7 +61,7 @@ class PEG(TokenEncoding):
         if kernel_size % 2 == 0:
             raise ValueError(f"PEG: kernel_size must be odd, to keep the grid, got {kernel_size}")
         self.after = check_after(after)
-        self.init = check_choice(init, ("zero", "paper"), "init", "PEG")
+        self.init = check_choice(init, get_args(Init), "init", "PEG")
         shape = (embed_dim, 1, kernel_size, kernel_size)
         self.weight = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(embed_dim, device=device, dtype=dtype))

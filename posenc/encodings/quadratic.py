@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from posenc.functional.coordinates import patch_coordinates, patch_offsets
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
 from posenc.terms import LookupBias, LowRankBias, Term
+
+Init = Literal["stencil", "normal"]
 
 
 class Quadratic(AttentionEncoding):
@@ -52,14 +55,14 @@ class Quadratic(AttentionEncoding):
         num_heads: int,
         head_dim: int | None = None,
         *,
-        init: str = "stencil",
+        init: Init = "stencil",
         alpha: float = 1.0,
         strength: float = 1.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(layout, num_heads, head_dim)
-        check_choice(init, ("stencil", "normal"), "init", "Quadratic")
+        check_choice(init, get_args(Init), "init", "Quadratic")
         self.start_strength = check_number(strength, "strength", "Quadratic")
         alpha = check_number(alpha, "alpha", "Quadratic")
         device = torch.get_default_device() if device is None else device

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from posenc.encodings.base import TokenEncoding, check_choice, check_number
 from posenc.functional.precision import at_least_float32
-from posenc.functional.sincos import CONVENTIONS, sincos_table
+from posenc.functional.sincos import CONVENTIONS, Convention, sincos_table
 from posenc.layout import TokenLayout
 
 
@@ -40,7 +40,7 @@ class Sinusoidal(TokenEncoding):
         layout: TokenLayout,
         embed_dim: int,
         *,
-        convention: str = "mae",
+        convention: Convention = "mae",
         temperature: float = 10000.0,
         strength: float = 1.0,
         device: torch.device | str | None = None,

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_choice
-from posenc.functional.buckets import PREFIX_PAIRS, fit_buckets, num_prefix_buckets, swin_index
+from posenc.functional.buckets import (
+    PREFIX_PAIRS,
+    PrefixPairs,
+    fit_buckets,
+    num_prefix_buckets,
+    swin_index,
+)
 from posenc.functional.precision import at_least_float32
 from posenc.functional.resample import resample_offsets
 from posenc.layout import TokenLayout
 from posenc.terms import LookupBias, Term
+
+Init = Literal["zero", "paper"]
 
 
 class SwinBias(AttentionEncoding):
@@ -44,14 +54,15 @@ class SwinBias(AttentionEncoding):
         num_heads: int,
         head_dim: int | None = None,
         *,
-        prefix_pairs: str = "none",
-        init: str = "zero",
+        prefix_pairs: PrefixPairs = "none",
+        init: Init = "zero",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(layout, num_heads, head_dim)
-        self.prefix_pairs = check_choice(prefix_pairs, PREFIX_PAIRS, "prefix_pairs", "SwinBias")
-        self.init = check_choice(init, ("zero", "paper"), "init", "SwinBias")
+        check_choice(prefix_pairs, PREFIX_PAIRS, "prefix_pairs", "SwinBias")
+        self.prefix_pairs = prefix_pairs
+        self.init = check_choice(init, get_args(Init), "init", "SwinBias")
         entries = (2 * layout.height - 1) * (2 * layout.width - 1)
         entries += num_prefix_buckets(layout.prefix, prefix_pairs)
         self.table = nn.Parameter(torch.zeros(num_heads, entries, device=device, dtype=dtype))

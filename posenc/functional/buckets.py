@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from posenc.layout import TokenLayout
-from posenc.memo import memoised
+from posenc.memo import is_transformed, memoised
 from posenc.pairs import PairIndex
 
+PrefixPairs = Literal["none", "shared", "separate"]
+PREFIX_PAIRS: tuple[PrefixPairs, ...] = get_args(PrefixPairs)
 IRPE_METHODS = ("product", "euclidean", "quantized", "rows", "cols")
-PREFIX_PAIRS = ("none", "shared", "separate")
 
 
 def piecewise_index(x: Tensor, ratio: float) -> Tensor:
@@ -55,7 +57,9 @@ def num_prefix_buckets(prefix: int, prefix_pairs: str) -> int:
 
 
 @memoised
-def irpe_index(layout: TokenLayout, method: str, ratio: float, prefix_pairs: str) -> PairIndex:
+def irpe_index(
+    layout: TokenLayout, method: str, ratio: float, prefix_pairs: PrefixPairs
+) -> PairIndex:
     """The buckets of iRPE: `g` of an offset (query minus key), shifted by `int(2 ratio)`.
 
     Reference: Wu et al. 2021, section 3.3; "rows" and "cols" are the two halves of the cross
@@ -76,12 +80,12 @@ def irpe_index(layout: TokenLayout, method: str, ratio: float, prefix_pairs: str
     else:
         along = {"quantized": squared, "rows": rows, "cols": columns}[method]
         buckets = piecewise_index(along, ratio) + shift
-    axis = method if method in ("rows", "cols") else None
-    return _with_prefix(layout, buckets, num_irpe_buckets(method, ratio), prefix_pairs, axis)
+    axis: Any = method if method in ("rows", "cols") else None
+    return pair_index(layout, buckets, num_irpe_buckets(method, ratio), prefix_pairs, axis)
 
 
 @memoised
-def swin_index(layout: TokenLayout, prefix_pairs: str) -> PairIndex:
+def swin_index(layout: TokenLayout, prefix_pairs: PrefixPairs) -> PairIndex:
     """One bucket per offset (query minus key), row-major: `(2 height - 1)(2 width - 1)`.
 
     Reference: Liu et al. 2021, arXiv 2103.14030, section 3.2.
@@ -89,7 +93,7 @@ def swin_index(layout: TokenLayout, prefix_pairs: str) -> PairIndex:
     shape = (2 * layout.height - 1, 2 * layout.width - 1)
     count = shape[0] * shape[1]
     buckets = torch.arange(count, device="cpu").reshape(shape)
-    return _with_prefix(layout, buckets, count, prefix_pairs)
+    return pair_index(layout, buckets, count, prefix_pairs)
 
 
 def _offsets(layout: TokenLayout) -> tuple[Tensor, Tensor]:
@@ -100,15 +104,75 @@ def _offsets(layout: TokenLayout) -> tuple[Tensor, Tensor]:
     return rows[:, None].expand(shape), columns[None, :].expand(shape)
 
 
-def _with_prefix(
-    layout: TokenLayout, buckets: Tensor, count: int, prefix_pairs: str, axis: str | None = None
+def pair_index(
+    layout: TokenLayout,
+    buckets: Tensor,
+    num_buckets: int,
+    prefix_pairs: PrefixPairs = "none",
+    axis: Literal["rows", "cols"] | None = None,
 ) -> PairIndex:
-    """Prefix pairs use the buckets after the grid's; "none" a spare slot that stays zero."""
+    """An index of token pairs from the buckets of patch pairs, with buckets for prefix tokens.
+
+    The buckets of pairs with a prefix token follow those of the grid. "none": one spare bucket,
+    which stays without a bias. "shared": one bucket for all such pairs. "separate": three, for
+    (prefix query, grid key), (grid query, prefix key) and (prefix query, prefix key). A layout
+    without prefix tokens has none of them. `fit_buckets` gives a table the size of the index;
+    the spare bucket is then zero.
+
+    Args:
+        layout: of the tokens.
+        buckets: `[2 height - 1, 2 width - 1]` int64 on the CPU, the bucket of the offset (query
+            row - key row, query column - key column), entry
+            `[offset_row + height - 1, offset_column + width - 1]`.
+        num_buckets: number of buckets of the grid; `buckets` are less than it.
+        prefix_pairs: "none", "shared" or "separate".
+        axis: "rows" or "cols" when the buckets depend on that offset only: backends then need
+            less work.
+
+    Raises:
+        ValueError: buckets of another shape or out of range, or an unknown word.
+        TypeError: buckets that are no int64 tensor, or a layout that is no TokenLayout.
+
+    Returns:
+        The index, with `num_buckets` of grid and prefix pairs together.
+
+    >>> layout = TokenLayout(2, 3, prefix=1)
+    >>> above = torch.tensor([[0] * 5, [1] * 5, [2] * 5])  # query row - key row is -1, 0, 1
+    >>> index = pair_index(layout, above, num_buckets=3, prefix_pairs="shared", axis="rows")
+    >>> index.num_buckets
+    4
+    >>> index.dense()[:3]
+    tensor([[3, 3, 3, 3, 3, 3, 3],
+            [3, 1, 1, 1, 0, 0, 0],
+            [3, 1, 1, 1, 0, 0, 0]])
+    """
+    _check_buckets(layout, buckets, num_buckets, prefix_pairs)
+    n = num_buckets
     if layout.prefix == 0:
-        return PairIndex(layout, buckets, count, axis=axis)
+        return PairIndex(layout, buckets, n, axis=axis)
     if prefix_pairs == "separate":
-        return PairIndex(layout, buckets, count + 3, (count, count + 1, count + 2), axis=axis)
-    return PairIndex(layout, buckets, count + 1, (count, count, count), axis=axis)
+        return PairIndex(layout, buckets, n + 3, (n, n + 1, n + 2), axis=axis)
+    return PairIndex(layout, buckets, n + 1, (n, n, n), axis=axis)
+
+
+def _check_buckets(
+    layout: TokenLayout, buckets: Tensor, num_buckets: int, prefix_pairs: str
+) -> None:
+    if not isinstance(layout, TokenLayout):
+        raise TypeError(f"pair_index: layout must be a posenc.TokenLayout, got {layout!r}")
+    if not isinstance(buckets, Tensor) or buckets.dtype != torch.int64:
+        got = buckets.dtype if isinstance(buckets, Tensor) else type(buckets).__name__
+        raise TypeError(f"pair_index: buckets must be an int64 tensor, got {got}; use .long()")
+    if prefix_pairs not in PREFIX_PAIRS:
+        known = ", ".join(map(repr, PREFIX_PAIRS))
+        raise ValueError(f"pair_index: prefix_pairs must be one of {known}, got {prefix_pairs!r}")
+    if is_transformed() or buckets.numel() == 0:  # PairIndex names the wrong shape
+        return
+    if buckets.min() < 0 or buckets.max() >= num_buckets:
+        raise ValueError(
+            f"pair_index: buckets must be 0 to num_buckets - 1 = {num_buckets - 1}, got "
+            f"{int(buckets.min())} to {int(buckets.max())}"
+        )
 
 
 def fit_buckets(table: Tensor, index: PairIndex, dim: int = -1) -> Tensor:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
-from posenc.functional.precision import at_least_float32
+from posenc.functional.precision import at_least_float32, without_autocast
 from posenc.memo import memoised
 
 
@@ -21,15 +20,42 @@ def resample_grid(
 ) -> Tensor:
     """An absolute table `[h * w, C]` on another grid: `[h2 * w2, C]`.
 
-    `torch.nn.functional.interpolate` with `align_corners=False`, in at least float32. Equal
-    grids return the table itself; 16x8 to 8x16 is resampled although the count is equal.
+    `out[y, x] = sum_r sum_c rows[y, r] columns[x, c] table[r, c]`, with the weights of
+    `torch.nn.functional.interpolate` along one axis (`align_corners=False`), in at least float32.
+    Equal grids return the table itself; 16x8 to 8x16 is resampled although the count is equal.
+
+    Args:
+        table: one row per patch, row-major.
+        old: rows and columns of the grid of the table.
+        new: rows and columns of the grid that is wanted.
+        mode: "bilinear", "bicubic", or another mode of two axes that `interpolate` has.
+        antialias: whether a smaller grid averages over what it leaves out.
     """
     if old == new:
         return table
-    image = rearrange(table, "(h w) c -> 1 c h w", h=old[0], w=old[1])
-    image = image.to(at_least_float32(table.dtype))
-    image = F.interpolate(image, size=new, mode=mode, antialias=antialias, align_corners=False)
-    return rearrange(image, "1 c h w -> (h w) c").to(table.dtype)
+    image = table.unflatten(0, old).to(at_least_float32(table.dtype))
+    rows = _axis_weights(old[0], new[0], mode, antialias).to(image)
+    columns = _axis_weights(old[1], new[1], mode, antialias).to(image)
+    with without_autocast(table.device):
+        lines = (rows @ image.flatten(1)).unflatten(1, image.shape[1:])  # [h2, w, C]
+        return (columns @ lines).flatten(0, 1).to(table.dtype)
+
+
+@memoised
+def _axis_weights(old: int, new: int, mode: str, antialias: bool) -> Tensor:
+    """`[new, old]`: how much of each old line a new line takes.
+
+    `interpolate` is asked for its own weights, by an image of unit vectors, rather than for the
+    table: with antialias, PyTorch's CPU kernel leaves the height of an image that is, or becomes,
+    one wide as it was, unless that image happens to be channels last. Here only the height
+    changes, and an image one wide is not asked for.
+    """
+    if old == 1:
+        return torch.ones(new, 1, device="cpu", dtype=torch.float64)
+    units = torch.eye(old, device="cpu", dtype=torch.float64)[None, None]
+    return F.interpolate(
+        units, size=(new, old), mode=mode, antialias=antialias, align_corners=False
+    )[0, 0]
 
 
 def resample_offsets(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from posenc.layout import TokenLayout
 from posenc.memo import memoised
 
-CONVENTIONS = ("mae", "timm", "vaswani")
+Convention = Literal["mae", "timm", "vaswani"]
+CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 
 
 def sincos_table(

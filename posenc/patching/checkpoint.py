@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import Encoding
-from posenc.layout import TokenLayout
+from posenc.encodings.base import Encoding, is_finite
+from posenc.patching.config import checked, compare, encoding_config, plan_as
 from posenc.patching.fold import FoldedBias
-from posenc.patching.models.examine import Backbone, examine
-from posenc.patching.models.others import OTHER
 from posenc.patching.names import is_of_encoding
 from posenc.patching.patch import (
     apply_plan,
     find_patched,
     named_backbone,
     patched_backbone,
+    planned_state,
     site_modules,
-    unpatch_model,
 )
-from posenc.patching.plan import make_plan
-from posenc.registry import list_encodings
 
 _METADATA_KEY = "posenc"
-_CONFIG_KEYS = (
-    "encodings",
-    "layout",
-    "layout_given",
-    "windows",
-    "sites",
-    "share",
-    "absolute",
-    "backend",
-)
+_MAX_METADATA = 2**20
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def patched_encodings(model: nn.Module) -> dict[str, nn.Module]:
@@ -78,38 +66,14 @@ def encoding_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if is_of_encoding(key[start:])}
 
 
-def encoding_config(model: nn.Module) -> dict[str, Any]:
-    """What `patch_model` was asked for, JSON-able: encodings, options, layout, sites.
-
-    Raises:
-        ValueError: the model is not patched, an encoding of it has no registered name, or an
-            option is no JSON value.
-    """
-    backbone = patched_backbone(model)
-    # Blocks may have been pruned since.
-    there = {module._posenc.name for module in site_modules(backbone).values()}
-    asked = dict(backbone._posenc_record.config)
-    asked["sites"] = [name for name in asked["sites"] if name in there]
-    asked["windows"] = {name: grid for name, grid in asked["windows"].items() if name in there}
-    for spec in asked["encodings"]:
-        if spec["name"] not in list_encodings():
-            raise ValueError(
-                f"{spec['name']!r} is not registered, so a file could not name it: call "
-                "posenc.registry.register(name, class) and patch by that name"
-            )
-    try:
-        config: dict[str, Any] = json.loads(json.dumps(asked))
-    except TypeError as error:
-        raise ValueError(f"an option of the encodings is no JSON value: {error}") from error
-    return config
-
-
 def save_encodings(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Writes the encodings and how they were patched in, to one safetensors file.
+    """Writes the encodings, and for which model they were made, to one safetensors file.
 
     Raises:
         ValueError: the model is not patched, or folded; its blocks were wrapped or moved since
-            the patch; or an encoding has no registered name.
+            the patch; an encoding has no registered name; or its parameters are not those of a
+            fresh one, because it is parametrized (`weight_norm`, `prune`).
+        FileNotFoundError: the folder does not exist.
     """
     from safetensors.torch import save_file
 
@@ -118,25 +82,39 @@ def save_encodings(model: nn.Module, path: str | os.PathLike[str]) -> None:
             "the biases of the model are folded, its tables are gone: save the encodings before "
             "posenc.fold_biases"
         )
-    _check_in_place(patched_backbone(model))
+    backbone = patched_backbone(model)
+    _check_in_place(backbone)
+    state = encoding_state_dict(backbone)
     metadata = {_METADATA_KEY: json.dumps(encoding_config(model))}
-    state = encoding_state_dict(patched_backbone(model))
+    _check_loadable(backbone, state)
+    _check_folder(path)
     save_file({key: value.contiguous() for key, value in state.items()}, path, metadata=metadata)
 
 
 def load_encodings(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """Reads a file of `save_encodings`; a model that is not patched is patched as the file says.
 
+    The file is compared with the model before any of its tensors is read and before memory is
+    taken for encodings, so that a damaged file cannot ask for more than it holds.
+
     Raises:
-        ValueError: the file is not from posenc, was made for another layout, encoding or head
-            count, or holds non-finite values. The first mismatch is named; nothing was changed.
+        ValueError: the file is not from posenc, is damaged or of an unknown format, was made for
+            another encoding, layout, depth, width, head count or patch size, or holds values that
+            are not finite or no floating point numbers. The first mismatch is named with both
+            values; nothing was changed.
     """
-    config, state = _read(path)
-    if find_patched(model) is not None:
-        _compare(config, encoding_config(model))
-        _check_state(model, state)
-    else:
-        _patch_as(model, config, state)
+    backbone = find_patched(model)
+    with _opened(path) as file:
+        config = _config_of(file, os.fspath(path))
+        if backbone is None:
+            _check_tensors(file, planned_state(plan_as(model, config, "file", meta=True)))
+            plan = plan_as(model, config, "file")
+        else:
+            compare(config, encoding_config(model))
+            _check_tensors(file, encoding_state_dict(patched_backbone(model)))
+        state = _finite_tensors(file, os.fspath(path))
+    if backbone is None:
+        apply_plan(plan)  # without the warning: the outputs are meant to change
     patched_backbone(model).load_state_dict(state, strict=False)
     return model
 
@@ -151,87 +129,90 @@ def _check_in_place(backbone: nn.Module) -> None:
             )
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of a file, checked as far as is possible without a model."""
+def _check_loadable(backbone: Any, state: dict[str, Tensor]) -> None:
+    """Raises when a fresh patch, into which a file is loaded, would have other entries."""
+    there = {module._posenc.name for module in site_modules(backbone).values()}
+    fresh = {
+        key: shape
+        for key, shape in backbone._posenc_record.shapes.items()
+        if f".{key}".rpartition(".posenc.")[0].removeprefix(".") in {"", *there}
+    }
+    own = {key: list(value.shape) for key, value in state.items()}
+    if own != fresh:
+        raise ValueError(
+            f"the encodings could not be loaded again: the model has {_differing(own, fresh)}, "
+            f"where a fresh one has {_differing(fresh, own)}. If they are parametrized, make that "
+            "permanent first: torch.nn.utils.parametrize.remove_parametrizations (weight_norm, "
+            "spectral_norm, orthogonal), or torch.nn.utils.prune.remove"
+        )
+
+
+def _differing(shapes: dict[str, list[int]], others: dict[str, list[int]]) -> str:
+    found = [f"{key} {shape}" for key, shape in shapes.items() if others.get(key) != shape]
+    return ", ".join(found[:3]) or "nothing"
+
+
+def _check_folder(path: str | os.PathLike[str]) -> None:
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"the folder {folder} does not exist: create it, then save")
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
-    file_name = os.fspath(path)
     try:
         with safe_open(path, framework="pt") as file:
-            config = json.loads((file.metadata() or {})[_METADATA_KEY])
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no mapping
-        missing = [key for key in _CONFIG_KEYS if key not in config]
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{file_name} was not written by posenc.save_encodings, or is damaged ({reason})"
-        ) from error
-    if missing:
-        raise ValueError(f"{file_name} was not written by posenc.save_encodings: no {missing[0]}")
-    for key, value in state.items():
-        if not bool(torch.isfinite(value).all()):
-            raise ValueError(f"{file_name}: {key} has non-finite values; nothing was loaded")
-    return config, state
+            yield file
+    except SafetensorError as error:
+        raise _not_ours(os.fspath(path), error) from error
 
 
-def _patch_as(model: nn.Module, config: dict[str, Any], state: dict[str, Tensor]) -> None:
-    """Patches as the file says, without the warning: the outputs are meant to change."""
-    layout = TokenLayout(**config["layout"]) if config["layout_given"] else None
-    _compare_layouts(config, examine(model, layout))
-    sites = set(config["sites"])
-    plan = make_plan(
-        model,
-        encoding=[spec["name"] for spec in config["encodings"]],
-        layout=layout,
-        blocks=(lambda name: name in sites) if sites else None,
-        share=config["share"],
-        absolute=config["absolute"],
-        backend=config["backend"],
-        options={spec["name"]: spec["options"] for spec in config["encodings"]},
+def _not_ours(path: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} was not written by posenc.save_encodings, or is damaged "
+        f"({type(error).__name__}: {error})"
     )
-    apply_plan(plan)
-    try:
-        _check_state(model, state)
-    except ValueError:
-        unpatch_model(model)
-        raise
 
 
-def _compare_layouts(config: dict[str, Any], backbone: Backbone) -> None:
-    source, made_for = backbone.layout, config.get("model")
-    if backbone.family is OTHER and made_for != type(backbone.module).__name__:
+def _config_of(file: Any, path: str) -> dict[str, Any]:
+    text = (file.metadata() or {}).get(_METADATA_KEY, "")
+    if len(text) > _MAX_METADATA:
         raise ValueError(
-            f"the file does not fit this model: it was made for a {made_for}, and this is a "
-            f"{type(backbone.module).__name__}; pass the part that was patched, such as "
-            "model.visual"
+            f"{path} has {len(text)} bytes of metadata, more than {_MAX_METADATA}: it was not "
+            "written by posenc.save_encodings, or is damaged"
         )
-    windows = {n: list(g) for n, g in backbone.windows().items() if n in config["sites"]}
-    current = {"layout": source and vars(source.default()), "windows": windows}
-    _compare({key: config[key] for key in current}, current)
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _not_ours(path, error) from error
+    return checked(config, path)
 
 
-def _compare(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    for key in _CONFIG_KEYS[:-1]:  # the backend may differ
-        if key in current and saved[key] != current[key]:
-            hint = (
-                ". Create the model with that input size, load, then call set_input_size"
-                if key in ("layout", "windows")
-                else ""
-            )
-            raise ValueError(
-                f"the file does not fit this model. Of the file, {key}: {saved[key]}; of the "
-                f"model: {current[key]}{hint}"
-            )
-
-
-def _check_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    current = encoding_state_dict(patched_backbone(model))
-    for key in sorted(current.keys() | state.keys()):
-        if key not in state or key not in current:
-            where = "the file" if key not in state else "the model"
+def _check_tensors(file: Any, expected: dict[str, Tensor]) -> None:
+    """Compares names, shapes and dtypes; reads no values."""
+    keys = set(file.keys())
+    for key in sorted(expected.keys() | keys):
+        if key not in keys or key not in expected:
+            where = "the file" if key not in keys else "the model"
             raise ValueError(f"the file does not fit this model: {key} is missing in {where}")
-        if current[key].shape != state[key].shape:
+        found, wanted = file.get_slice(key), expected[key]
+        if found.get_shape() != list(wanted.shape):
             raise ValueError(
-                f"the file does not fit this model: {key} is {list(state[key].shape)} in the file "
-                f"and {list(current[key].shape)} in the model (another head count or size?)"
+                f"the file does not fit this model: {key} is {found.get_shape()} in the file and "
+                f"{list(wanted.shape)} in the model (another head count or size?)"
             )
+        if wanted.is_floating_point() and found.get_dtype() not in _FLOATS:
+            raise ValueError(
+                f"the file does not fit this model: {key} is {found.get_dtype()} in the file, and "
+                f"the values of a table are floating point numbers ({', '.join(_FLOATS)})"
+            )
+
+
+def _finite_tensors(file: Any, path: str) -> dict[str, Tensor]:
+    state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no mapping
+    for key, value in state.items():
+        if not is_finite(value):
+            raise ValueError(f"{path}: {key} has non-finite values; nothing was loaded")
+    return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from posenc.encodings.base import AttentionEncoding
 from posenc.layout import TokenLayout
 from posenc.patching.patch import patched_backbone, site_modules
 from posenc.patching.sites.site import Site
-from posenc.terms import DenseBias, LowRankBias, Term
+from posenc.terms import BiasTerm, DenseBias, LowRankBias, Term, map_biases, map_tensors
 
 
 class FoldedBias(AttentionEncoding):
@@ -29,21 +30,20 @@ class FoldedBias(AttentionEncoding):
     def __init__(self, encoding: AttentionEncoding, layout: TokenLayout, like: Tensor) -> None:
         super().__init__(layout, encoding.num_heads, encoding.head_dim)
         self.name = type(encoding).__name__
-        self._wide: list[bool | None] = []  # of each term; None for a dense bias
+        self._kept: list[Term] = []  # whose tensors are buffers, and here only placeholders
+        self._changed = encoding.changes_at_start()
         with torch.no_grad():
-            for position, term in enumerate(encoding(like, like, layout)):
-                self._keep(position, term)
+            for term in encoding(like, like, layout):
+                self._keep(map_biases(term, _folded))
 
-    def _keep(self, position: int, term: Any) -> None:
-        if isinstance(term, LowRankBias) and term.exact is not None:
-            term = term.exact
-        if isinstance(term, LowRankBias):
-            self._wide.append(term.wide)
-            self.register_buffer(f"left_{position}", term.left.clone())
-            self.register_buffer(f"right_{position}", term.right.clone())
-        else:
-            self._wide.append(None)
-            self.register_buffer(f"bias_{position}", term.dense().clone())
+    def _keep(self, term: Term) -> None:
+        position = len(self._kept)
+
+        def register(name: str, tensor: Tensor) -> Tensor:
+            self.register_buffer(f"{name}_{position}", tensor.detach().clone())
+            return tensor.new_empty(0)
+
+        self._kept.append(map_tensors(term, register))
 
     def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
         """The buffers."""
@@ -52,17 +52,26 @@ class FoldedBias(AttentionEncoding):
                 f"posenc: {self.name} was folded for the layout {self.layout}, got {layout}: "
                 "fold a model that has the new size (posenc.unpatch_model, load, set_layout)"
             )
-        return tuple(self._term(position, wide) for position, wide in enumerate(self._wide))
+        return tuple(self._filled(position, term) for position, term in enumerate(self._kept))
 
-    def _term(self, position: int, wide: bool | None) -> Term:
-        if wide is None:
-            return DenseBias(self.get_buffer(f"bias_{position}"))
-        left, right = self.get_buffer(f"left_{position}"), self.get_buffer(f"right_{position}")
-        return LowRankBias(left, right, wide)
+    def _filled(self, position: int, term: Term) -> Any:
+        return map_tensors(term, lambda name, _: self.get_buffer(f"{name}_{position}"))
+
+    def changes_at_start(self) -> bool | None:
+        """What the encoding said."""
+        return self._changed
 
     def extra_repr(self) -> str:
         """The encoding that it was."""
         return f"{self.name}, {self.layout}"
+
+
+def _folded(bias: BiasTerm) -> BiasTerm:
+    """Its factors, where it has nothing but these; else the whole matrix."""
+    exact = bias.exact_form
+    if isinstance(exact, LowRankBias):
+        return dataclasses.replace(exact, memo=None)
+    return DenseBias(exact.dense())
 
 
 def fold_biases(model: nn.Module) -> nn.Module:
@@ -72,15 +81,17 @@ def fold_biases(model: nn.Module) -> nn.Module:
     mode="bias") become constants of the layout that the model has now: no tables are looked up
     and exported graphs hold the finished bias. Contextual and token encodings stay as they are.
     There is no way back but `unpatch_model`, so save the encodings first; the folded model takes
-    one layout and raises for others.
+    one layout and raises for others. The tables can no longer be trained, so the model must be
+    in eval mode.
 
     Raises:
-        ValueError: the model is not patched, or nothing in it is static.
+        ValueError: the model is not patched, is in train mode, or nothing in it is static.
 
     Returns:
         The same model.
     """
     backbone = patched_backbone(model)
+    _check_foldable(backbone)
     folded: dict[int, FoldedBias] = {}  # a shared encoding is folded once
     for module in site_modules(backbone).values():
         site: Site = module._posenc
@@ -94,14 +105,29 @@ def fold_biases(model: nn.Module) -> nn.Module:
             owner.posenc[name] = folded[id(encoding)]
             if name in site.shared:
                 site.shared[name] = folded[id(encoding)]
-    if not folded and any(isinstance(m, FoldedBias) for m in backbone.modules()):
-        raise ValueError("the biases of the model are folded already")
-    if not folded:
-        raise ValueError(
-            "nothing to fold: no encoding of the model is static (contextual ones depend on "
-            "queries and keys)"
-        )
     return model
+
+
+def _check_foldable(backbone: Any) -> None:
+    """Raises where there is nothing to fold, or where it is still trained."""
+    encodings = [m for m in backbone.modules() if isinstance(m, AttentionEncoding)]
+    folded = any(isinstance(encoding, FoldedBias) for encoding in encodings)
+    static = [e for e in encodings if e.is_static and not isinstance(e, FoldedBias)]
+    if not static and folded:
+        raise ValueError("the biases of the model are folded already")
+    if not static:
+        names = " and ".join(spec["name"] for spec in backbone._posenc_record.config["encodings"])
+        raise ValueError(
+            "nothing to fold: fold_biases makes constants of biases that read neither queries nor "
+            'keys (swin, quadratic, human_part, irpe with mode="bias"); this model has '
+            f"{names}, which read queries, keys or tokens. Compile, export or save it as it is"
+        )
+    if backbone.training or any(encoding.training for encoding in static):
+        raise ValueError(
+            "the model is in train mode, and folding takes the tables of its static encodings out "
+            "of training for good: save them with posenc.save_encodings, call model.eval(), then "
+            "fold"
+        )
 
 
 def _fold(module: nn.Module, site: Site, encoding: AttentionEncoding) -> FoldedBias:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from posenc._torch import load_hooks
-from posenc.encodings.base import is_finite
+from posenc._torch import is_strict_load, load_hooks
+from posenc.encodings.base import unfit
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import EmbeddingLayout, LayoutSource
-from posenc.patching.models.examine import check_model, check_module
+from posenc.patching.models.examine import Backbone, check_model, check_module
 from posenc.patching.models.others import OTHER
 from posenc.patching.names import is_of_encoding
 from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
 from posenc.patching.sites.classes import site_class
 from posenc.patching.sites.roles import in_order
 from posenc.patching.sites.site import Site
+from posenc.patching.spec import Spec
 from posenc.registry import resolved_options
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -32,25 +35,27 @@ class PatchRecord:
         hidden: name of the absolute table that is hidden, or None.
         table_required_grad: the table's flag before.
         config: what was asked for, JSON-able where the encodings are registered.
+        shapes: of the new entries of the backbone's state dict.
     """
 
     layout: LayoutSource | None
     hidden: str | None
     table_required_grad: bool
     config: dict[str, Any]
+    shapes: dict[str, list[int]]
 
 
 def patch_model(
-    model: nn.Module,
+    model: Model,
     encoding: Any = "irpe",
     *,
     layout: TokenLayout | None = None,
     blocks: Blocks = None,
     share: bool = False,
-    absolute: str = "keep",
+    absolute: Literal["keep", "hide"] = "keep",
     backend: str = "auto",
     **options: Any,
-) -> nn.Module:
+) -> Model:
     """Gives a vision transformer a position encoding, in place.
 
     Old weights, keys and parameter identities stay; new keys are `<site>.posenc.<name>.*`. The
@@ -78,10 +83,14 @@ def patch_model(
         **options: of the encoding; with several, options that only one of them has, or
             `name=dict(...)`.
 
+    An encoding class may ask where it stands, by its constructor's arguments `block` and
+    `num_blocks`: the index of its attention module among those that `blocks=` counts (of all
+    stages together), or of the block that it acts after, and their number.
+
     Raises:
-        TypeError: not a module.
         ValueError: an unknown name or option, a model or module that cannot be patched (with the
             reason), a selection that matches nothing, a model that is already patched.
+        TypeError: no module, or an encoding, layout or flag of the wrong type.
 
     Returns:
         The same model.
@@ -92,6 +101,15 @@ def patch_model(
     >>> [key for key in model.state_dict() if "posenc" in key][:2]
     ['blocks.0.attn.posenc.irpe.table_k', 'blocks.0.posenc.peg.weight']
     """
+    check_unpatched(model)
+    plan = make_plan(model, encoding, layout, blocks, share, absolute, backend, options)
+    warn_of_changes(plan)  # first: a warning may be an error
+    apply_plan(plan)
+    return model
+
+
+def check_unpatched(model: nn.Module) -> None:
+    """Raises unless `model` is a module, and nothing in it is patched."""
     check_model(model)
     if (holder := find_patched(model)) is not None:
         names = ", ".join(spec["name"] for spec in holder._posenc_record.config["encodings"])
@@ -99,13 +117,9 @@ def patch_model(
             f"the model is already patched with {names}; call posenc.unpatch_model(model) first, "
             'or patch with several at once: patch_model(model, "a+b")'
         )
-    plan = make_plan(model, encoding, layout, blocks, share, absolute, backend, options)
-    _warn_of_changes(plan)  # first: a warning may be an error
-    apply_plan(plan)
-    return model
 
 
-def unpatch_model(model: nn.Module) -> nn.Module:
+def unpatch_model(model: Model) -> Model:
     """Takes every encoding out again: classes, keys, flags and outputs are as before the patch.
 
     Trained weights of the model itself stay as they are.
@@ -134,8 +148,8 @@ def unpatch_model(model: nn.Module) -> nn.Module:
     if record.hidden:
         # A model whose training was switched off since stays so.
         trained = any(parameter.requires_grad for parameter in backbone.parameters())
-        wanted = record.table_required_grad and trained
-        backbone.get_parameter(record.hidden).requires_grad_(wanted)
+        table = backbone.get_parameter(record.hidden)
+        table.requires_grad_(table.requires_grad or (record.table_required_grad and trained))
     del backbone._posenc_record
     hooks = load_hooks(backbone)
     for key in [key for key, hook in hooks.items() if hook.hook is _check_state_dict]:
@@ -191,6 +205,16 @@ def site_modules(backbone: Any) -> dict[str, Any]:
     return {name: m for name, m in backbone.named_modules() if "_posenc" in vars(m)}
 
 
+def planned_state(plan: Plan) -> dict[str, Tensor]:
+    """What `encoding_state_dict` will hold once the plan is applied."""
+    return {
+        f"{name and f'{name}.'}posenc.{own}.{key}": value
+        for name, planned in plan.sites.items()
+        for own, encoding in planned.own.items()
+        for key, value in encoding.state_dict().items()
+    }
+
+
 def apply_plan(plan: Plan) -> None:
     """Changes the model; nothing here can fail."""
     backbone: Any = plan.backbone.module
@@ -201,6 +225,7 @@ def apply_plan(plan: Plan) -> None:
         hidden=_table_name(plan) if hidden else None,
         table_required_grad=bool(table is not None and table.requires_grad),
         config=_config(plan),
+        shapes={key: list(value.shape) for key, value in planned_state(plan).items()},
     )
     for planned in plan.sites.values():
         module: Any = planned.module
@@ -227,20 +252,25 @@ def _check_state_dict(module: nn.Module, state_dict: dict[str, Any], prefix: str
     """Runs before `load_state_dict` changes anything in the backbone, strict or not."""
     names = (key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
     given = {name for name in names if is_of_encoding(name)}
+    own = {name: v for name, v in module.state_dict().items() if is_of_encoding(name)}
     for name in sorted(given):
-        if not is_finite(state_dict[prefix + name]):
-            raise ValueError(
-                f"{prefix}{name} has non-finite values; nothing was loaded. Load a checkpoint "
-                "from before the divergence"
-            )
-    own = {name for name in module.state_dict() if is_of_encoding(name)}
-    if given and given != own:  # none at all: the checkpoint of an unpatched model
-        name = min(given ^ own)
+        if fault := unfit(state_dict[prefix + name], own.get(name)):
+            raise ValueError(f"{prefix}{name} {fault[0]}; nothing was loaded: {fault[1]}")
+    if given and given != own.keys():
+        name = min(given ^ own.keys())
         where = "the state dict" if name in own else "the model"
         raise ValueError(
-            f"the state dict has {len(given & own)} of the model's {len(own)} encoding tables "
-            f"({prefix}{name} is missing in {where}); nothing was loaded. Patch the model as the "
-            "one that was saved (posenc.encoding_config tells), or leave all encodings out"
+            f"the state dict has {len(given & own.keys())} of the model's {len(own)} encoding "
+            f"tables ({prefix}{name} is missing in {where}); nothing was loaded. Patch a fresh "
+            "model as the one that was saved (posenc.patch_from_config with its "
+            "posenc.encoding_config), or leave all keys with '.posenc.' out and load with "
+            "strict=False"
+        )
+    if own and not given and is_strict_load():
+        raise ValueError(
+            f"the state dict has none of the model's {len(own)} encoding tables ({prefix}"
+            f"{min(own)}, ...), as that of a model that was not patched; nothing was loaded. Load "
+            "first, then patch; or load with strict=False, which leaves the encodings as they are"
         )
 
 
@@ -250,9 +280,8 @@ def _fused(planned: PlannedSite) -> Any:
 
 def _config(plan: Plan) -> dict[str, Any]:
     source = plan.backbone.layout
-    # Outside timm, names of sites are relative to what was passed; a part of it has them too.
-    passed = {"model": type(plan.backbone.module).__name__}
     return {
+        "model": model_name(plan.backbone),
         "encodings": [
             {"name": spec.name, "options": resolved_options(spec.build, spec.options)}
             for spec in plan.specs
@@ -264,19 +293,48 @@ def _config(plan: Plan) -> dict[str, Any]:
         "share": plan.share,
         "absolute": plan.absolute,
         "backend": plan.backend,
-        **(passed if plan.backbone.family is OTHER else {}),
     }
 
 
-def _warn_of_changes(plan: Plan) -> None:
-    changing = sorted({type(e).__name__ for e in plan.encodings if e.changes_at_start()})
-    inherits = any(isinstance(encoding, LearnedAbsolute) for encoding in plan.encodings)
-    removed = plan.absolute == "hide" and not inherits
-    reasons = [f"{name} has an effect from the start" for name in changing]
-    reasons += ["the model's position table is hidden"] if removed else []
+def model_name(backbone: Backbone) -> str | None:
+    """Class of a model outside timm, whose sites have names relative to what was passed."""
+    return type(backbone.module).__name__ if backbone.family is OTHER else None
+
+
+def warn_of_changes(plan: Plan) -> None:
+    """Warns where outputs change at once; called by what the user called."""
+    by_name = {name: e for planned in plan.sites.values() for name, e in planned.own.items()}
+    starts = {spec.name: by_name[spec.name].changes_at_start() for spec in plan.specs}
+    reasons = [
+        f"{type(by_name[spec.name]).__name__} has an effect from the start{_advice(plan, spec)}"
+        for spec in plan.specs
+        if starts[spec.name]
+    ]
+    inherits = any(isinstance(encoding, LearnedAbsolute) for encoding in by_name.values())
+    if plan.absolute == "hide" and not inherits:
+        reasons.append("the model's position table is hidden")
+    gives = "gives" if reasons else "may give"
+    reasons += [
+        f"whether {type(by_name[name]).__name__} has an effect from the start is unknown (its "
+        "changes_at_start() does not say)"
+        for name, start in starts.items()
+        if start is None
+    ]
     if reasons:
         warnings.warn(
-            f"posenc: the patched model gives other outputs than before: {'; '.join(reasons)}"
-            + (" (strength=0 or init='zero' starts without)" if changing else ""),
+            f"posenc: the patched model {gives} other outputs than before: {'; '.join(reasons)}",
             stacklevel=3,
         )
+
+
+def _advice(plan: Plan, spec: Spec) -> str:
+    """The option with which the encoding starts without effect, if it has one."""
+    defaults = resolved_options(spec.build, {})
+    if "strength" in defaults:
+        option = "strength=0"
+    elif defaults.get("init") == "zero":
+        option = "init='zero'"
+    else:
+        return ""
+    option = option if len(plan.specs) == 1 else f"{spec.name}=dict({option})"
+    return f" ({option} starts without)"

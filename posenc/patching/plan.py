@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from posenc.attention import Explanation, explain
 from posenc.attention.api import check_backend
 from posenc.encodings.base import AttentionEncoding, Encoding, check_layout
 from posenc.encodings.learned import LearnedAbsolute
@@ -30,6 +30,7 @@ from posenc.patching.models.examine import (
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.others import OTHER
 from posenc.patching.sites.classes import site_class
+from posenc.patching.sites.explained import explain_site
 from posenc.patching.sites.roles import (
     BindLayout,
     EncodeInput,
@@ -45,6 +46,7 @@ from posenc.patching.sites.roles import (
 )
 from posenc.patching.sites.site import Site, acts_on
 from posenc.patching.spec import Spec, parse_specs
+from posenc.registry import required_sizes
 
 Blocks = Sequence[int] | slice | int | Callable[[str], bool] | None
 
@@ -90,6 +92,11 @@ class Plan:
     share: bool
     absolute: str
     backend: str
+    meta: bool = False  # encodings without memory, to see their shapes
+
+    def device_of(self, parameter: nn.Parameter) -> torch.device:
+        """Where an encoding beside this parameter is built."""
+        return torch.device("meta") if self.meta else parameter.device
 
     @property
     def encodings(self) -> list[Encoding]:
@@ -106,18 +113,24 @@ def make_plan(
     absolute: str,
     backend: str,
     options: dict[str, Any],
+    meta: bool = False,
 ) -> Plan:
-    """Checks everything and builds the encodings; the model is only read."""
+    """Checks everything and builds the encodings; the model is only read.
+
+    With `meta` encodings take no memory, and what would need it is not checked.
+    """
     specs = parse_specs(encoding, options)
     check_backend(backend)
     if layout is not None:
         check_layout(layout, "patch_model")
     if absolute not in ("keep", "hide"):
         raise ValueError(f'absolute must be "keep" or "hide", got {absolute!r}')
+    if not isinstance(share, bool):  # "no" would be true
+        raise TypeError(f"share must be True or False, got {share!r}")
     backbone = examine(model, layout)
     _check_attributes(backbone)
     _floating_parameter(backbone.module)
-    plan = Plan(backbone, specs, {}, share, absolute, backend)
+    plan = Plan(backbone, specs, {}, share, absolute, backend, meta)
     # Parameters made inside inference_mode could never be trained.
     with _untouched_rng(backbone.module), torch.inference_mode(False):
         for spec in specs:
@@ -132,6 +145,8 @@ def make_plan(
         _hide_table(plan)
     _follow_images(plan)
     _at_root(plan)
+    if meta:
+        return plan
     for planned in plan.sites.values():
         planned.new_class()
         if planned.is_attention:
@@ -142,6 +157,8 @@ def make_plan(
 
 def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
     """Builds one encoding for each of its sites, or one for all (`share`)."""
+    if plan.share:
+        _check_shareable(spec)
     if _acts_in_attention(spec):
         _place_in_attention(plan, spec, blocks, {})
         return
@@ -150,12 +167,13 @@ def _place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
     site = _first_site(plan.backbone, None if is_class else blocks)
     if is_class:
         site = _seeing_all(plan, spec, site)
-    first = _build(plan, spec, site.module if site else plan.backbone.module, site)
+    where = _first_place(plan, spec)
+    first = _build(plan, spec, site.module if site else plan.backbone.module, site, where)
     if acts_on(first) == "attention":
         _place_in_attention(plan, spec, blocks, {site.name: first} if site else {})
         return
     if site is not None and site.layout.default() != _one_grid(plan, spec).default():
-        first = _build(plan, spec, site.module, _seeing_all(plan, spec, site))
+        first = _build(plan, spec, site.module, _seeing_all(plan, spec, site), where)
     _place_on_tokens(plan, spec, first)
 
 
@@ -175,7 +193,7 @@ def _acts_in_attention(spec: Spec) -> bool:
 
 def _first_site(backbone: Backbone, blocks: Blocks) -> AttentionSite | None:
     """A selected attention site, if possible one that sees all tokens rather than a window."""
-    chosen = _choose(_names(backbone), blocks)
+    chosen = _choose(_attention_names(backbone), blocks)
     sites = [site for site in backbone.attention if site.name in chosen]
     whole = backbone.layout and backbone.layout.default()
     return next((s for s in sites if s.layout.default() == whole), sites[0] if sites else None)
@@ -194,11 +212,14 @@ def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, built: dict[str,
     selected = _select(plan.backbone, blocks)
     if plan.share:
         _check_equal(selected)
-        shared = [*built.values()] or [_build(plan, spec, selected[0].module, selected[0])]
+        where, one = _first_place(plan, spec), selected[0]
+        shared = [*built.values()] or [_build(plan, spec, one.module, one, where)]
         built = {site.name: shared[0] for site in selected}
+    names = _attention_names(plan.backbone)
     for site in selected:
+        where = Where(names.index(site.name), len(names))
         there = site.name in built
-        encoding = built[site.name] if there else _build(plan, spec, site.module, site)
+        encoding = built[site.name] if there else _build(plan, spec, site.module, site, where)
         if acts_on(encoding) != "attention":
             raise ValueError(
                 f"{spec.name}: the callable returned encodings of different kinds, for {site.name} "
@@ -241,7 +262,7 @@ def _place_at_step(plan: Plan, spec: Spec, encoding: Encoding) -> None:
     else:
         planned = _at(plan, step.module, EncodePositions(step.method))
     planned.site.positions.append(spec.name)
-    planned.own[spec.name] = _moved(encoding, plan.backbone.module)
+    planned.own[spec.name] = _moved(plan, encoding, plan.backbone.module)
 
 
 def _one_grid(plan: Plan, spec: Spec) -> LayoutSource:
@@ -286,9 +307,12 @@ def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
         if spec.name in planned.site.tokens:
             raise ValueError(f"{spec.name}: after={first.after} names block {index} twice")
         planned.site.tokens.append(spec.name)
-        is_first = plan.share or place == 0
-        encoding = first if is_first else _build(plan, spec, planned.module, None)
-        _own(plan, planned, spec.name, _moved(encoding, planned.module))
+        where = Where(index % len(names), len(names))
+        # The first was built before it could tell which block it acts after.
+        asks = isinstance(spec.build, type) and "block" in inspect.signature(spec.build).parameters
+        kept = plan.share or (place == 0 and not asks)
+        encoding = first if kept else _build(plan, spec, planned.module, None, where)
+        _own(plan, planned, spec.name, _moved(plan, encoding, planned.module))
 
 
 def _own(plan: Plan, planned: PlannedSite, name: str, encoding: Encoding) -> None:
@@ -339,7 +363,38 @@ def _at(plan: Plan, name: str, role: Role | None) -> PlannedSite:
     return planned
 
 
-def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) -> Encoding:
+class Where(NamedTuple):
+    """Where an encoding stands, for those that differ by depth.
+
+    Args:
+        block: of an encoding inside attention, the index of its attention module among all that
+            `blocks=` counts (those of all stages, in the order of the model); of one that acts
+            after blocks, the index of its block. None at the position step, and with `share`.
+        num_blocks: how many there are, patched or not.
+    """
+
+    block: int | None
+    num_blocks: int
+
+
+def _first_place(plan: Plan, spec: Spec) -> Where:
+    """Of the encoding that is built first, and kept if it is the only one."""
+    placement = getattr(spec.build, "placement", None)  # of a class that acts on tokens
+    count = len(plan.backbone.blocks if placement else _attention_names(plan.backbone))
+    return Where(None if plan.share or placement == "position" else 0, count)
+
+
+def _check_shareable(spec: Spec) -> None:
+    if isinstance(spec.build, type) and "block" in required_sizes(spec.build):
+        raise ValueError(
+            f"share=True builds one {spec.name} for all blocks, but {spec.name} needs the index "
+            "of its block; use share=False"
+        )
+
+
+def _build(
+    plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None, where: Where
+) -> Encoding:
     """On the device and in the dtype of the module that it goes to."""
     parameter = _floating_parameter(near)
     source = _one_grid(plan, spec) if site is None else site.layout
@@ -349,16 +404,17 @@ def _build(plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None) 
             "num_heads": site.num_heads if site else None,
             "head_dim": site.head_dim if site else None,
             "embed_dim": plan.backbone.embed_dim,
+            **where._asdict(),
         },
-        parameter.device,
+        plan.device_of(parameter),
         parameter.dtype,
     )
 
 
-def _moved(encoding: Encoding, near: nn.Module) -> Encoding:
+def _moved(plan: Plan, encoding: Encoding, near: nn.Module) -> Encoding:
     """The encoding, on the device and in the dtype of this module."""
     parameter = _floating_parameter(near)
-    return encoding.to(device=parameter.device, dtype=parameter.dtype)
+    return encoding.to(device=plan.device_of(parameter), dtype=parameter.dtype)
 
 
 def _floating_parameter(module: nn.Module) -> nn.Parameter:
@@ -375,7 +431,7 @@ def _select(backbone: Backbone, blocks: Blocks) -> list[AttentionSite]:
     """Attention sites chosen by `blocks`, none of them refused."""
     if not callable(blocks):
         backbone.check_one_place()
-    names = _names(backbone)
+    names = _attention_names(backbone)
     if not names:
         reasons = "; ".join(f"{n}: {reason}" for n, reason in backbone.left_alone.items())
         raise UnsupportedModelError(
@@ -396,8 +452,8 @@ def _select(backbone: Backbone, blocks: Blocks) -> list[AttentionSite]:
     return [site for site in backbone.attention if site.name in chosen]
 
 
-def _names(backbone: Backbone) -> list[str]:
-    """Names of the attention modules from which `blocks` selects, in order."""
+def _attention_names(backbone: Backbone) -> list[str]:
+    """What `blocks=` counts: names of attention modules, in the order of the model."""
     order = {name: index for index, (name, _) in enumerate(backbone.module.named_modules())}
     return sorted([*(s.name for s in backbone.attention), *backbone.refused], key=order.__getitem__)
 
@@ -410,9 +466,7 @@ def _choose(names: list[str], blocks: Blocks) -> list[str]:
     if callable(blocks):
         return [name for name in names if blocks(name)]
     try:
-        indices = [
-            operator.index(i) for i in (blocks if isinstance(blocks, Iterable) else [blocks])
-        ]
+        indices = [_index(i) for i in _collection(blocks)]
     except TypeError:
         raise ValueError(
             f"blocks must be None, indices, a slice or a predicate on the name, got {blocks!r}"
@@ -424,6 +478,18 @@ def _choose(names: list[str], blocks: Blocks) -> list[str]:
                 "attention modules"
             )
     return [names[index] for index in indices]
+
+
+def _collection(blocks: Any) -> Iterable[Any]:
+    is_one = isinstance(blocks, (Mapping, str)) or not isinstance(blocks, Iterable)
+    return [blocks] if is_one else blocks
+
+
+def _index(given: Any) -> int:
+    """As Python's own indexing, but for booleans: a mask is no list of indices."""
+    if isinstance(given, bool) or getattr(given, "dtype", None) is torch.bool:
+        raise TypeError
+    return operator.index(given)
 
 
 def _check_computable(plan: Plan, planned: PlannedSite) -> None:
@@ -439,18 +505,6 @@ def _check_computable(plan: Plan, planned: PlannedSite) -> None:
         wider = site.value_dim != site.head_dim
         hint = f" (its values have width {site.value_dim}, its queries {site.head_dim})"
         raise UnsupportedModelError(f"{site.name}: {error}{hint if wider else ''}") from error
-
-
-def explain_site(module: nn.Module, site: Site, encodings: list[Encoding]) -> Explanation:
-    """What `attend` would do at this site for one image, in eval, at the layout of now."""
-    layout = site.layout.latest()
-    parameter = next(module.parameters())
-    shape = (1, site.num_heads, layout.num_tokens)
-    q = torch.zeros(*shape, site.head_dim, device=parameter.device, dtype=parameter.dtype)
-    v = q.new_zeros(*shape, site.value_dim)
-    with torch.no_grad():
-        terms = [term for encoding in encodings for term in encoding(q, q, layout)]
-        return explain(q, q, v, terms, backend=site.backend)
 
 
 def _hide_table(plan: Plan) -> None:

@@ -17,7 +17,7 @@ from posenc.patching.models.examine import check_fused_flag, examine, module_ref
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.others import OTHER
 from posenc.patching.patch import PatchRecord, find_patched, patched_backbone, site_modules
-from posenc.patching.plan import explain_site
+from posenc.patching.sites.explained import explain_site
 from posenc.patching.sites.site import Site
 
 
@@ -101,6 +101,13 @@ def supports(model: nn.Module, *, layout: TokenLayout | None = None) -> Support:
     )
 
 
+_STARTS = {
+    True: "changes the model at start",
+    False: "no effect at start",
+    None: "effect at start unknown",
+}
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a patched model has.
@@ -113,8 +120,10 @@ class Summary:
         own_positions: position sources of the model itself.
         encodings: name of an encoding -> its class and options.
         new_parameters: numbers that the encodings added.
-        changing: encodings with an effect from the start.
-        backend: that was asked for, and what "auto" chooses now (in eval).
+        at_start: name of an encoding -> whether it has an effect from the start; None where its
+            class does not say.
+        backend: that computes the first attention site in inference and in training, for one
+            image; `posenc.explain(model, images)` tells all sites.
         warnings: positions that are given twice, and the like.
     """
 
@@ -125,7 +134,7 @@ class Summary:
     own_positions: tuple[str, ...]
     encodings: dict[str, str]
     new_parameters: int
-    changing: tuple[str, ...]
+    at_start: dict[str, bool | None]
     backend: str
     warnings: tuple[str, ...]
 
@@ -137,8 +146,7 @@ class Summary:
         for names, sites in groups.items():
             lines.append(f"sites:          {_span(tuple(sites))} <- {' + '.join(names)}")
         for name, text in self.encodings.items():
-            start = "changes the model at start" if name in self.changing else "no effect at start"
-            lines.append(f"encoding:       {name}: {text} [{start}]")
+            lines.append(f"encoding:       {name}: {text} [{_STARTS[self.at_start[name]]}]")
         lines.append(f"own positions:  {', '.join(self.own_positions) or 'none'}")
         lines.append(f"new parameters: {self.new_parameters:,}")
         lines.append(f"backend:        {self.backend}")
@@ -180,7 +188,7 @@ def summary(model: nn.Module) -> Summary:
         own_positions=own,
         encodings={name: _describe(encoding) for name, encoding in by_name.items()},
         new_parameters=sum(p.numel() for e in modules.values() for p in e.parameters()),
-        changing=tuple(n for n, e in by_name.items() if e.changes_at_start()),
+        at_start={name: encoding.changes_at_start() for name, encoding in by_name.items()},
         backend=_backend(sites, record),
         warnings=_doubled(by_name, own) + _hidden(by_name, record),
     )
@@ -276,9 +284,14 @@ def _backend(sites: dict[str, Any], record: PatchRecord) -> str:
     site = next((module for module in sites.values() if module._posenc.attention), None)
     if site is None:
         return "not used (no encoding acts inside attention)"
-    encodings = list(site._posenc.encodings(site, site._posenc.attention))
-    choice = explain_site(site, site._posenc, encodings).choice
-    return choice if asked == choice else f"{asked} ({choice})"
+    encodings = site._posenc.encodings(site, site._posenc.attention)
+    inference, training = (
+        explain_site(site, site._posenc, encodings, training).choice for training in (False, True)
+    )
+    if inference == training == asked:
+        return asked
+    chosen = f"inference {inference}, training {training}"
+    return chosen if asked == "auto" else f"{asked} ({chosen})"
 
 
 def _span(names: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ from posenc.layout import TokenLayout
 from posenc.registry import (
     check_name,
     check_options,
+    did_you_mean,
     encoding_class,
     needed_sizes,
     option_names,
@@ -38,7 +39,7 @@ class Spec:
     def create(
         self, layout: TokenLayout, sizes: dict[str, int | None], device: Any, dtype: Any
     ) -> Any:
-        """Builds the encoding for these sizes."""
+        """Builds the encoding for these sizes (`posenc.registry.SIZES`)."""
         if isinstance(self.build, type):
             needed = needed_sizes(self.build, sizes, self.name)
             place = {"device": device, "dtype": dtype}
@@ -109,11 +110,24 @@ def _assign(specs: list[Spec], option: str, value: Any) -> None:
     """Gives `name=dict(...)` to the encoding of that name, a bare option to its only owner."""
     for spec in specs:
         if spec.name == option and isinstance(value, dict):
-            spec.options.update(value)
+            _give(spec, value)
             return
+    _give(_owner(specs, option, value), {option: value})
+
+
+def _give(spec: Spec, options: dict[str, Any]) -> None:
+    for option, value in options.items():
+        if option in spec.options:
+            raise ValueError(
+                f"{spec.name} got {option!r} twice, as {option}=... and in {spec.name}=dict(...): "
+                f"{spec.options[option]!r} and {value!r}; pass it once"
+            )
+        spec.options[option] = value
+
+
+def _owner(specs: list[Spec], option: str, value: Any) -> Spec:
     if len(specs) == 1:
-        specs[0].options[option] = value
-        return
+        return specs[0]
     owners = [spec for spec in specs if option in option_names(spec.build)]
     if len(owners) > 1:
         names = ", ".join(spec.name for spec in owners)
@@ -123,13 +137,12 @@ def _assign(specs: list[Spec], option: str, value: Any) -> None:
         )
     if not owners:
         known = sorted({o for spec in specs for o in option_names(spec.build)})
-        close = difflib.get_close_matches(option, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(difflib.get_close_matches(option, known, n=1))
         raise ValueError(
             f"none of {', '.join(spec.name for spec in specs)} has an option {option!r}.{hint} "
             f"Their options: {', '.join(known)}"
         )
-    owners[0].options[option] = value
+    return owners[0]
 
 
 def _snake_case(name: str) -> str:

@@ -8,6 +8,8 @@ import tiny_vit
 import tiny_windowed
 import torch
 from expected_bias import BIAS
+from new_process import run_python
+from random_encodings import randomise_encodings
 from torch import nn
 
 import posenc
@@ -25,12 +27,6 @@ STATIC = {
 
 def assert_close(actual, expected, tolerance=1e-12):
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
-
-
-def randomised(model):
-    for seed, encoding in enumerate(patched_encodings(model).values()):
-        oracles.randomise(encoding, seed + 1)
-    return model
 
 
 # Similarity
@@ -189,7 +185,7 @@ def test_map_errors():
 @pytest.mark.parametrize("encoding", STATIC)
 def test_biases_are_those_that_are_captured(encoding, prefix):
     model = patch_model(tiny_vit.vit(prefix), encoding, **STATIC[encoding])
-    biases = position_biases(randomised(model))
+    biases = position_biases(randomise_encodings(model))
     with torch.no_grad(), capture_attention(model) as captured:
         model(tiny_vit.images(model))
     assert list(biases) == list(captured.bias)
@@ -205,7 +201,7 @@ def test_biases_are_those_that_are_captured(encoding, prefix):
 
 
 def test_biases_add_up_and_are_copies():
-    model = randomised(patch_model(tiny_vit.vit(), "swin+human_part"))
+    model = randomise_encodings(patch_model(tiny_vit.vit(), "swin+human_part"))
     parts = patched_encodings(model)
     q = torch.zeros(1, 2, 16, 8, dtype=torch.float64)
     layout = TokenLayout(3, 5, prefix=1)
@@ -224,11 +220,11 @@ def test_biases_add_up_and_are_copies():
 
 def test_biases_of_windows_and_at_another_size():
     case = tiny_windowed.CASES["swin"]
-    model = randomised(patch_model(tiny_windowed.build("swin"), "swin"))
+    model = randomise_encodings(patch_model(tiny_windowed.build("swin"), "swin"))
     for name, bias in position_biases(model).items():
         table = patched_encodings(model)[f"{name}.swin"].table
         assert_close(bias, oracles.swin_bias(table, *case.sites[name].layout)[0].detach())
-    model = randomised(patch_model(tiny_vit.vit(), "swin", share=True))
+    model = randomise_encodings(patch_model(tiny_vit.vit(), "swin", share=True))
     posenc.set_layout(model, (20, 12))
     table = patched_encodings(model)["swin"].table
     resampled = oracles.resample_offsets(table, (3, 5), (5, 3))
@@ -242,7 +238,7 @@ def test_names_are_those_of_the_model_that_was_passed():
 
 
 def test_half_precision_and_mode_are_left_alone():
-    model = randomised(patch_model(tiny_vit.vit(), "swin").bfloat16().train())
+    model = randomise_encodings(patch_model(tiny_vit.vit(), "swin").bfloat16().train())
     state = torch.get_rng_state()
     assert position_biases(model)["blocks.0.attn"].dtype == torch.float32
     assert model.training
@@ -258,13 +254,11 @@ def test_biases_errors():
         position_biases(patch_model(tiny_vit.vit(), "peg"))
 
 
+@pytest.mark.slow
 def test_the_package_is_not_imported_eagerly():
-    import subprocess
-    import sys
-
     code = "import posenc, sys; assert 'posenc.analysis' not in sys.modules; import posenc.analysis"
     code += "; assert not {'timm', 'matplotlib', 'triton'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python(code)
     import posenc.analysis as analysis
 
     assert all(getattr(analysis, name).__doc__ for name in analysis.__all__)

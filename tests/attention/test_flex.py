@@ -1,11 +1,9 @@
 """FlexAttention's mathematics on the CPU, uncompiled, and its kernels where there is CUDA."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.attention.flex_attention as torch_flex
+from new_process import run_python
 from random_calls import BATCH, DIM, HEADS, KINDS, MASKS, mask_of, qkv, random_index, terms_of
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -72,6 +70,7 @@ def test_equals_the_reference(kind, layout):
     assert_same(inputs, terms, [*inputs, *leaves], 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(("batch", "heads"), [(1, 1), (1, HEADS), (BATCH, 1)])
 def test_terms_shared_by_images_or_heads(batch, heads):
@@ -81,6 +80,7 @@ def test_terms_shared_by_images_or_heads(batch, heads):
     assert_same(inputs, terms, [*inputs, *leaves], 1e-12, scale=0.7)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("axes", MASKS)
 @pytest.mark.parametrize("boolean", [True, False])
@@ -105,6 +105,7 @@ def test_terms_may_share_a_tensor():
     assert_same(inputs, [term, term, LookupBias(table, index.T)], [*inputs, table], 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2), (torch.float16, 5e-3)]
@@ -130,6 +131,7 @@ def joint_graphs(module):
                 yield nodes
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled", "fresh_compiler")
 def test_the_kernel_can_differentiate_each_tensor(monkeypatch):
     """Compiled as for the kernel, which refuses a sum of two gradients of one tensor."""
@@ -158,6 +160,7 @@ def test_the_kernel_can_differentiate_each_tensor(monkeypatch):
     assert all(user.op == "output" for node in scattered for user in node.users)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled", "fresh_compiler")
 def test_compiles_once_for_each_size(monkeypatch):
     counter = CompileCounterWithBackend("eager")
@@ -174,6 +177,7 @@ def test_compiles_once_for_each_size(monkeypatch):
         assert counter.frame_count == count
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled", "fresh_compiler")
 def test_inside_a_compiled_model():
     index = random_index(TokenLayout(2, 3, 1))
@@ -230,14 +234,14 @@ def test_rejects_training_where_all_must_be_deterministic(trained):
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.slow
 def test_the_import_is_late():
     code = (
         "import sys, torch; before = set(sys.modules); import posenc; "
         "print('torch.nn.attention.flex_attention' in set(sys.modules) - before, "
         "'torch._dynamo' in set(sys.modules) - before)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["False", "False"]
+    assert run_python(code).split() == ["False", "False"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

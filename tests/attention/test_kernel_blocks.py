@@ -39,7 +39,7 @@ def test_candidates_end_with_the_smallest(kernel):
         options = candidates(kernel, load)
         assert options[0] in ALL
         assert options[-1] == LEAST
-        areas = [size.rows * size.columns * size.stages for size in options]
+        areas = [size.queries * size.keys * size.stages for size in options]
         assert areas == sorted(areas, reverse=True)
 
 
@@ -51,7 +51,7 @@ def only(limit, calls):
     """Runs tiles of at most so many pairs, as a device with little shared memory."""
 
     def run(size):
-        if size.rows * size.columns > limit:
+        if size.queries * size.keys > limit:
             raise OutOfResources(1, 0, "shared memory")
         calls.append(size)
 
@@ -98,7 +98,7 @@ def test_tuning_keeps_the_fastest_and_leaves_no_trace(monkeypatch):
 
     def do_bench(function, **options):
         function()
-        return abs(calls[-1].rows - 32) + calls[-1].stages
+        return abs(calls[-1].queries - 32) + calls[-1].stages
 
     monkeypatch.setenv("POSENC_AUTOTUNE", "1")
     monkeypatch.setattr(testing, "do_bench", do_bench)
@@ -111,6 +111,7 @@ def test_tuning_keeps_the_fastest_and_leaves_no_trace(monkeypatch):
     assert len(calls) == 5 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("capability", "options"),
     [

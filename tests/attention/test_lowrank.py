@@ -5,6 +5,7 @@ import dataclasses
 import oracles
 import pytest
 import torch
+from attend_calls import worst
 
 import posenc
 from posenc import TokenLayout, attend, explain, memo
@@ -224,7 +225,7 @@ def test_an_offset_of_tables_costs_no_precision_in_16_bit(dtype, side):
 
 
 def test_nothing_of_n_by_n_is_remembered_for_lines():
-    memo.clear()
+    memo.clear_cache()
     layout = TokenLayout(20, 20, 1)
     irpe = posenc.IRPE(layout, 2, 6, method="cross", on="qkv")
     q = torch.randn(1, 2, 401, 6)
@@ -249,10 +250,6 @@ def test_two_axes_are_not_thin():
     assert swin_index(layout, "none").axis is None
     assert irpe_index(layout, "rows", 1.9, "shared").axis == "rows"
     assert irpe_index(layout, "cols", 1.9, "shared").T.axis == "cols"
-
-
-def worst(actual, expected):
-    return (actual.double() - expected).abs().max().item()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -283,7 +283,7 @@ def test_large_maps_are_computed_in_blocks(monkeypatch):
     """As small ones, which are remembered whole."""
     monkeypatch.setattr(tiled, "CPU_SCORES", 50)
     monkeypatch.setattr(pairs, "REMEMBERED_PAIRS", 0)
-    memo.clear()
+    memo.clear_cache()
     layout = TokenLayout(3, 5, 2)
     packed, qkv = packed_qkv(17)
     for case in ("irpe on=qkv", "irpe method=cross", "swin"):

@@ -1,4 +1,5 @@
 import golden_cases
+import layouts
 import oracles
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from posenc import PEG, TokenLayout
 
 STRIDE_ONE = [name for name in golden_cases.names("cpvt_peg") if name.endswith("stride1")]
-LAYOUTS = [(2, 5, 0), (7, 4, 1), (1, 6, 2), (6, 1, 5), (1, 1, 1)]
+LAYOUTS = [*layouts.LAYOUTS, (1, 1, 1)]
 
 
 def tokens(layout, dim=4, seed=0):

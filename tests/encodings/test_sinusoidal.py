@@ -2,10 +2,9 @@ import golden_cases
 import oracles
 import pytest
 import torch
+from layouts import LAYOUTS
 
 from posenc import Sinusoidal, TokenLayout
-
-LAYOUTS = [(2, 5, 0), (7, 4, 1), (1, 6, 2), (6, 1, 5)]
 
 
 def tokens(layout, dim, seed=0):

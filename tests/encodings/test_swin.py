@@ -1,4 +1,5 @@
 import golden_cases
+import layouts
 import oracles
 import pytest
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from posenc import SwinBias, TokenLayout, attend
 
 BACKENDS = ["reference", "sdpa"]
-LAYOUTS = [(2, 5, 0), (7, 4, 1), (1, 6, 2), (6, 1, 5), (1, 1, 2)]
+LAYOUTS = [*layouts.LAYOUTS, (1, 1, 2)]
 
 
 def build(layout, *, seed=0, heads=2, **options):

@@ -2,11 +2,10 @@ import golden_cases
 import oracles
 import pytest
 import torch
+from layouts import LAYOUTS
 
 from posenc import TokenLayout
 from posenc.functional.sincos import sincos_table
-
-LAYOUTS = [(2, 5, 0), (7, 4, 1), (1, 6, 2), (6, 1, 5)]
 
 
 def close(actual, golden, expected):

@@ -28,6 +28,8 @@ FUNCTIONS = {
     "encoding_state_dict": posenc.encoding_state_dict,
     "encoding_config": posenc.encoding_config,
     "save_encodings": lambda model: posenc.save_encodings(model, "/nowhere/encodings.safetensors"),
+    "train_only_encodings": posenc.train_only_encodings,
+    "parameter_groups": lambda model: posenc.parameter_groups(model, lr=0.1, encoding_lr=0.1),
     "capture_attention": lambda model: analysis.capture_attention(model).__enter__(),
     "position_biases": analysis.position_biases,
 }

@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from dynamic_vit import build, images, randomise_encodings
+from dynamic_vit import build, images
+from random_encodings import randomise_encodings
 from torch.utils.checkpoint import checkpoint
 
 import posenc
@@ -97,6 +98,7 @@ def test_attention_alone_checkpointed_is_an_error_where_it_matters():
         gradients(model, CROPS[:2])
 
 
+@pytest.mark.slow
 def test_compiled_with_checkpointing():
     torch._dynamo.reset()
     model = randomise_encodings(patch_model(build(), "swin")).train()
@@ -121,6 +123,7 @@ def compiled_in_parts(how, model):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["blocks", "embedding", "graph break"])
 @pytest.mark.parametrize("encoding", ["irpe", "swin"])
 @pytest.mark.filterwarnings("ignore")

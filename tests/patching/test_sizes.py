@@ -10,16 +10,15 @@ import oracles
 import pytest
 import tiny_global
 import torch
-from dynamic_vit import COMMON, DYNAMIC, GRIDS, PREFIX, build, images, randomise_encodings
+from dynamic_vit import COMMON, DYNAMIC, GRIDS, PREFIX, build, images
 from eager_attention import biased_attention
-from expected_bias import BIAS
+from expected_bias import BIAS, OPTIONS
+from random_encodings import randomise_encodings
 from timm.models.vision_transformer import VisionTransformer
 
 import posenc
 from posenc import patch_model, patched_encodings
 from posenc.layout import TokenLayout
-
-OPTIONS = {"irpe": {}, "swin": {}, "human_part": {}, "quadratic": {"strength": 0.0}}
 
 
 def expected_output(name, model, encoding, grid, x):
@@ -105,6 +104,7 @@ def test_copies_follow_images(copied):
     assert twin.blocks[0].attn._posenc.layout is twin.patch_embed._posenc.layout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["irpe", "swin"])
 def test_compiled(encoding):
     torch._dynamo.reset()

@@ -6,3 +6,4 @@ pytest.importorskip("accelerate", reason="pip install posenc[reid]")
 pytest.importorskip("pytorch_metric_learning", reason="pip install posenc[reid]")
 
 from tiny_reid import data, folder  # noqa: F401
+from trainings import trained  # noqa: F401

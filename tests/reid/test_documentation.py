@@ -23,6 +23,7 @@ def test_there_are_commands():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted({command.split()[0] for command in COMMANDS}))
 def test_scripts_know_the_options(script):
     done = subprocess.run(

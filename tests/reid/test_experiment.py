@@ -81,6 +81,7 @@ def test_the_report_pairs_seeds(tmp_path):
     assert "| `learned` | 45.2 ± 13.0 | - |" in table
 
 
+@pytest.mark.slow
 def test_the_whole_experiment(tmp_path, monkeypatch, capsys):
     options = "--seeds 2 --epochs 2 --train-people 16 --encodings learned human_part"
     monkeypatch.setattr("sys.argv", ["experiment.py", *options.split(), "--out", str(tmp_path)])
@@ -104,6 +105,7 @@ def fake(jobs):
     ]
 
 
+@pytest.mark.slow
 def test_all_trainings_in_processes(folder, tmp_path):
     jobs = [Job("learned", "mean", 0), Job("none", "mean", 0)]
     kept = Kept(tmp_path / "kept.jsonl", {})
@@ -112,6 +114,7 @@ def test_all_trainings_in_processes(folder, tmp_path):
     assert not kept.path.exists()
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_kept(folder, tmp_path):
     good, bad = Job("none", "mean", 0), Job("nonsense", "mean", 0)
     kept, config = Kept(tmp_path / "kept.jsonl", {"people": 8}), tiny_reid.config(epochs=2)
@@ -152,6 +155,7 @@ def test_pixels_do_not_see_the_light():
     torch.testing.assert_close(pixels(image), pixels(image + 50))
 
 
+@pytest.mark.slow
 def test_the_demo(tmp_path, monkeypatch, capsys):
     import demo
 

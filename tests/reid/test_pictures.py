@@ -31,6 +31,7 @@ def album(run, data):
     plt.close("all")
 
 
+@pytest.mark.slow
 def test_all_pictures_are_drawn(album, tmp_path):
     written = draw(album, tmp_path / "new")
     names = {"rank10", "hardest", "rollout", "bias", "similarity", "parts", "tsne"}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from posenc.attention.call import AttentionCall
 from posenc.pairs import PairIndex
-from posenc.terms import BiasTerm, DenseBias, LookupBias, LowRankBias
+from posenc.terms import DenseBias, LookupBias, LowRankBias
 
 MIN_WIDTH = 16  # of the kernels' matrix products
 MAX_RANK = 32  # each column is a tensor of its own for the kernel; cautious, not tuned
@@ -57,8 +57,8 @@ def score_mod(call: AttentionCall) -> ScoreMod:
     """Adds the biases and the mask to a score, which FlexAttention has scaled already."""
     reads = [read for term in call.biases for read in _reads(term, call)]
     keep = None
-    if call.attn_mask is not None:
-        mask = _four_dimensions(call.attn_mask, call)
+    if (mask := call.mask_4d) is not None:
+        mask = mask.expand(-1, -1, -1, call.key.shape[2])
         if mask.dtype == torch.bool:
             keep = _entry(mask)
         else:
@@ -115,7 +115,7 @@ def _compiled() -> Callable[..., Any]:
     return torch.compile(_import(), dynamic=False, fullgraph=True)
 
 
-def _reads(term: BiasTerm, call: AttentionCall) -> list[Read]:
+def _reads(term: Any, call: AttentionCall) -> list[Read]:
     """Functions of (batch, head, query, key) whose sum is the bias."""
     if isinstance(term, DenseBias):
         return [_entry(term.bias.to(call.dtype))]
@@ -139,12 +139,6 @@ def _columns(factor: Tensor, call: AttentionCall) -> list[Callable[..., Tensor]]
     """One tensor a column: the kernel has no gradient for a tensor that is read twice."""
     columns = factor.to(call.dtype).movedim(-1, 0).contiguous()
     return [_entry(column) for column in columns.unbind()]
-
-
-def _four_dimensions(mask: Tensor, call: AttentionCall) -> Tensor:
-    """`[1 or B, 1 or heads, 1 or Nq, Nk]`."""
-    mask = mask[(None,) * (4 - mask.dim())]
-    return mask.expand(-1, -1, -1, call.key.shape[2])
 
 
 def _entry(tensor: Tensor) -> Callable[..., Tensor]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
+from posenc.attention.fused import Operands
 from posenc.pairs import read_pairs, sum_buckets
 from posenc.terms import BiasTerm, DenseBias, LookupBias, LowRankBias, Term, ValueLookup
 
@@ -31,28 +32,21 @@ def rejects(call: AttentionCall) -> str | None:
         )
     if width(call) > MAX_WIDTH:
         return f"head_dim and ranks make {width(call)} columns, more than {MAX_WIDTH}"
-    if _is_16_bit(call) and is_wide(call) and call.trains_biases:
+    if _is_16_bit(call) and call.is_wide and call.trains_biases:
         return f"the gradients of wide factors are lost in {call.query.dtype}"
-    if call.bias_terms and abs(call.scale) < MIN_SCALE:
-        return f"the factors are divided by scale={call.scale}, which is too small"
+    # Only a given scale: that of a head_dim is large enough, and a symbol under torch.compile,
+    # which Dynamo cannot compare inside a second checkpointed block.
+    given = call.given_scale
+    if call.bias_terms and given is not None and abs(given) < MIN_SCALE:
+        return f"the factors are divided by scale={given}, which is too small"
     return None
 
 
 def compute(call: AttentionCall) -> Tensor:
     """`[B, heads, N, Dv]`."""
-    columns = [_columns(term, call) for term in call.bias_terms]
-    total = width(call)
     value_lines = _value_lines(call)
     value_dim = call.value.shape[-1]
-    out = F.scaled_dot_product_attention(
-        _widen(call.query, total, [left for left, _ in columns]),
-        _widen(call.key, total, [right for _, right in columns]),
-        # On the CPU a value narrower than the query takes the unfused path.
-        _widen(call.value, total, [_one_hot(term, call) for term in value_lines.values()]),
-        attn_mask=_mask(call),
-        dropout_p=call.dropout_p,
-        scale=call.scale,  # not that of the new width
-    )
+    out = _operands(call).attend()
     result, start = out[..., :value_dim], value_dim
     for axis, first in value_lines.items():
         lines = out[..., start : (start := start + _num_lines(first))].to(call.dtype)
@@ -60,6 +54,25 @@ def compute(call: AttentionCall) -> Tensor:
             if term.index.axis == axis:
                 result = result + _read_values(term, lines)
     return result.to(call.query.dtype)
+
+
+def kernel(call: AttentionCall) -> str | None:
+    """Which of PyTorch's kernels would compute it."""
+    return _operands(call).kernel()
+
+
+def _operands(call: AttentionCall) -> Operands:
+    columns = [_columns(term, call) for term in call.bias_terms]
+    total = width(call)
+    return Operands(
+        _widen(call.query, total, [left for left, _ in columns]),
+        _widen(call.key, total, [right for _, right in columns]),
+        # On the CPU a value narrower than the query takes the unfused path.
+        _widen(call.value, total, [_one_hot(t, call) for t in _value_lines(call).values()]),
+        call.fused_mask,
+        call.dropout_p,
+        scale=call.scale,  # not that of the new width
+    )
 
 
 def rank(call: AttentionCall) -> int:
@@ -72,11 +85,6 @@ def width(call: AttentionCall) -> int:
     lines = sum(_num_lines(term) for term in _value_lines(call).values())
     columns = max(call.query.shape[-1] + rank(call), call.value.shape[-1] + lines)
     return -(-columns // BLOCK) * BLOCK
-
-
-def is_wide(call: AttentionCall) -> bool:
-    """Whether the factors of any bias span many orders of magnitude."""
-    return any(isinstance(term, LowRankBias) and term.wide for term in call.terms)
 
 
 def _is_16_bit(call: AttentionCall) -> bool:
@@ -168,11 +176,6 @@ def _balance(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     top_left, top_right = tops
     factor = torch.exp2(((top_right.log2() - top_left.log2()) / 2).round().clamp(-40, 40))
     return left * factor, right / factor
-
-
-def _mask(call: AttentionCall) -> Tensor | None:
-    mask = call.attn_mask
-    return mask if mask is None or mask.dtype == torch.bool else mask.to(call.query.dtype)
 
 
 def _widen(tensor: Tensor, total: int, columns: list[Tensor]) -> Tensor:

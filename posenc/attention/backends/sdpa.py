@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
+from posenc.attention.fused import Operands
+from posenc.functional.precision import as_mask
 from posenc.terms import BiasTerm
 
 
@@ -24,28 +25,52 @@ def rejects(call: AttentionCall) -> str | None:
 
 def compute(call: AttentionCall) -> Tensor:
     """`[B, heads, Nq, Dv]`."""
-    return F.scaled_dot_product_attention(
+    return _operands(call, _mask(call)).attend()
+
+
+def kernel(call: AttentionCall) -> str | None:
+    """Which of PyTorch's kernels would compute it; the mask is not built for that."""
+    biases = call.biases
+    if not biases:
+        return _operands(call, call.fused_mask).kernel()
+    images, heads = (max(sizes) for sizes in zip(*map(_images_and_heads, biases), strict=True))
+    shape = (images, heads, call.query.shape[2], call.key.shape[2])
+    mask = call.query.new_empty(shape).requires_grad_(call.trains_biases)
+    return _operands(call, mask).kernel()
+
+
+def _images_and_heads(term: BiasTerm) -> tuple[int, int]:
+    shapes = [tensor.shape for tensor in term.tensors().values()]
+    return max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
+
+
+def _operands(call: AttentionCall, mask: Tensor | None) -> Operands:
+    return Operands(
         call.query,
         call.key,
         call.value,
-        attn_mask=_mask(call),
-        dropout_p=call.dropout_p,
-        is_causal=call.is_causal,
-        scale=call.given_scale,
-        enable_gqa=call.enable_gqa,
+        mask,
+        call.dropout_p,
+        call.is_causal,
+        call.given_scale,
+        call.enable_gqa,
     )
 
 
 def _mask(call: AttentionCall) -> Tensor | None:
     biases = call.biases
     if not biases:
-        return call.attn_mask
+        return call.fused_mask
     if len(biases) == 1 and call.attn_mask is None:
         # The usual case of a static bias in eval: the finished mask is remembered.
         key = ("mask", call.query.dtype)
-        return _remember(biases[0], key, lambda: _finish(biases[0].dense().to(call.dtype), call))
+        return _remember(biases[0], key, lambda: _build(biases[0], call))
     bias = functools.reduce(operator.add, (_dense(term, call) for term in biases))
-    return _finish(_add_mask(bias, call.attn_mask), call)
+    return as_mask(_add_mask(bias, call.attn_mask), call.query.dtype)
+
+
+def _build(term: BiasTerm, call: AttentionCall) -> Tensor:
+    return as_mask(term.dense().to(call.dtype), call.query.dtype)
 
 
 def _dense(term: BiasTerm, call: AttentionCall) -> Tensor:
@@ -69,14 +94,3 @@ def _add_mask(bias: Tensor, mask: Tensor | None) -> Tensor:
     if mask.dtype == torch.bool:
         return bias.masked_fill(~mask, float("-inf"))
     return bias + mask.to(bias.dtype)
-
-
-def _finish(bias: Tensor, call: AttentionCall) -> Tensor:
-    """Casts last. In 16 bit each row is shifted first so that its maximum is zero.
-
-    Softmax does not see the shift, but a 16-bit float resolves small numbers far better.
-    """
-    if bias.dtype == call.query.dtype:
-        return bias
-    top = bias.detach().amax(dim=-1, keepdim=True)
-    return (bias - top.masked_fill(top == float("-inf"), 0.0)).to(call.query.dtype)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
 from posenc.pairs import PairIndex, add_pairs, read_pairs, sum_buckets
-from posenc.terms import BiasTerm, DenseBias, LookupBias
+from posenc.terms import DenseBias, LookupBias
 
 Tensors = tuple[Tensor, ...]
 Grads = Sequence[Tensor | None]  # buffers of the tensors' shapes, None where none is needed
@@ -23,7 +24,7 @@ Grads = Sequence[Tensor | None]  # buffers of the tensors' shapes, None where no
 
 @dataclass(frozen=True)
 class Tile:
-    """Some images, heads and query rows of `[B, heads, N, N]`."""
+    """Some images, heads and queries of `[B, heads, N, N]`."""
 
     images: slice
     heads: slice
@@ -37,19 +38,19 @@ class Tile:
         ]
 
     def queries_of(self, tensor: Tensor) -> Tensor:
-        """The images, heads and query rows of the tile, a view."""
+        """The images, heads and queries of the tile, a view."""
         return self.of(tensor)[:, :, self.queries if tensor.shape[2] > 1 else slice(None)]
 
 
 class _GatherIndex:
-    """Where the rows of a tile read; kept until other rows come, since many tiles share them."""
+    """Where the queries of a tile read; kept until others come, since many tiles share them."""
 
     def __init__(self, index: PairIndex, read_by: str) -> None:
         self.index, self.read_by = index, read_by
         self._block: tuple[slice, Tensor] | None = None
 
     def of(self, tile: Tile, device: torch.device) -> Tensor:
-        """`[rows, N]` int64."""
+        """`[queries, N]` int64."""
         if self._block is None or self._block[0] != tile.queries:
             where = self.index.gather_index(self.read_by, device, tile.queries)
             self._block = (tile.queries, where)
@@ -63,7 +64,7 @@ class TileBias(ABC):
 
     @abstractmethod
     def read(self, tensors: Tensors, tile: Tile) -> Tensor:
-        """What is added to the scores: `[images or 1, heads or 1, rows or 1, N or 1]`."""
+        """What is added to the scores: `[images or 1, heads or 1, queries or 1, N or 1]`."""
 
     @abstractmethod
     def collect(self, grads: Grads, tensors: Tensors, tile: Tile, scores: Tensor) -> None:
@@ -86,8 +87,8 @@ class TileLookup(TileBias):
         if grads[0] is None:
             return
         target = tile.of(grads[0])
-        batch, heads, rows, buckets = target.shape
-        target = target.view(batch, heads, rows * buckets)  # raises rather than copies
+        batch, heads, entries, buckets = target.shape
+        target = target.view(batch, heads, entries * buckets)  # raises rather than copies
         scores = scores.sum_to_size(batch, heads, *scores.shape[2:])
         add_pairs(target, self.gather_index.of(tile, target.device), scores)
 
@@ -153,12 +154,12 @@ class TileValues:
         return self.index.num_buckets < self.index.layout.num_tokens
 
     def sums(self, attention: Tensor, tile: Tile) -> Tensor:
-        """Attention per bucket: `[images, heads, rows, T]`."""
+        """Attention per bucket: `[images, heads, queries, T]`."""
         buckets = self.buckets.of(tile, attention.device)
         return sum_buckets(attention, buckets, self.index.num_buckets)
 
     def read(self, table: Tensor, sums: Tensor, tile: Tile) -> Tensor:
-        """What is added to the output: `[images, heads, rows, Dv]`."""
+        """What is added to the output: `[images, heads, queries, Dv]`."""
         return sums @ self._table(table, tile)
 
     def add_to_gradient(
@@ -180,9 +181,9 @@ class TileValues:
 def tile_biases(call: AttentionCall) -> list[tuple[TileBias, Tensors]]:
     """The biases and the mask, each with its tensors."""
     parts = [_tile_bias(term, call.dtype) for term in call.biases]
-    if call.attn_mask is None:
+    mask = call.mask_4d
+    if mask is None:
         return parts
-    mask = call.attn_mask[(None,) * (4 - call.attn_mask.dim())]
     if not torch.compiler.is_compiling() and mask.is_inference():
         mask = mask.clone()  # autograd could not keep it for backward
     if mask.dtype == torch.bool:
@@ -190,7 +191,7 @@ def tile_biases(call: AttentionCall) -> list[tuple[TileBias, Tensors]]:
     return [*parts, (TileDense(), (mask.to(call.dtype),))]
 
 
-def _tile_bias(term: BiasTerm, dtype: torch.dtype) -> tuple[TileBias, Tensors]:
+def _tile_bias(term: Any, dtype: torch.dtype) -> tuple[TileBias, Tensors]:
     if isinstance(term, LookupBias):
         return TileLookup(term), (term.lookup.to(dtype).contiguous(),)
     if isinstance(term, DenseBias):

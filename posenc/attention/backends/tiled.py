@@ -22,7 +22,6 @@ from posenc.attention.backends.tile_terms import Tensors, Tile, TileBias, TileVa
 from posenc.attention.call import AttentionCall
 from posenc.functional.precision import without_autocast
 from posenc.memo import is_transformed
-from posenc.terms import LowRankBias
 
 CPU_SCORES = 2**19  # of one tile and thread: 2 MiB in float32, measured best of 2**17 to 2**20
 DEVICE_SCORES = 2**26
@@ -55,7 +54,7 @@ def compute(call: AttentionCall) -> Tensor:
     plan = _Plan(
         call.scale,
         call.may_mask_rows,
-        any(isinstance(term, LowRankBias) and term.wide for term in call.terms),
+        call.is_wide,
         tile_sizes(batch, heads, tokens, _num_scores(query.device)),
         [(part, len(tensors)) for part, tensors in biases],
         [TileValues(term.index) for term in call.value_terms],
@@ -74,7 +73,7 @@ class _Plan:
     scale: float
     may_mask_rows: bool
     is_wide: bool
-    sizes: tuple[int, int, int]  # of a tile: images, heads, rows
+    sizes: tuple[int, int, int]  # of a tile: images, heads, queries
     biases: Sequence[tuple[TileBias, int]]  # and how many tensors each has
     values: Sequence[TileValues]
 
@@ -141,11 +140,11 @@ class _Scores:
         self.biases: list[tuple[TileBias, Tensors]] = list(zip(parts, biases, strict=True))
 
     def groups(self) -> Iterator[list[Tile]]:
-        """Tiles with the same rows and heads, for all images."""
+        """Tiles with the same queries and heads, for all images."""
         batch, heads, tokens, _ = self.query.shape
-        images, some_heads, rows = map(_cut, (batch, heads, tokens), self.plan.sizes)
-        for row, head in itertools.product(rows, some_heads):
-            yield [Tile(image, head, row) for image in images]
+        images, some_heads, queries = map(_cut, (batch, heads, tokens), self.plan.sizes)
+        for some, head in itertools.product(queries, some_heads):
+            yield [Tile(image, head, some) for image in images]
 
     def shared(self, tile: Tile) -> Tensor | None:
         """The sum of the biases that are the same for all images, read once for all of them."""
@@ -153,7 +152,7 @@ class _Scores:
         return functools.reduce(operator.add, biases) if biases else None
 
     def attention(self, tile: Tile, shared: Tensor | None) -> Tensor:
-        """`[images, heads, rows, N]`; a fully masked row is zero."""
+        """`[images, heads, queries, N]`; a fully masked row is zero."""
         query, key = tile.queries_of(self.query), tile.of(self.key)
         shape = torch.Size((*query.shape[:3], key.shape[2]))
         scores = self._bias(tile, shared, shape)
@@ -277,10 +276,10 @@ def keeps_attention(tokens: int, head_dim: int) -> bool:
 
 
 def tile_sizes(batch: int, heads: int, tokens: int, scores: int) -> tuple[int, int, int]:
-    """Images, heads and query rows of a tile with about this many scores."""
-    rows = max(1, scores // tokens)
-    if rows < tokens:
-        return 1, 1, rows
+    """Images, heads and queries of a tile with about this many scores."""
+    queries = max(1, scores // tokens)
+    if queries < tokens:
+        return 1, 1, queries
     pairs = max(1, scores // tokens**2)
     # Along images or heads, not both: such a slice of a packed projection needs no copy.
     return (min(batch, pairs), 1, tokens) if batch > heads else (1, min(heads, pairs), tokens)

@@ -19,8 +19,8 @@ from torch import Tensor
 class Blocks(NamedTuple):
     """Of one kernel."""
 
-    rows: int  # queries of a tile
-    columns: int  # keys of a tile
+    queries: int  # of a tile
+    keys: int  # of a tile
     warps: int
     stages: int  # tiles that are loaded ahead
 
@@ -99,7 +99,7 @@ def _preferred(kernel: str, load: Load) -> Blocks:
 
 
 def _area(size: Blocks) -> int:
-    return size.rows * size.columns * size.stages
+    return size.queries * size.keys * size.stages
 
 
 def _first_that_fits(options: Sequence[Blocks], run: Callable[[Blocks], None]) -> Blocks:

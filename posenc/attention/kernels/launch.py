@@ -49,18 +49,18 @@ class Launcher:
     def query_tiles(self, size: Blocks) -> int:
         """Of all images and heads."""
         batch, heads, queries, _ = self.operands.query.shape
-        return batch * heads * triton.cdiv(queries, size.rows)
+        return batch * heads * triton.cdiv(queries, size.queries)
 
     def key_tiles(self, size: Blocks) -> int:
         """Of all images and heads."""
         batch, heads, keys, _ = self.operands.key.shape
-        return batch * heads * triton.cdiv(keys, size.columns)
+        return batch * heads * triton.cdiv(keys, size.keys)
 
     def pair_tiles(self, size: Blocks) -> int:
         """Of all heads, for one image."""
         _, heads, queries, _ = self.operands.query.shape
         keys = self.operands.key.shape[2]
-        return heads * triton.cdiv(queries, size.rows) * triton.cdiv(keys, size.columns)
+        return heads * triton.cdiv(queries, size.queries) * triton.cdiv(keys, size.keys)
 
     def _load(self) -> Load:
         operands = self.operands
@@ -150,7 +150,7 @@ def _shape(operands: Operands, size: Blocks) -> Shape:
     # As for PyTorch's own products; factors lose nothing in either.
     exact = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     numbers = (
-        *(size.rows, size.columns),
+        *(size.queries, size.keys),
         *(head_dim, _block(head_dim), value_dim, _block(value_dim)),
         *(rank, _block(rank)),
         operands.is_causal,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posenc.layout import check_is_fixed
 from posenc.patching.layouts import SeenLayout
 from posenc.patching.sites.site import Site
 
@@ -78,10 +79,19 @@ def then_see(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def seeing(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = method(self, *args, **kwargs)
         image = args[0] if args else next(iter(kwargs.values()))
+        _check_sides_are_fixed(self, image)
+        result = method(self, *args, **kwargs)
         site: Any = self._posenc
         site.layout.see(*site.seen_grid(self, image, result))
         return result
 
     return seeing
+
+
+def _check_sides_are_fixed(self: Any, x: Any) -> None:
+    """Raises when an export leaves the sides of the image open."""
+    # Before the embedding runs: Dynamo fixes a side without a word that timm prints in a message,
+    # and the ONNX exporter then takes that for what the user wanted.
+    if isinstance(x, Tensor):
+        check_is_fixed(f"posenc: the input of {self._posenc.name}", x.shape[1:])

@@ -1,0 +1,44 @@
+"""The fused kernels on CUDA, or else in Triton's interpreter."""
+
+import math
+
+import pytest
+import torch
+from kernel_calls import DEVICE, run, set_tiles
+
+from posenc.attention.kernels import memory
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch):
+    if DEVICE == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch):
+    """What a kernel does not write is NaN."""
+    for module in (memory, run):
+        monkeypatch.setattr(module, "empty", poisoned(memory.empty))
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Several of them in each direction, wider than high."""
+    if DEVICE == "cpu":
+        set_tiles(monkeypatch, 16, 32)
+
+
+def poisoned(empty):
+    def fill(*args, **options):
+        result = empty(*args, **options)
+        return result.fill_(math.nan) if result.is_floating_point() else result
+
+    return fill
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,56 @@
+"""Every backend computes what the reference computes, for every registered encoding."""
+
+import pytest
+import torch
+from kernel_calls import set_tiles
+
+import posenc
+from posenc.attention.api import BACKENDS
+from posenc.encodings.base import AttentionEncoding
+from posenc.registry import encoding_class
+from posenc.testing import check_backend
+
+NAMES = [n for n in posenc.list_encodings() if issubclass(encoding_class(n), AttentionEncoding)]
+ON_DEVICES = {"triton", "flex"}
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Triton's interpreter, with tiles of which these small layouts have several."""
+    pytest.importorskip("posenc.attention.kernels.run", exc_type=ImportError)
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        set_tiles(monkeypatch, 16, 16)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b not in ON_DEVICES])
+def test_equals_the_reference(backend, name):
+    check_backend(name, backend)
+    check_backend(name, backend, dtype=torch.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_in_the_interpreter_equal_the_reference(interpreted, name):
+    assert check_backend(name, "triton", dtype=torch.float32) > 0
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b not in ON_DEVICES])
+def test_computes_at_least_one_encoding(backend):
+    assert sum(check_backend(name, backend) for name in NAMES) > 0
+
+
+def test_a_backend_that_is_wrong_is_noticed(monkeypatch):
+    tiled = BACKENDS["tiled"]
+
+    class Wrong:
+        rejects = staticmethod(tiled.rejects)
+
+        @staticmethod
+        def compute(call):
+            return tiled.compute(call) * (1 + 1e-4)
+
+    monkeypatch.setitem(BACKENDS, "tiled", Wrong)
+    with pytest.raises(AssertionError, match="not close"):
+        check_backend("swin", "tiled")

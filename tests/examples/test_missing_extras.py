@@ -1,0 +1,52 @@
+"""A script without its extra names it."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = (ROOT / "pyproject.toml").read_text()
+# script, extra, a module that it needs of that extra
+MISSING = [
+    ("examples/quickstart.py", "demo", "mlxtend"),
+    ("examples/compare_encodings.py", "demo", "mlxtend"),
+    ("examples/compare_encodings.py", "demo", "tqdm"),
+    ("examples/compare_encodings.py", "demo", "matplotlib"),
+    ("examples/reid/demo.py", "reid", "torchvision"),
+    ("examples/reid/experiment.py", "reid", "scipy"),
+    ("examples/reid/floors.py", "reid", "torchvision"),
+    ("examples/reid/generate.py", "reid", "tqdm"),
+    ("examples/reid/pictures.py", "reid", "matplotlib"),
+    ("examples/reid/train.py", "reid", "accelerate"),
+    ("examples/reid/train.py", "reid", "pytorch_metric_learning"),
+    ("benchmarks/bench_attention.py", "bench", "tqdm"),
+    ("benchmarks/inspect_kernels.py", "triton", "triton"),
+    ("docs/coverage.py", "bench", "tqdm"),
+]
+
+
+def entry_points():
+    files = [*(ROOT / "examples").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    return {str(p.relative_to(ROOT)) for p in files if '__name__ == "__main__"' in p.read_text()}
+
+
+def test_every_script_is_tried():
+    """`bench_model.py` needs no extra."""
+    without = {"benchmarks/bench_model.py"}
+    assert entry_points() <= {script for script, _, _ in MISSING} | without
+
+
+@pytest.mark.parametrize(("script", "extra", "module"), MISSING)
+def test_the_extra_is_named(script, extra, module, monkeypatch):
+    assert f"\n{extra} = [" in PROJECT
+    local = {path.stem for path in (ROOT / script).parent.glob("*.py")}
+    for name in list(sys.modules):
+        if name in local or name.partition(".")[0] == module:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(sys, "argv", [script, "--help"])  # nothing runs if nothing is missed
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))
+    with pytest.raises(SystemExit, match=rf'{module}.*: pip install "\.\[{extra}\]"'):
+        runpy.run_path(str(ROOT / script), run_name="__main__")

@@ -1,0 +1,54 @@
+"""A training in two processes, and one that is watched."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+from train import SCORES
+from trainings import ONE_THREAD, command, run, weights
+
+pytestmark = pytest.mark.slow
+
+
+def logged(out):
+    """Step -> loss, from TensorBoard's file."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (file,) = (out / "reid").glob("events.out.tfevents.*")  # those of options lie deeper
+    events = EventAccumulator(str(file.parent)).Reload()
+    tags = events.Tags()
+    return {e.step: e.value for e in events.Scalars("loss")}, tags
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+def test_two_processes_have_the_same_loss(folder, tmp_path):
+    changes = {"tracker": "tensorboard", "encoding": "learned+human_part", "patch_weight": 0.5}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run(folder, tmp_path / "one", **changes)
+    run(folder, tmp_path / "two", *launcher, **changes)
+    one, two = (json.loads((tmp_path / n / SCORES).read_text()) for n in ("one", "two"))
+    assert one["queries"] == two["queries"] == 8
+    assert one["mAP"] == pytest.approx(two["mAP"], abs=0.1)  # ranks of a near-tie may change
+    (one, tags), (two, _) = (logged(tmp_path / name) for name in ("one", "two"))
+    assert list(one) == [1, 2, 3]
+    assert one == pytest.approx(two, rel=1e-4)
+    assert {"rollout", "bias of the center"} <= set(tags["images"])
+    first, second = (weights(tmp_path / name) for name in ("one", "two"))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, atol=2e-3, rtol=1e-2, msg=name)
+
+
+def test_weights_and_biases_without_a_network(folder, tmp_path):
+    pytest.importorskip("wandb")
+    offline = {**ONE_THREAD, "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
+    done = subprocess.run(
+        command(folder, tmp_path / "out", tracker="wandb"),
+        env=offline,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))

@@ -1,0 +1,130 @@
+"""The command: what it prints, its exit codes, and that errors are words."""
+
+import subprocess
+import sys
+
+import pytest
+
+import posenc
+from posenc.cli import main
+
+SMALL = ["inspect", "vit_tiny_patch16_224", "--img-size", "64", "96"]
+
+
+def command(*arguments, module="posenc"):
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def printed(capsys, *arguments):
+    code = main(arguments)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_list(capsys):
+    code, out, err = printed(capsys, "list")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == posenc.list_encodings()
+    for line in lines:
+        name = line.split()[0]
+        assert posenc.registry.encoding_class(name).__doc__.splitlines()[0] in line
+    (irpe,) = [line for line in lines if line.startswith("irpe ")]
+    assert "  inside attention   " in irpe
+    assert "  starts without effect  " in irpe
+    (peg,) = [line for line in lines if line.startswith("peg ")]
+    assert "  on tokens, after blocks  " in peg
+    (sinusoidal,) = [line for line in lines if line.startswith("sinusoidal ")]
+    assert "  on tokens, at the position step  starts with an effect  " in sinusoidal
+
+
+def test_inspect_an_encoding(capsys):
+    code, out, err = printed(capsys, "inspect", "quadratic")
+    assert (code, err) == (0, "")
+    assert out.startswith("quadratic: posenc.Quadratic, acts inside attention\n")
+    assert "Reference: Cordonnier et al. 2020" in out
+    assert out.endswith("Options:\n  init = 'stencil'\n  alpha = 1.0\n  strength = 1.0\n")
+
+
+def test_inspect_a_model(capsys):
+    code, out, err = printed(capsys, *SMALL)
+    assert (code, err) == (0, "")
+    assert "supported: yes\nlayout:    4x6 + 1 prefix\n" in out
+    assert "blocks.0.attn ... blocks.11.attn (12)" in out
+
+
+def test_inspect_with_an_encoding(capsys):
+    code, out, err = printed(capsys, *SMALL, "--encoding", "peg+swin")
+    assert (code, err) == (0, "")
+    assert "supported: yes" in out
+    assert "layout:         4x6 + 1 prefix = 25 tokens" in out
+    assert "swin: SwinBias() [no effect at start]" in out
+
+
+def test_a_warning_is_printed(capsys):
+    code, out, err = printed(capsys, *SMALL, "--encoding", "quadratic")
+    assert code == 0
+    assert "[changes the model at start]" in out
+    assert "Quadratic has an effect from the start (strength=0 starts without)" in err
+
+
+def test_a_refused_model(capsys):
+    code, out, err = printed(capsys, "inspect", "swinv2_tiny_window8_256")
+    assert (code, err) == (1, "")
+    assert out == "not supported: SwinTransformerV2: cosine attention, written out\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["inspect", "irpa"], 2, "'irpa' is no encoding and no timm model. `posenc list` has"),
+        (["inspect", "vit_tiny"], 2, "timm model. Did you mean 'vit_tiny_patch16_224'"),
+        ([*SMALL, "--encoding", "rope"], 2, "unknown encoding 'rope'. There are: "),
+        ([*SMALL, "--encoding", "peg+APE"], 2, "unknown encoding 'APE'. Did you mean 'learned'?"),
+        (["inspect", "swin", "--encoding", "irpe"], 2, "swin is an encoding; --encoding and"),
+        (
+            ["inspect", "resnet18", "--img-size", "64", "64"],
+            2,
+            "resnet18 cannot have images of [64, 64]: ",
+        ),
+        (
+            ["inspect", "swin_tiny_patch4_window7_224", "--encoding", "peg"],
+            1,
+            "peg acts on the tokens of one grid, and SwinTransformer has windows or stages",
+        ),
+    ],
+)
+def test_what_goes_wrong_is_said(capsys, arguments, code, message):
+    got, _, err = printed(capsys, *arguments)
+    assert got == code
+    assert err.startswith("posenc: ")
+    assert message in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], [*SMALL[:-1]], [*SMALL[:-1], "wide"]])
+def test_wrong_arguments(capsys, arguments):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "usage: posenc" in capsys.readouterr().err
+
+
+def test_as_a_module():
+    listed = command("list")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert len(listed.stdout.splitlines()) == len(posenc.list_encodings())
+    unknown = command("inspect", "nosuchmodel")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert "Traceback" not in unknown.stderr
+    version = command("--version")
+    assert version.stdout == f"posenc {posenc.__version__}\n"
+
+
+def test_timm_is_imported_where_a_model_is_made_only():
+    code = (
+        "import sys; from posenc.cli import main; main(['list']); main(['inspect', 'irpe']); "
+        "print('timm' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "False"
