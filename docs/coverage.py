@@ -29,6 +29,7 @@ except ModuleNotFoundError as missing:
 
 OUT = pathlib.Path(__file__).with_name("coverage.md")
 ENCODINGS = ("irpe", "swin", "quadratic", "human_part")
+NO_ATTENTION = "no attention"
 # timm modules that build models of a class that another module defines.
 BUILDERS = ("deit", "vision_transformer_hybrid", "vitamin")
 
@@ -41,7 +42,8 @@ class Result:
         module: timm module.
         name: of the configuration.
         attention: classes of the attention modules that were patched.
-        layouts: what they see, with how many see it.
+        layouts: what they see, with how many see it; "no attention" for the configurations of a
+            family that have none, which are not counted.
         left_alone: why attention modules were passed over.
         error: why nothing worked.
     """
@@ -64,8 +66,7 @@ def main() -> None:
     for group, modules in groups.items():
         wanted = [module for module in modules if not chosen or module in chosen]
         results[group] = sweep([(m, name) for m in wanted for name in list_models(module=m)])
-        good = sum(not result.error for result in results[group])
-        print(f"{group}: {good} of {len(results[group])}", flush=True)
+        print(f"{group}: {count(results[group])}", flush=True)
     refused = {} if chosen else refusals()
     for name, reason in refused.items():
         print(f"refused: {name}: {reason}")
@@ -101,6 +102,8 @@ def try_model(model: tuple[str, str]) -> Result:
     warnings.simplefilter("ignore")
     try:
         vit, image = create(name)
+        if not any(hasattr(part, "fused_attn") for part in vit.modules()):
+            return Result(module, name, layouts=NO_ATTENTION)
         with torch.no_grad():
             shape = shape_of(vit(image))
             for encoding in ENCODINGS:
@@ -200,7 +203,8 @@ def page(results: dict[str, list[Result]], refused: dict[str, str]) -> str:
 
 def count(results: list[Result]) -> str:
     """How many of them work."""
-    return f"{sum(not result.error for result in results)} of {len(results)}"
+    counted = [result for result in results if result.layouts != NO_ATTENTION]
+    return f"{sum(not result.error for result in counted)} of {len(counted)}"
 
 
 def table(results: list[Result]) -> list[str]:

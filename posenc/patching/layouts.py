@@ -33,12 +33,12 @@ def grid_of_pixels(embedding: Any, image: tuple[int, int]) -> tuple[int, int]:
         return height, width
     if embedding.dynamic_img_pad:  # to whole patches, whatever the stride
         sides = zip(image, embedding.patch_size, strict=True)
-        image = tuple(-(-side // patch) * patch for side, patch in sides)  # type: ignore[assignment]
+        image = tuple(-(-side // patch) * patch for side, patch in sides)
     return grid_of_convolution(projection, image)
 
 
 def overlapping_projection(embedding: Any) -> nn.Conv2d | None:
-    """The projection of a patch embedding whose stride is not its patch size, else None.
+    """The projection of a patch embedding that does not cut patches side by side, else None.
 
     timm divides an image by the patch size, so that what it says of such a grid may be wrong.
     """
@@ -46,18 +46,23 @@ def overlapping_projection(embedding: Any) -> nn.Conv2d | None:
     of_features = hasattr(embedding, "feature_ratio")  # of HybridEmbed: no image comes there
     if not isinstance(projection, nn.Conv2d) or of_features:
         return None
-    return None if projection.stride == tuple(embedding.patch_size) else projection
+    patch = tuple(embedding.patch_size)
+    side_by_side = projection.stride == projection.kernel_size == patch
+    return None if side_by_side and not any(_padding(projection)) else projection
+
+
+def _padding(convolution: Any) -> tuple[int, int]:
+    padding = convolution.padding
+    return (0, 0) if padding == "valid" else padding
 
 
 def grid_of_convolution(convolution: Any, size: Sequence[int]) -> tuple[int, int]:
     """The grid that a patch projection gives for an image, patches overlapping or not."""
-    padding = convolution.padding
-    padding = (0, 0) if padding == "valid" else padding
     height, width = (
         (side + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
         for side, pad, dilation, kernel, stride in zip(
             size,
-            padding,
+            _padding(convolution),
             convolution.dilation,
             convolution.kernel_size,
             convolution.stride,

@@ -20,7 +20,7 @@ from torch import nn
 from posenc._torch import NO_BACKWARD, backward_task, is_compiled_in_place
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import GivenLayout, LayoutSource, SeenGrid, SeenLayout
-from posenc.patching.models.examine import AttentionSite, Backbone, check_model, examine
+from posenc.patching.models.examine import AttentionSite, Backbone, check_module, examine
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.known import adapted_of, family_of
 from posenc.patching.patch import find_patched, named_backbone, site_modules
@@ -82,8 +82,7 @@ class _Watch:
 
 
 def _check_recordable(model: Any, caller: str) -> None:
-    if not isinstance(model, nn.Module):
-        check_model(model)  # which says what it is
+    check_module(model)
     for name, module in model.named_modules():
         if type(module).__name__ == "OptimizedModule" or is_compiled_in_place(module):
             raise ValueError(

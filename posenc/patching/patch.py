@@ -13,7 +13,7 @@ from posenc.encodings.base import unfit
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import EmbeddingLayout, LayoutSource
-from posenc.patching.models.examine import Backbone, check_model
+from posenc.patching.models.examine import Backbone, check_model, check_module
 from posenc.patching.models.others import OTHER
 from posenc.patching.names import is_of_encoding
 from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
@@ -90,7 +90,7 @@ def patch_model(
     Raises:
         ValueError: an unknown name or option, a model or module that cannot be patched (with the
             reason), a selection that matches nothing, a model that is already patched.
-        TypeError: an encoding, layout or flag of the wrong type.
+        TypeError: no module, or an encoding, layout or flag of the wrong type.
 
     Returns:
         The same model.
@@ -163,7 +163,12 @@ def is_patched(model: nn.Module) -> bool:
 
 
 def find_patched(model: nn.Module) -> Any:
-    """The patched backbone in `model`, or None."""
+    """The patched backbone in `model`, or None.
+
+    Raises:
+        TypeError: not a module.
+    """
+    check_module(model)
     return next((m for m in model.modules() if "_posenc_record" in vars(m)), None)
 
 
@@ -180,8 +185,10 @@ def named_backbone(model: nn.Module) -> tuple[str, Any]:
     """The patched backbone in `model` and its name there.
 
     Raises:
+        TypeError: not a module.
         ValueError: there is none, or several.
     """
+    check_module(model)
     found = [(n, m) for n, m in model.named_modules() if "_posenc_record" in vars(m)]
     if not found:
         raise ValueError(

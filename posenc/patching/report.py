@@ -13,7 +13,7 @@ from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.checkpoint import patched_encodings
 from posenc.patching.layouts import SeenLayout
-from posenc.patching.models.examine import check_fused_flag, examine
+from posenc.patching.models.examine import check_fused_flag, examine, module_refusal
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.others import OTHER
 from posenc.patching.patch import PatchRecord, find_patched, patched_backbone, site_modules
@@ -70,7 +70,9 @@ def supports(model: nn.Module, *, layout: TokenLayout | None = None) -> Support:
         model: any module.
         layout: as for `patch_model`.
     """
-    if isinstance(model, nn.Module) and find_patched(model) is not None:
+    if (no_module := module_refusal(model)) is not None:
+        return Support(False, no_module)
+    if find_patched(model) is not None:
         return Support(False, "already patched; call posenc.unpatch_model(model)")
     try:
         backbone = examine(model, layout)

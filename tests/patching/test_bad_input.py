@@ -243,7 +243,7 @@ def test_a_scripted_model():
 
 @pytest.mark.parametrize("thing", [None, "vit_tiny", vit])
 def test_no_module(thing):
-    with pytest.raises(ValueError, match=r"expected a torch.nn.Module, got "):
+    with pytest.raises(TypeError, match=r"expected a torch.nn.Module, got "):
         patch_model(thing)
 
 

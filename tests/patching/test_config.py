@@ -153,5 +153,5 @@ def test_a_patched_model_and_no_model():
     config = config_of(encoding="swin")
     with pytest.raises(ValueError, match=r"already patched with irpe; call posenc.unpatch_model"):
         posenc.patch_from_config(posenc.patch_model(vit(), "irpe"), config)
-    with pytest.raises(ValueError, match=r"expected a torch.nn.Module, got str"):
+    with pytest.raises(TypeError, match=r"expected a torch.nn.Module, got str"):
         posenc.patch_from_config("vit", config)

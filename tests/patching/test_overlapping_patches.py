@@ -17,14 +17,14 @@ IMAGE = (64, 48)
 TRUE = (5, 3)  # (64 - 16) // 12 + 1, (48 - 16) // 12 + 1; patches of 16 give 4x3
 
 
-def build(tell=True, padding=0, **options):
+def build(tell=True, padding=0, kernel=16, stride=12, **options):
     """Its projection and table replaced; `tell` whether the grid is, too."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = timm.create_model("vit_tiny_patch16_224", img_size=IMAGE, depth=2, **options)
         embedding = model.patch_embed
-        embedding.proj = nn.Conv2d(3, 192, 16, stride=12, padding=padding)
-        grid = tuple((side + 2 * padding - 16) // 12 + 1 for side in IMAGE)
+        embedding.proj = nn.Conv2d(3, 192, kernel, stride, padding)
+        grid = tuple((side + 2 * padding - kernel) // stride + 1 for side in IMAGE)
         model.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid[0] * grid[1], 192))
         if tell:
             embedding.grid_size, embedding.num_patches = grid, grid[0] * grid[1]
@@ -57,12 +57,25 @@ def check(model, plain, grid, x):
         torch.testing.assert_close(model(x), expected, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize(("padding", "grid"), [(0, TRUE), (5, (5, 4))])
-def test_an_embedding_that_tells_its_grid(padding, grid):
-    model = build(padding=padding)
+@pytest.mark.parametrize(
+    ("options", "grid"),
+    [
+        ({}, TRUE),
+        ({"padding": 5}, (5, 4)),
+        ({"padding": 1, "kernel": 20, "stride": 16}, (3, 2)),  # of patches of 16, too
+    ],
+)
+def test_an_embedding_that_tells_its_grid(options, grid):
+    model = build(**options)
     assert posenc.supports(model).layout == TokenLayout(*grid, 1)
     randomise_encodings(patch_model(model, "swin"))
-    check(model, build(padding=padding), grid, images())
+    check(model, build(**options), grid, images())
+
+
+def test_a_kernel_beyond_the_patch_was_forgotten():
+    model = build(tell=False, padding=1, kernel=20, stride=16)
+    with pytest.raises(ValueError, match=r"kernel \(20, 20\).*give 3x2 .*grid_size is \(4, 3\)"):
+        patch_model(model, "swin")
 
 
 def test_the_grid_was_forgotten():

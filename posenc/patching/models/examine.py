@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,20 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from posenc.encodings.base import check_layout
 from posenc.intercept import CannotRewrite, rewritten_forward
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import (
     CheckedLayout,
-    EmbeddingLayout,
     GivenLayout,
     LayoutSource,
     MapLayout,
     SeenGrid,
     SeenLayout,
     StageLayout,
-    grid_of_embedding,
-    grid_of_pixels,
-    overlapping_projection,
 )
 from posenc.patching.models.kinds import AttentionKind, Family, UnsupportedModelError
 from posenc.patching.models.known import (
@@ -31,11 +29,10 @@ from posenc.patching.models.known import (
     attention_of,
     embedding_of,
     family_of,
-    known_families,
-    left_alone_in,
     refusal_of,
 )
-from posenc.patching.models.others import ADAPTED, OTHER
+from posenc.patching.models.model_layout import layout_in_timm, layout_outside_timm, left_alone
+from posenc.patching.models.others import OTHER
 from posenc.patching.sites.classes import ADAPTERS
 
 
@@ -150,28 +147,44 @@ def examine(model: nn.Module, layout: TokenLayout | None = None) -> Backbone:
     """Finds the vision transformer in `model` and its parts, changing nothing.
 
     Raises:
+        TypeError: not a module, or not a layout.
         UnsupportedModelError: not a model that posenc can patch, with the reason.
     """
     check_model(model)
+    if layout is not None:
+        check_layout(layout, type(model).__name__)
     name, module, family = _find_backbone(model, layout)
     if family is OTHER:
-        source: LayoutSource | None = _layout_outside_timm(model, layout)
+        source: LayoutSource | None = layout_outside_timm(model, layout)
     else:
-        source = _layout_source(model, module, family, layout)
+        source = layout_in_timm(model, module, family, layout)
     backbone = Backbone(name, module, family, source)
     _find_attention(backbone)
     return backbone
 
 
+def module_refusal(model: Any) -> str | None:
+    """Why something is no module, None when it is one."""
+    if isinstance(model, nn.Module):
+        return None
+    what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+    return f"expected a torch.nn.Module, got {what}: {reprlib.repr(model)}"
+
+
+def check_module(model: Any) -> None:
+    """Raises TypeError for what is no module: the first thing that each public function does."""
+    if (reason := module_refusal(model)) is not None:
+        raise TypeError(reason)
+
+
 def check_model(model: Any) -> None:
     """Raises for things that are no plain module, or that froze one."""
+    check_module(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedModelError(
             f"a scripted or traced model ({type(model).__name__}) has no Python forward left: "
             "patch the original model, then script or export it"
         )
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
     for wrapper in ("OptimizedModule", "DistributedDataParallel", "FullyShardedDataParallel"):
         if type(model).__name__ == wrapper:
             raise UnsupportedModelError(
@@ -195,186 +208,8 @@ def _find_backbone(model: nn.Module, layout: TokenLayout | None) -> tuple[str, A
     return found[0]
 
 
-def _layout_outside_timm(model: nn.Module, given: TokenLayout | None) -> LayoutSource:
-    """The layout that the user passed, or that the model's own embedding tells.
-
-    Raises:
-        UnsupportedModelError: there is no attention known outside timm; its layout is not known;
-            or the given one contradicts the model.
-    """
-    attention = _attention_outside_timm(model)
-    if not attention:
-        others = ", ".join(kind.path.rpartition(":")[2] for kind in ADAPTED)
-        raise UnsupportedModelError(
-            f"found no model that posenc knows in {type(model).__name__} (known are timm's "
-            f"{known_families()}; and, with layout=, {others} in any model). A class of your "
-            "own that calls F.scaled_dot_product_attention is made known by "
-            "posenc.register_attention(cls); any other can call posenc.attend(q, k, v, terms)"
-        )
-    name, told = _told_layout(model, attention)
-    if told is not None:
-        _check_given(given, told, model)
-        return CheckedLayout(given or told, name)
-    if given is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is no model of timm, so the layout of its tokens is not "
-            f"known. Its attention ({attention[0] or 'the model itself'}, {len(attention)} in all) "
-            "can be patched: pass layout=posenc.TokenLayout(height, width, prefix)"
-        )
-    return GivenLayout(given)
-
-
-def _attention_outside_timm(model: nn.Module) -> list[str]:
-    alone = _left_alone(model)
-    found = [name for name, module in model.named_modules() if adapted_of(module) is not None]
-    return [name for name in found if name not in alone]
-
-
-def _left_alone(model: nn.Module) -> dict[str, str]:
-    """Name of a module that is left alone, or is inside one -> why."""
-    return {
-        ".".join(filter(None, [name, inner])): reason
-        for name, module in model.named_modules()
-        if (reason := left_alone_in(module)) is not None
-        for inner, _ in module.named_modules()
-    }
-
-
-def _told_layout(model: nn.Module, attention: list[str]) -> tuple[str, TokenLayout | None]:
-    """The embedding of the images and its layout, where all attention stands beside it.
-
-    With another tower in the model, the layout may be meant for that one.
-    """
-    found = [(n, m, kind) for n, m in model.named_modules() if (kind := embedding_of(m))]
-    if len(found) != 1:
-        return "", None
-    name, module, kind = found[0]
-    tower = name.rpartition(".")[0]
-    inside = all(each.startswith(f"{tower}.") for each in attention) if tower else True
-    return (name, kind.layout(module)) if inside else ("", None)
-
-
-def _check_given(given: TokenLayout | None, told: TokenLayout, model: nn.Module) -> None:
-    """Raises where a layout contradicts the model's config.
-
-    Another image size is possible (`interpolate_pos_encoding=True`; DINOv2), and gives another
-    number of patches; with the same number, the layout is more likely a mistake than an image.
-    """
-    if given is None or given == told:
-        return
-    if given.prefix == told.prefix and given.num_grid != told.num_grid:
-        return
-    raise UnsupportedModelError(
-        f"layout={given} contradicts the config of {type(model).__name__}, which gives {told}: "
-        f"leave layout= out, or pass a layout with prefix={told.prefix} and the grid of your "
-        "images. For images of another shape with as many patches, patch without layout=, then "
-        "call posenc.set_layout(model, layout)"
-    )
-
-
-def _layout_source(
-    model: nn.Module, backbone: Any, family: Family, given: TokenLayout | None
-) -> LayoutSource | None:
-    if family.embedding is None:
-        if given is not None:
-            raise UnsupportedModelError(
-                f"layout={given}: {type(backbone).__name__} has windows or stages, each with a "
-                "layout of its own, which the model tells; leave layout= out"
-            )
-        return None
-    embedding = getattr(backbone, family.embedding)
-    if _takes_any_size(backbone, embedding, family):
-        rest = _layout_at_rest(model, backbone, embedding, given)
-        return SeenLayout(rest, backbone, family.embedding)
-    if getattr(embedding, "grid_size", None) is None:
-        if given is None:
-            raise UnsupportedModelError(
-                f"{type(embedding).__name__} has no grid_size, so the layout is not known: pass "
-                "layout=posenc.TokenLayout(height, width, prefix)"
-            )
-        return GivenLayout(given)
-    _check_overlap(backbone, embedding, given)
-    source = EmbeddingLayout(backbone)
-    if given is not None and _true_grid(embedding) not in (None, source.default().grid):
-        return GivenLayout(given)
-    if given not in (None, source.default()):
-        raise UnsupportedModelError(
-            f"layout={given} contradicts the model, whose patch embedding gives "
-            f"{source.default()}; leave layout= out, or call model.set_input_size(...) first"
-        )
-    return source
-
-
-def _true_grid(embedding: Any) -> tuple[int, int] | None:
-    """What an overlapping projection makes of the embedding's image size; None for others."""
-    image = getattr(embedding, "img_size", None)
-    if image is None or overlapping_projection(embedding) is None:
-        return None
-    return grid_of_pixels(embedding, tuple(image))
-
-
-def _check_overlap(backbone: Any, embedding: Any, given: TokenLayout | None) -> None:
-    """Raises where patches overlap and neither the embedding nor the user tells the true grid."""
-    true = _true_grid(embedding)
-    if true is None or (given is None and true == tuple(embedding.grid_size)):
-        return
-    layout = TokenLayout(*true, backbone.num_prefix_tokens)
-    if given != layout:
-        given_text = "" if given is None else f", and layout={given} was passed"
-        raise UnsupportedModelError(
-            f"the projection of the patch embedding has stride {embedding.proj.stride} and patch "
-            f"size {tuple(embedding.patch_size)}, so that images of {tuple(embedding.img_size)} "
-            f"pixels give {layout}; its grid_size is {tuple(embedding.grid_size)}{given_text}: set "
-            f"patch_embed.grid_size = {true}, or pass layout=posenc.TokenLayout({layout.height}, "
-            f"{layout.width}, prefix={layout.prefix})"
-        )
-
-
-def _takes_any_size(backbone: Any, embedding: Any, family: Family) -> bool:
-    """Whether images of another size than the stated one are let through, and can be followed."""
-    from timm.layers import HybridEmbed  # has strict_img_size, but does not look at it
-
-    if getattr(backbone, "dynamic_img_size", False):
-        return True
-    if getattr(embedding, "grid_size", None) is None:
-        return hasattr(embedding, "dynamic_feat_size") or family.seen_grid is not grid_of_embedding
-    return isinstance(embedding, HybridEmbed) or not getattr(embedding, "strict_img_size", True)
-
-
-def _layout_at_rest(
-    model: nn.Module, backbone: Any, embedding: Any, given: TokenLayout | None
-) -> TokenLayout:
-    prefix = getattr(backbone, "num_prefix_tokens", 0)
-    if given is not None:
-        if given.prefix != prefix:
-            raise UnsupportedModelError(
-                f"layout={given} contradicts the model, which has {prefix} prefix tokens; pass "
-                f"TokenLayout({given.height}, {given.width}, prefix={prefix})"
-            )
-        return given
-    grid = _true_grid(embedding) or getattr(embedding, "grid_size", None)
-    if grid is None:
-        image = _input_size(backbone) or _input_size(model)
-        if image is None:
-            raise UnsupportedModelError(
-                f"{type(backbone).__name__} takes images of any size and names none, so sizes of "
-                "parameters are not known: pass layout=posenc.TokenLayout(height, width, prefix) "
-                "of your usual image; other sizes are followed"
-            )
-        grid = [size // patch for size, patch in zip(image[1:], embedding.patch_size, strict=True)]
-        if overlapping_projection(embedding) is not None:
-            grid = grid_of_pixels(embedding, image[1:])
-    return TokenLayout(grid[0], grid[1], prefix)
-
-
-def _input_size(model: nn.Module) -> tuple[int, int, int] | None:
-    """Of the images that timm says a model was made for."""
-    config: Any = getattr(model, "pretrained_cfg", None) or {}
-    return config.get("input_size")
-
-
 def _find_attention(backbone: Backbone) -> None:
-    alone = _left_alone(backbone.module)
+    alone = left_alone(backbone.module)
     for name, module in backbone.module.named_modules():
         if not name.startswith(backbone.family.blocks):
             continue  # attention pooling is left alone

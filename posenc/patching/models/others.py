@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from posenc.layout import TokenLayout
@@ -13,27 +14,23 @@ from posenc.patching.models.kinds import AttentionKind, Family, ImageEmbedding
 OTHER = Family("torch.nn:Module", None, None, None, blocks="")
 
 
-def _num_attention_heads(module: Any) -> int:
-    count: int = module.num_attention_heads
-    return count
-
-
-def _huggingface(path: str, **sizes: Callable[[Any], int]) -> AttentionKind:
-    return AttentionKind(f"transformers.models.{path}", adapter="huggingface", **sizes)
+def _huggingface(path: str, heads: str = "num_attention_heads") -> AttentionKind:
+    return AttentionKind(
+        f"transformers.models.{path}", num_heads=attrgetter(heads), adapter="huggingface"
+    )
 
 
 # Attention modules of models outside timm. Their packages may be absent: nothing is imported.
 ADAPTED = (
     AttentionKind("torch.nn.modules.activation:MultiheadAttention", adapter="multihead"),
-    _huggingface("vit.modeling_vit:ViTAttention", num_heads=_num_attention_heads),
-    _huggingface("deit.modeling_deit:DeiTAttention", num_heads=_num_attention_heads),
-    _huggingface("dinov2.modeling_dinov2:Dinov2Attention", num_heads=_num_attention_heads),
+    _huggingface("vit.modeling_vit:ViTAttention"),
+    _huggingface("deit.modeling_deit:DeiTAttention"),
+    _huggingface("dinov2.modeling_dinov2:Dinov2Attention"),
     _huggingface(
-        "dinov2_with_registers.modeling_dinov2_with_registers:Dinov2WithRegistersAttention",
-        num_heads=_num_attention_heads,
+        "dinov2_with_registers.modeling_dinov2_with_registers:Dinov2WithRegistersAttention"
     ),
-    _huggingface("clip.modeling_clip:CLIPAttention"),
-    _huggingface("siglip.modeling_siglip:SiglipAttention"),
+    _huggingface("clip.modeling_clip:CLIPAttention", "num_heads"),
+    _huggingface("siglip.modeling_siglip:SiglipAttention", "num_heads"),
 )
 
 # Modules whose attention is left alone, with the reason.

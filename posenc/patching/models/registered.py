@@ -102,8 +102,9 @@ def _check_class(cls: Any) -> None:
             f"register_attention: posenc knows {_path(cls)} already; patch_model(model, "
             "layout=...) finds it in any model"
         )
+    original: Any = cls
     try:
-        rewritten_forward(cls)
+        rewritten_forward(original)
     except CannotRewrite as reason:
         raise ValueError(
             f"register_attention: {cls.__name__} cannot be patched: {reason}. Its forward must "

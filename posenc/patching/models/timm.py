@@ -107,10 +107,10 @@ def _twins(backbone: Any, name: str, module: Any) -> TokenLayout | str:
 
 
 def _pit(backbone: Any, name: str, module: Any) -> TokenLayout:
-    grid = tuple(backbone.pos_embed.shape[-2:])
+    height, width = backbone.pos_embed.shape[-2:]
     for stage in backbone.transformers[1 : int(name.split(".")[1]) + 1]:
-        grid = grid_of_convolution(stage.pool.conv, grid)
-    return TokenLayout(*grid, backbone.cls_token.shape[1])
+        height, width = grid_of_convolution(stage.pool.conv, (height, width))
+    return TokenLayout(height, width, backbone.cls_token.shape[1])
 
 
 def _crossvit(backbone: Any, name: str, module: Any) -> TokenLayout:
