@@ -257,6 +257,7 @@ class Rotation(CallTerm):
 
     Reference: Su et al. 2021, arXiv 2104.09864, section 3.2.
 
+    >>> import torch
     >>> turn = Rotation(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))  # by 90 degrees
     >>> turn.apply(torch.tensor([[[[1.0, 2.0, 3.0]]]]))
     tensor([[[[-2.,  1.,  3.]]]])
