@@ -1,17 +1,8 @@
 """Positional encodings for vision transformers."""
 
 from posenc.attention import Explanation, attend
-from posenc.encodings import (
-    IRPE,
-    PEG,
-    AttentionEncoding,
-    HumanPart,
-    LearnedAbsolute,
-    Quadratic,
-    Sinusoidal,
-    SwinBias,
-    TokenEncoding,
-)
+from posenc.encodings import *
+from posenc.encodings import __all__ as _encodings
 from posenc.functional.buckets import fit_buckets, pair_index
 from posenc.layout import TokenLayout
 from posenc.memo import clear_cache
@@ -53,26 +44,18 @@ from posenc.terms import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "IRPE",
-    "PEG",
-    "AttentionEncoding",
+    *_encodings,
     "ContentScale",
     "DenseBias",
     "Explanation",
-    "HumanPart",
-    "LearnedAbsolute",
     "LookupBias",
     "LowRankBias",
     "Mixture",
     "ModelExplanation",
     "PairIndex",
-    "Quadratic",
     "Rotation",
-    "Sinusoidal",
     "Summary",
     "Support",
-    "SwinBias",
-    "TokenEncoding",
     "TokenLayout",
     "ValueLookup",
     "__version__",

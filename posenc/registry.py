@@ -11,15 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from posenc.encodings import (
-    IRPE,
-    PEG,
-    HumanPart,
-    LearnedAbsolute,
-    Quadratic,
-    Sinusoidal,
-    SwinBias,
-)
+from posenc import encodings
 from posenc.encodings.base import AttentionEncoding, Encoding, TokenEncoding, check_layout
 from posenc.layout import TokenLayout
 
@@ -155,17 +147,9 @@ def check_name(name: str) -> None:
         raise ValueError(f"an encoding cannot be named {name!r}, torch modules use that name")
 
 
-_BUILT_IN: dict[str, type[Encoding]] = {
-    "sinusoidal": Sinusoidal,
-    "learned": LearnedAbsolute,
-    "peg": PEG,
-    "irpe": IRPE,
-    "swin": SwinBias,
-    "quadratic": Quadratic,
-    "human_part": HumanPart,
-}
-for _name, _class in _BUILT_IN.items():
-    register_encoding(_name, _class)
+for _built_in in (getattr(encodings, name) for name in encodings.__all__):
+    if _built_in not in encodings.BASES:
+        register_encoding(_built_in.__module__.rpartition(".")[2], _built_in)
 
 
 def list_encodings(pattern: str = "*") -> list[str]:

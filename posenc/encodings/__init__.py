@@ -1,22 +1,19 @@
-"""The encodings: one file per scheme."""
+"""The encodings: one file per scheme, named as the scheme is registered.
 
-from posenc.encodings.base import AttentionEncoding, TokenEncoding
-from posenc.encodings.human_part import HumanPart
-from posenc.encodings.irpe import IRPE
-from posenc.encodings.learned import LearnedAbsolute
-from posenc.encodings.peg import PEG
-from posenc.encodings.quadratic import Quadratic
-from posenc.encodings.sinusoidal import Sinusoidal
-from posenc.encodings.swin import SwinBias
+A new one is a line here: its class is then exported as `posenc.<Class>`, and `posenc.registry`
+registers it under the name of its file.
+"""
 
-__all__ = [
-    "IRPE",
-    "PEG",
-    "AttentionEncoding",
-    "HumanPart",
-    "LearnedAbsolute",
-    "Quadratic",
-    "Sinusoidal",
-    "SwinBias",
-    "TokenEncoding",
-]
+from posenc.encodings.base import AttentionEncoding as AttentionEncoding
+from posenc.encodings.base import TokenEncoding as TokenEncoding
+from posenc.encodings.human_part import HumanPart as HumanPart
+from posenc.encodings.irpe import IRPE as IRPE
+from posenc.encodings.learned import LearnedAbsolute as LearnedAbsolute
+from posenc.encodings.peg import PEG as PEG
+from posenc.encodings.quadratic import Quadratic as Quadratic
+from posenc.encodings.sinusoidal import Sinusoidal as Sinusoidal
+from posenc.encodings.swin import SwinBias as SwinBias
+
+BASES = (AttentionEncoding, TokenEncoding)
+
+__all__ = [name for name, value in vars().items() if isinstance(value, type)]
