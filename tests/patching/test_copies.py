@@ -49,7 +49,7 @@ def test_copies_are_equal_and_independent(how, share):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("absolute", ["keep", "remove"])
+@pytest.mark.parametrize("absolute", ["keep", "hide"])
 def test_a_saved_model_loads_in_a_new_process(tmp_path, absolute):
     model = randomised("peg+irpe+learned", absolute=absolute)
     x = tiny_vit.images(model)

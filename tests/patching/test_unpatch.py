@@ -26,7 +26,7 @@ def test_unpatch_is_bit_exact(name, case, share):
     assert torch.equal(model(x), expected)
 
 
-@pytest.mark.parametrize("absolute", ["keep", "remove"])
+@pytest.mark.parametrize("absolute", ["keep", "hide"])
 def test_unpatch_after_training_keeps_the_trained_weights(absolute):
     model, twin = vit(5), vit(5)
     table = model.pos_embed.clone()
