@@ -1,8 +1,10 @@
-# `make demo` and `make test` do all set-up themselves, in .venv.
+# `make demo` and `make test` do all set-up themselves, in .venv; `make test-lowest` in .venv-lowest.
 PYTHON ?= python3
 BIN := .venv/bin
+LOWEST := .venv-lowest/bin
+INSTALL_LOWEST = $(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct
 
-.PHONY: demo test test-fast lint types contracts check bench tables sweep
+.PHONY: demo test test-fast test-lowest smoke-lowest lint types contracts check bench tables sweep
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -21,6 +23,23 @@ test: .venv/installed
 
 test-fast: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# The lowest versions that pyproject.toml states: of the core, then of everything.
+.venv-lowest/core: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(LOWEST)/python -m pip install --quiet uv
+	$(INSTALL_LOWEST) --editable .
+	touch $@
+
+.venv-lowest/all: .venv-lowest/core
+	$(INSTALL_LOWEST) --editable ".[dev]"
+	touch $@
+
+smoke-lowest: .venv-lowest/core
+	$(LOWEST)/python -W error tests/smoke.py
+
+test-lowest: .venv-lowest/all
+	$(LOWEST)/python -m pytest -n 2
 
 lint: .venv/installed
 	$(BIN)/ruff check .

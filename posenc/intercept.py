@@ -174,6 +174,8 @@ class _ReplaceAttention(ast.NodeTransformer):
         if self._value_of(node.func) is not SDPA:
             return node
         self.replaced += 1
+        # `ran := True` goes along with the call: a branch of the forward may skip it, as timm's
+        # unfused path does, and then the module would be without positions, silently.
         attend = ast.Attribute(ast.Name(self.self_name, ast.Load()), "_attend", ast.Load())
         # The line of a method call is that of its name, which stands where `F.sdpa` stood.
         ast.copy_location(attend, node.func)

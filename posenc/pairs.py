@@ -75,7 +75,9 @@ class PairIndex:
         """The `[N, N]` int64 map, `[query, key]`."""
         return self.gather_index("one", torch.device("cpu" if device is None else device))
 
-    def gather_index(self, read_by: str, device: torch.device, block: slice = ALL) -> Tensor:
+    def gather_index(
+        self, read_by: str, device: torch.device, block: slice | None = None
+    ) -> Tensor:
         """Where the pairs of some queries read in a flattened lookup table: `[queries, N]` int64.
 
         `read_by="query"` or `"key"`: the table has one row of `T` entries per query, or per key;
@@ -83,8 +85,8 @@ class PairIndex:
         """
         if self.layout.num_tokens**2 <= REMEMBERED_PAIRS:
             remembered = _remembered_index(self, read_by, device)
-            return remembered if block == ALL else remembered[block]
-        return _gather_index(self, read_by, device, block)
+            return remembered if block is None else remembered[block]
+        return _gather_index(self, read_by, device, block or ALL)
 
     def offset_table(self, device: torch.device) -> OffsetTable:
         """The bucket of a pair by arithmetic, without the `N x N` map."""

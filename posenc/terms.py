@@ -257,6 +257,7 @@ class Rotation(CallTerm):
 
     Reference: Su et al. 2021, arXiv 2104.09864, section 3.2.
 
+    >>> import torch
     >>> turn = Rotation(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))  # by 90 degrees
     >>> turn.apply(torch.tensor([[[[1.0, 2.0, 3.0]]]]))
     tensor([[[[-2.,  1.,  3.]]]])
@@ -322,7 +323,7 @@ class ContentScale(CallTerm):
         if isinstance(self.factor, Tensor):
             expected = (shape.batch, shape.heads, shape.tokens, 1)
             _check_shape("ContentScale.factor", self.factor, expected, broadcast=3)
-        elif not isinstance(self.factor, (int, float)) or not math.isfinite(self.factor):
+        elif not isinstance(self.factor, (int, float)) or not abs(self.factor) < math.inf:
             raise ValueError(
                 f"ContentScale.factor must be a tensor or a finite number, got {self.factor!r}"
             )

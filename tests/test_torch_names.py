@@ -173,6 +173,16 @@ def test_chosen_sdpa_kernel():
         assert _torch.chosen_sdpa_kernel(q, q, q) is None
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_hooks_can_tell_a_strict_load(strict):
+    seen = []
+    module = nn.Linear(2, 2)
+    module.register_load_state_dict_pre_hook(lambda *_: seen.append(_torch.is_strict_load()))
+    module.load_state_dict(module.state_dict(), strict=strict)
+    assert seen == [strict]
+    assert not _torch.is_strict_load()
+
+
 def test_every_function_has_a_docstring_and_a_test_here():
     names = [name for name, _ in inspect.getmembers(_torch, inspect.isfunction)]
     own = [name for name in names if getattr(_torch, name).__module__ == _torch.__name__]

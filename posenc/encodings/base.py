@@ -22,16 +22,9 @@ class Encoding(nn.Module, ABC):
     """
 
     def __init__(self, layout: TokenLayout) -> None:
-        """The class describes the arguments."""
+        """The class describes the arguments."""  # `help` shows it for subclasses, too
         super().__init__()
         self.layout = check_layout(layout, type(self).__name__)
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Gives constructors a docstring: without one, `help` shows that of torch's Module."""
-        super().__init_subclass__(**options)
-        own: Any = vars(cls).get("__init__")
-        if own is not None and own.__doc__ is None:
-            own.__doc__ = Encoding.__init__.__doc__
 
     @property
     def is_sized_by_prefix(self) -> bool:

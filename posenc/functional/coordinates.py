@@ -18,7 +18,7 @@ def patch_coordinates(layout: TokenLayout, device: torch.device, dtype: torch.dt
     height, width = layout.grid
     rows = torch.arange(height, device="cpu", dtype=torch.float64) - (height - 1) / 2
     columns = torch.arange(width, device="cpu", dtype=torch.float64) - (width - 1) / 2
-    grid = torch.stack([rows.repeat_interleave(width), columns.repeat(height)], dim=-1)
+    grid = torch.cartesian_prod(rows, columns)
     return grid.to(device=device, dtype=dtype)
 
 
@@ -28,7 +28,7 @@ def unit_coordinates(layout: TokenLayout, device: torch.device, dtype: torch.dty
     height, width = layout.grid
     rows = (torch.arange(height, device="cpu", dtype=torch.float64) + 0.5) / height
     columns = (torch.arange(width, device="cpu", dtype=torch.float64) + 0.5) / width
-    grid = torch.stack([rows.repeat_interleave(width), columns.repeat(height)], dim=-1)
+    grid = torch.cartesian_prod(rows, columns)
     return grid.to(device=device, dtype=dtype)
 
 

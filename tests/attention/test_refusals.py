@@ -59,12 +59,6 @@ REFUSED = {
         ValueError,
         "the heads of key and value must divide those of the query",
     ),
-    "mask dtype": (
-        (Q, Q, Q),
-        {"attn_mask": t(6, 6, dtype=torch.float64)},
-        TypeError,
-        "attn_mask must be .* got torch.float64 and torch.float32; convert it",
-    ),
     "nan": ((Q, Q, Q), {"scale": math.nan}, ValueError, "scale must be finite, got nan; leave it"),
     "inf": ((Q, Q, Q), {"scale": -math.inf}, ValueError, "scale must be finite, got -inf"),
     "scale": ((Q, Q, Q), {"scale": "auto"}, TypeError, "scale must be a number, got 'auto'"),

@@ -9,7 +9,6 @@ from tiny_vit import images, snapshot, vit
 from torch import nn
 
 import posenc
-from posenc._torch import is_strict_load
 
 
 def patched(names="irpe", seed=0, **options):
@@ -90,16 +89,6 @@ def test_strictness_is_found_through_an_override():
     with pytest.raises(ValueError, match=UNPATCHED):
         model.load_state_dict(state, True)
     assert model.load_state_dict(state, False).unexpected_keys == []
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_hooks_can_tell_a_strict_load(strict):
-    seen = []
-    module = nn.Linear(2, 2)
-    module.register_load_state_dict_pre_hook(lambda *_: seen.append(is_strict_load()))
-    module.load_state_dict(module.state_dict(), strict=strict)
-    assert seen == [strict]
-    assert not is_strict_load()
 
 
 # Half a set of encodings

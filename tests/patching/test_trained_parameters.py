@@ -148,6 +148,16 @@ def test_unpatching_does_not_train_the_hidden_table(also, expected):
     assert trainable(model) == expected
 
 
+def test_the_hidden_table_inside_a_chosen_module():
+    """DDP would wait for its gradient; without the patch it is trained as chosen."""
+    model = nn.ModuleDict({"vit": posenc.patch_model(vit(), "learned", absolute="hide")})
+    posenc.train_only_encodings(model, also=("vit",))
+    off = {name for name, _ in model.named_parameters()} - trainable(model)
+    assert off == {"vit.pos_embed"}
+    posenc.unpatch_model(model)
+    assert trainable(model["vit"]) == trainable(vit())
+
+
 def test_the_hidden_table_cannot_be_chosen():
     model = posenc.patch_model(vit(), "learned", absolute="hide")
     with pytest.raises(

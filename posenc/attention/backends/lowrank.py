@@ -119,6 +119,7 @@ def _columns(term: BiasTerm, call: AttentionCall) -> tuple[Tensor, Tensor]:
     if isinstance(term, LookupBias):
         return _line_columns(term, call)
     assert isinstance(term, LowRankBias)  # `rejects` let nothing else through
+    # The kernel multiplies all products by the scale; these columns must come out unscaled.
     left, right = term.left.to(call.dtype) / call.scale, term.right.to(call.dtype)
     return _split(left, right, call.query.dtype) if _is_16_bit(call) else (left, right)
 

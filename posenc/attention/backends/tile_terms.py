@@ -88,7 +88,8 @@ class TileLookup(TileBias):
             return
         target = tile.of(grads[0])
         batch, heads, entries, buckets = target.shape
-        target = target.view(batch, heads, entries * buckets)  # raises rather than copies
+        # `view` raises where `reshape` would copy, and the sums would go into the copy.
+        target = target.view(batch, heads, entries * buckets)
         scores = scores.sum_to_size(batch, heads, *scores.shape[2:])
         add_pairs(target, self.gather_index.of(tile, target.device), scores)
 

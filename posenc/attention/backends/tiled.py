@@ -143,6 +143,7 @@ class _Scores:
         """Tiles with the same queries and heads, for all images."""
         batch, heads, tokens, _ = self.query.shape
         images, some_heads, queries = map(_cut, (batch, heads, tokens), self.plan.sizes)
+        # Images are innermost: they share the static biases, which are then read once for all.
         for some, head in itertools.product(queries, some_heads):
             yield [Tile(image, head, some) for image in images]
 
@@ -219,7 +220,7 @@ class _Backward:
                 if self._has_static:
                     grad = grad.sum(0, keepdim=True) if len(grad) > 1 else grad
                     total = grad if total is None else total.add_(grad)
-            if total is not None:
+            if total is not None:  # one scatter into the table for all images
                 self._to_biases(tiles[0], total, static=True)
 
     @property

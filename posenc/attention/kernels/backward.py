@@ -125,6 +125,8 @@ def key_gradients(call, up, key_grad, value_grad, lookup_grad, right_grad, unit,
     of_key = tl.zeros([shape.COLUMNS, shape.HEAD_BLOCK], tl.float32)
     of_value = tl.zeros([shape.COLUMNS, shape.VALUE_BLOCK], tl.float32)
     of_right = tl.zeros([shape.COLUMNS, shape.RANK_BLOCK], tl.float32)
+    # Each program owns its keys and walks over all queries: every gradient of a key is summed in
+    # registers and written once, without atomics, which is why backward is two kernels, not one.
     first = 0
     if shape.CAUSAL:  # earlier queries do not see these keys
         first = tile * shape.COLUMNS // shape.ROWS * shape.ROWS
@@ -203,6 +205,8 @@ def table_gradient(call, up, table_grad, unit, images, images_each, shape):
     j = (tile // row_tiles) * shape.COLUMNS + tl.arange(0, shape.COLUMNS)
     query_slots = load_slots(call.query_slots, i, call.queries)
     slots = pair_slots(query_slots, load_slots(call.key_slots, j, call.keys), False)
+    # Pairs of one offset share an entry of the table, so that writing needs atomics. Summing over
+    # images first leaves one for each pair instead of one for each pair and image.
     total = tl.zeros([shape.ROWS, shape.COLUMNS], tl.float32)
     first = group * images_each
     for image in range(first, tl.minimum(first + images_each, images)):

@@ -42,11 +42,14 @@ def forward(call, out, lse, sums, value_buckets, unit, shape):
         slots = pair_slots(query_slots, load_slots(call.key_slots, j, call.keys), False)
         k = load_rows(call.key, image, head, j, call.keys, shape.HEAD_DIM, shape.HEAD_BLOCK)
         s = score_tile(q, k, call, shape, image, head, i, j, slots, False)
+        # Softmax while the keys pass by: what was summed so far is scaled down whenever a larger
+        # score appears, so that no exponential overflows and no row of scores is kept.
         highest = tl.maximum(largest, tl.max(s, 1))
         shift = tl.where(highest == float("-inf"), 0.0, highest)  # else inf - inf
         weights = tl.exp(s - shift[:, None])
         rescale = tl.exp(largest - shift)
         total = total * rescale + tl.sum(weights, 1)
+        # After `total`: dropout drops weights of the softmax, it does not change the softmax.
         if call.seed is not None:
             weights *= dropout_tile(call, image, head, i, j, False)
         v = load_rows(call.value, image, head, j, call.keys, shape.VALUE_DIM, shape.VALUE_BLOCK)

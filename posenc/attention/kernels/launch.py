@@ -42,7 +42,8 @@ class Launcher:
 
         load = self._load()
         device = self.operands.query.device
-        key = (kernel, device, load, *_shape(self.operands, blocks.LEAST), self._structure())
+        shape = map(str, _shape(self.operands, blocks.LEAST))  # Triton 3.4 hashes no constants
+        key = (kernel, device, load, *shape, self._structure())
         with _on(device):
             blocks.run_best(key, blocks.candidates(name, load), run, sums)
 

@@ -221,11 +221,14 @@ def _units(
     """
     if not blocks.sums_are_fixed():
         return None
+    # The unit must be known before the first sum: too large, and small gradients round to
+    # nothing; too small, and the integers overflow. So it follows from a bound on the largest sum.
     largest = _largest_norm(out_grad) * _largest_norm(operands.value)
     if sums_grad is not None and operands.value_buckets is not None:
         largest = largest + sums_grad.abs().amax() * len(operands.value_buckets)
     largest = largest / (1 - operands.dropout_p) + delta.abs().amax()
     count = 2 * operands.query.shape[:3].numel()
+    # A power of two, so that scaling itself rounds nothing.
     units = torch.exp2((62 - (largest * count).log2()).floor().clamp(-100, 100))
     return torch.where(largest.isfinite(), units, float("nan"))
 

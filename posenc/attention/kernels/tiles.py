@@ -197,6 +197,8 @@ def multiply(of_query, of_key, PRECISION: tl.constexpr, BY_KEY: tl.constexpr):
 def score_tile(q, k, call, shape, image, head, i, j, slots, BY_KEY: tl.constexpr):
     """`scale q k^T + biases + mask`: minus infinity behind the last key."""
     s = multiply(q, k, shape.PRECISION, BY_KEY) * call.scale
+    # Behind the end the last token is read again: loads then need no mask, and what they read is
+    # overwritten below by minus infinity (keys) or never stored (queries).
     queries = of_queries(tl.minimum(i, call.queries - 1), BY_KEY)
     keys = of_keys(tl.minimum(j, call.keys - 1), BY_KEY)
     if call.table is not None:
@@ -224,6 +226,8 @@ def score_tile(q, k, call, shape, image, head, i, j, slots, BY_KEY: tl.constexpr
 @triton.jit
 def dropout_tile(call, image, head, i, j, BY_KEY: tl.constexpr):
     """0 where a weight is dropped, else what it is multiplied with: from the seed and the pair."""
+    # From the place of the pair, not from the order of calls: forward and both backward kernels,
+    # whose tiles differ, drop the same weights without storing which.
     counter = of_queries(i, BY_KEY) * call.keys + of_keys(j, BY_KEY)
     zero = counter * 0
     pair = zero + (image * call.heads + head).to(tl.int32)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from kernel_calls import DEVICE, run, set_tiles
+from triton.runtime import interpreter
 
 from posenc.attention.kernels import memory
 
@@ -13,6 +14,16 @@ from posenc.attention.kernels import memory
 def _interpreted(monkeypatch):
     if DEVICE == "cpu":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+        monkeypatch.setattr(interpreter, "_patch_lang_tensor", _with_index)
+
+
+_patch_lang_tensor = interpreter._patch_lang_tensor
+
+
+def _with_index(tensor, *scope):
+    """Triton before 3.8 reads the bounds of loops from arrays of one entry, which NumPy ends."""
+    _patch_lang_tensor(tensor, *scope)
+    tensor.__index__ = lambda self: self.handle.data.item()
 
 
 @pytest.fixture(autouse=True)
