@@ -102,7 +102,7 @@ def try_model(model: tuple[str, str]) -> Result:
     warnings.simplefilter("ignore")
     try:
         vit, image = create(name)
-        if not any(hasattr(part, "fused_attn") for part in vit.modules()):
+        if is_without_attention(vit):
             return Result(module, name, layouts=NO_ATTENTION)
         with torch.no_grad():
             shape = shape_of(vit(image))
@@ -114,6 +114,12 @@ def try_model(model: tuple[str, str]) -> Result:
         return describe(module, name, vit)
     except Exception as error:
         return Result(module, name, error=f"{type(error).__name__}: {error}")
+
+
+def is_without_attention(vit: torch.nn.Module) -> bool:
+    """Whether a model of a known family is purely convolutional."""
+    known = not posenc.supports(vit).reason.startswith("found no model")
+    return known and not any(hasattr(part, "fused_attn") for part in vit.modules())
 
 
 def create(name: str) -> tuple[torch.nn.Module, torch.Tensor]:

@@ -21,6 +21,8 @@ SAMPLE = {
     "swin_transformer": "swin_tiny_patch4_window7_224",
     "maxxvit": "coatnet_0_rw_224",
     "pit": "pit_ti_224",
+    "lowformer": "lowformer_b0",
+    "iformer": "iformer_t",
 }
 
 
@@ -64,3 +66,12 @@ def test_the_page_lists_every_configuration(coverage, page):
     assert len(names) == 326
     assert "326 of 326 configurations" in page
     assert all(f"| `{name}` |" in page for name in names)
+
+
+def test_convolutional_configurations_do_not_count(coverage, page):
+    result = coverage.try_model(("fastvit", "fastvit_t8"))
+    assert (result.error, result.attention) == ("", ())
+    assert "| `fastvit_t8` | no attention |" in page
+    attention = coverage.Result("fastvit", "fastvit_sa12", ("Attention",), "8x8 (2)")
+    failed = coverage.Result("fastvit", "other", error="ValueError")
+    assert coverage.count([result, attention, failed]) == "1 of 2"
