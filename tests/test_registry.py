@@ -126,7 +126,7 @@ def test_a_hint_knows_what_was_registered():
 
 
 def test_other_words_are_hints_and_no_aliases():
-    assert set(registry.OTHER_WORDS.values()) == set(set(posenc.list_encodings()))
+    assert set(registry.OTHER_WORDS.values()) <= set(posenc.list_encodings())
     assert not set(registry.OTHER_WORDS) & set(posenc.list_encodings())
 
 
