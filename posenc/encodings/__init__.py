@@ -14,6 +14,7 @@ from posenc.encodings.peg import PEG as PEG
 from posenc.encodings.quadratic import Quadratic as Quadratic
 from posenc.encodings.sinusoidal import Sinusoidal as Sinusoidal
 from posenc.encodings.swin import SwinBias as SwinBias
+from posenc.encodings.t5 import T5Bias as T5Bias
 
 BASES = (AttentionEncoding, TokenEncoding)
 

@@ -96,6 +96,67 @@ def swin_index(layout: TokenLayout, prefix_pairs: PrefixPairs) -> PairIndex:
     return pair_index(layout, buckets, count, prefix_pairs)
 
 
+@memoised
+def clipped_index(layout: TokenLayout, clip: int) -> PairIndex:
+    """One bucket per offset, query minus key, of at most `clip` an axis: `(2 clip + 1)^2`.
+
+    Larger offsets are clipped, each axis by itself. Row-major; the offset (0, 0) has the middle
+    bucket.
+
+    Reference: Shaw et al. 2018, arXiv 1803.02155, section 3.2, here for two axes.
+    """
+    rows, columns = (offset.clamp(-clip, clip) + clip for offset in _offsets(layout))
+    side = 2 * clip + 1
+    return pair_index(layout, rows * side + columns, side * side)
+
+
+def log_bucket(distance: Tensor, count: int, max_distance: int) -> Tensor:
+    """T5's bucket of a distance >= 0: exact up to `count // 2`, then logarithmic.
+
+    With `e = count // 2`: the distance a itself if it is less than e, otherwise
+    `min(count - 1, e + trunc(ln(a / e) / ln(max_distance / e) (count - e)))`. The logarithm is
+    taken in float32, where the published code takes it.
+
+    Args:
+        distance: int64.
+        count: number of buckets, at least 2.
+        max_distance: from here on all distances share the last bucket; more than `count // 2`.
+
+    Reference: Raffel et al. 2019, arXiv 1910.10683, section 2.1.
+
+    >>> log_bucket(torch.tensor([0, 1, 2, 3, 5, 8, 100]), count=4, max_distance=8)
+    tensor([0, 1, 2, 2, 3, 3, 3])
+    """
+    exact = count // 2
+    ratio = torch.log(distance.clamp(min=exact).float() / exact) / math.log(max_distance / exact)
+    far = exact + (ratio * (count - exact)).to(torch.int64)
+    return torch.where(distance < exact, distance, far.clamp(max=count - 1))
+
+
+def t5_bucket(offset: Tensor, num_buckets: int, max_distance: int) -> Tensor:
+    """T5's bucket of an offset, key minus query: positive ones have the upper half.
+
+    Reference: Raffel et al. 2019, arXiv 1910.10683, section 2.1, the bidirectional form.
+
+    >>> t5_bucket(torch.tensor([-3, -1, 0, 1, 3]), num_buckets=8, max_distance=16)
+    tensor([2, 1, 0, 5, 6])
+    """
+    half = num_buckets // 2
+    return (offset > 0) * half + log_bucket(offset.abs(), half, max_distance)
+
+
+@memoised
+def t5_axis_buckets(side: int, num_buckets: int, max_distance: int) -> Tensor:
+    """The buckets of the offsets of one axis, in the order of `PairIndex.buckets`."""
+    key_minus_query = torch.arange(side - 1, -side, -1, device="cpu")
+    return t5_bucket(key_minus_query, num_buckets, max_distance)
+
+
+def sum_of_axes(rows: Tensor, columns: Tensor) -> Tensor:
+    """`[heads, 2 height - 1]` and `[heads, 2 width - 1]`: one entry per offset, as `swin_index`."""
+    return (rows[:, :, None] + columns[:, None, :]).flatten(1)
+
+
 def _offsets(layout: TokenLayout) -> tuple[Tensor, Tensor]:
     """Row and column offset, query minus key, of every entry of `PairIndex.buckets`."""
     rows = torch.arange(1 - layout.height, layout.height, device="cpu")
