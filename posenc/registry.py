@@ -73,6 +73,8 @@ OTHER_WORDS = {
     "beit_bias": "beit",
     "beitv2": "beit",
     "cls_bias": "beit",
+    "gated": "convit",
+    "gpsa": "convit",
     "log_buckets": "t5",
     "t5_bias": "t5",
     "t5_buckets": "t5",

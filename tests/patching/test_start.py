@@ -73,6 +73,7 @@ def test_built_in_encodings_say_true_or_false(name):
 
 
 CHANGING = {
+    "convit": {},
     "quadratic": {},
     "sinusoidal": {},
     "human_part": {"strength": 1.0},
