@@ -73,6 +73,8 @@ OTHER_WORDS = {
     "beit_bias": "beit",
     "beitv2": "beit",
     "cls_bias": "beit",
+    "relative_position_representations": "shaw",
+    "rpr": "shaw",
     "gated": "convit",
     "gpsa": "convit",
     "log_buckets": "t5",

@@ -13,6 +13,7 @@ from posenc.encodings.irpe import IRPE as IRPE
 from posenc.encodings.learned import LearnedAbsolute as LearnedAbsolute
 from posenc.encodings.peg import PEG as PEG
 from posenc.encodings.quadratic import Quadratic as Quadratic
+from posenc.encodings.shaw import Shaw as Shaw
 from posenc.encodings.sinusoidal import Sinusoidal as Sinusoidal
 from posenc.encodings.swin import SwinBias as SwinBias
 from posenc.encodings.t5 import T5Bias as T5Bias
