@@ -8,9 +8,11 @@ from posenc.encodings.base import AttentionEncoding as AttentionEncoding
 from posenc.encodings.base import TokenEncoding as TokenEncoding
 from posenc.encodings.beit import BEiT as BEiT
 from posenc.encodings.convit import ConViT as ConViT
+from posenc.encodings.huang import Huang as Huang
 from posenc.encodings.human_part import HumanPart as HumanPart
 from posenc.encodings.irpe import IRPE as IRPE
 from posenc.encodings.learned import LearnedAbsolute as LearnedAbsolute
+from posenc.encodings.levit import LeViT as LeViT
 from posenc.encodings.peg import PEG as PEG
 from posenc.encodings.quadratic import Quadratic as Quadratic
 from posenc.encodings.shaw import Shaw as Shaw

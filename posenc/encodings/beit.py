@@ -37,8 +37,8 @@ class BEiT(AttentionEncoding):
 
     Initial effect: none, the table starts at zero.
 
-    Reference: Bao et al. 2021, arXiv 2106.08254, section 2.5 and appendix; the resizing is that
-    of BEiT's published fine-tuning.
+    Reference: Bao et al. 2021, arXiv 2106.08254; entries for CLS and resizing are those of the
+    published code.
 
     >>> BEiT(TokenLayout(2, 3, prefix=1), num_heads=4).table.shape
     torch.Size([4, 18])

@@ -49,8 +49,8 @@ class ConViT(AttentionEncoding):
 
     Initial effect: heads look at their offsets; none with `strength=0`.
 
-    Reference: d'Ascoli et al. 2021, arXiv 2103.10697, section 3, equations 5 to 8. ConViT's
-    values start as the identity too, which belongs to the model.
+    Reference: d'Ascoli et al. 2021, arXiv 2103.10697, section 3, equation 7. The values of
+    ConViT start as the identity, too, which belongs to the model.
 
     >>> convit = ConViT(TokenLayout(2, 3), num_heads=4)
     >>> convit.weight[1].tolist()  # half a column to the left, half a row down

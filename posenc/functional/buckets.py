@@ -97,6 +97,16 @@ def swin_index(layout: TokenLayout, prefix_pairs: PrefixPairs) -> PairIndex:
 
 
 @memoised
+def distance_index(layout: TokenLayout) -> PairIndex:
+    """One bucket per absolute offset `(|d_row|, |d_column|)`, row-major: `height * width`.
+
+    Reference: Graham et al. 2021, arXiv 2104.01136, "attention bias".
+    """
+    rows, columns = (offset.abs() for offset in _offsets(layout))
+    return pair_index(layout, rows * layout.width + columns, layout.num_grid)
+
+
+@memoised
 def clipped_index(layout: TokenLayout, clip: int) -> PairIndex:
     """One bucket per offset, query minus key, of at most `clip` an axis: `(2 clip + 1)^2`.
 

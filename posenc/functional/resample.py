@@ -94,6 +94,20 @@ def resample_offsets(
     return torch.cat([grid, table[:, entries:]], dim=1)
 
 
+def resample_distances(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """A table of absolute offsets `[heads, h * w]` on another grid.
+
+    As `resample_offsets`, linear, of a table that is the same for an offset and its opposite.
+    """
+    if old == new:
+        return table
+    rows, columns = (
+        _offset_weights(n, m, "linear").to(table)[m - 1 :, n - 1 :]
+        for n, m in zip(old, new, strict=True)
+    )
+    return torch.einsum("yr,xc,hrc->hyx", rows, columns, table.unflatten(-1, old)).flatten(1)
+
+
 @memoised
 def _offset_weights(old: int, new: int, interpolation: OffsetInterpolation) -> Tensor:
     """`[2 new - 1, 2 old - 1]`: interpolation of the new offsets among the old."""
