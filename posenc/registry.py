@@ -79,6 +79,7 @@ OTHER_WORDS = {
     "relative_key": "huang",
     "relative_key_query": "huang",
     "relative_position_representations": "shaw",
+    "untied": "tupe",
     "rpr": "shaw",
     "gated": "convit",
     "gpsa": "convit",

@@ -19,6 +19,7 @@ from posenc.encodings.shaw import Shaw as Shaw
 from posenc.encodings.sinusoidal import Sinusoidal as Sinusoidal
 from posenc.encodings.swin import SwinBias as SwinBias
 from posenc.encodings.t5 import T5Bias as T5Bias
+from posenc.encodings.tupe import TUPE as TUPE
 
 BASES = (AttentionEncoding, TokenEncoding)
 

@@ -1,5 +1,3 @@
-import math
-
 import golden_cases
 import layouts
 import oracle_checks
@@ -43,14 +41,6 @@ def test_on_one_row_it_is_the_bias_of_t5(name):
     torch.testing.assert_close(bias_of(encoding, layout), expected, atol=0, rtol=0)
 
 
-def bucket(offset):
-    """Of 8 buckets up to 5 patches, in words of the paper."""
-    sign, distance = (4 if offset > 0 else 0), abs(offset)
-    if distance < 2:
-        return sign + distance
-    return sign + min(3, 2 + int(math.log(distance / 2) / math.log(5 / 2) * 2))
-
-
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_equals_the_oracle(layout):
     t5 = build(layout)
@@ -59,7 +49,7 @@ def test_equals_the_oracle(layout):
         offset = oracle_checks.key_minus_query(i, j, *layout[1:])
         if offset is None:
             return torch.zeros(1, 2, dtype=torch.float64)
-        rows, columns = map(bucket, offset)
+        rows, columns = (oracles.t5_bucket(d, 8, 5) for d in offset)
         return (t5.table_rows[:, rows] + t5.table_columns[:, columns])[None]
 
     oracle_checks.equals(t5, layout, oracle_checks.with_bias(entry, layout))

@@ -75,6 +75,7 @@ def test_built_in_encodings_say_true_or_false(name):
 CHANGING = {
     "convit": {},
     "quadratic": {},
+    "tupe": {},
     "sinusoidal": {},
     "human_part": {"strength": 1.0},
     "swin": {"init": "paper"},
