@@ -8,6 +8,7 @@ from posenc.encodings.base import AttentionEncoding as AttentionEncoding
 from posenc.encodings.base import TokenEncoding as TokenEncoding
 from posenc.encodings.beit import BEiT as BEiT
 from posenc.encodings.convit import ConViT as ConViT
+from posenc.encodings.cordonnier_learned import CordonnierLearned as CordonnierLearned
 from posenc.encodings.huang import Huang as Huang
 from posenc.encodings.human_part import HumanPart as HumanPart
 from posenc.encodings.irpe import IRPE as IRPE

@@ -56,6 +56,18 @@ class TUPE(AttentionEncoding):
     torch.Size([7, 8])
     """
 
+    position: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    query_weight: Tensor
+    query_bias: Tensor
+    key_weight: Tensor
+    key_bias: Tensor
+    strength: Tensor
+    table_rows: Tensor
+    table_columns: Tensor
+    prefix_key: Tensor
+
     def __init__(
         self,
         layout: TokenLayout,
@@ -94,7 +106,7 @@ class TUPE(AttentionEncoding):
     def _relative_parameters(self) -> list[tuple[str, tuple[int, ...], float]]:
         if not self.relative:
             return []
-        shape = (self.num_heads, self.num_buckets)
+        shape: tuple[int, ...] = (self.num_heads, self.num_buckets)
         tables = [("table_rows", shape, 0.0), ("table_columns", shape, 0.0)]
         if self.layout.prefix and self.reset:
             tables.append(("prefix_key", (self.num_heads, 1), 0.0))

@@ -120,6 +120,16 @@ def clipped_index(layout: TokenLayout, clip: int) -> PairIndex:
     return pair_index(layout, rows * side + columns, side * side)
 
 
+@memoised
+def clipped_axis_buckets(side: int, clip: int) -> Tensor:
+    """Buckets of one axis, key minus query clipped at `clip`, in the order of `PairIndex.buckets`.
+
+    The offset 0 has the bucket `clip`, the middle of `2 clip + 1`.
+    """
+    key_minus_query = torch.arange(side - 1, -side, -1, device="cpu")
+    return key_minus_query.clamp(-clip, clip) + clip
+
+
 def log_bucket(distance: Tensor, count: int, max_distance: int) -> Tensor:
     """T5's bucket of a distance >= 0: exact up to `count // 2`, then logarithmic.
 
