@@ -79,6 +79,8 @@ OTHER_WORDS = {
     "relative_key": "huang",
     "relative_key_query": "huang",
     "relative_position_representations": "shaw",
+    "halonet": "sasa",
+    "stand_alone": "sasa",
     "untied": "tupe",
     "rpr": "shaw",
     "gated": "convit",

@@ -12,6 +12,7 @@ from posenc.layout import TokenLayout
 from posenc.memo import is_transformed, memoised
 from posenc.pairs import PairIndex
 
+Axis = Literal["rows", "cols"]
 PrefixPairs = Literal["none", "shared", "separate"]
 PREFIX_PAIRS: tuple[PrefixPairs, ...] = get_args(PrefixPairs)
 IRPE_METHODS = ("product", "euclidean", "quantized", "rows", "cols")
@@ -128,6 +129,24 @@ def clipped_axis_buckets(side: int, clip: int) -> Tensor:
     """
     key_minus_query = torch.arange(side - 1, -side, -1, device="cpu")
     return key_minus_query.clamp(-clip, clip) + clip
+
+
+@memoised
+def clipped_axis_index(layout: TokenLayout, axis: Axis, clip: int) -> PairIndex:
+    """One bucket per offset of one axis, key minus query clipped at `clip`: `2 clip + 1`."""
+    side = layout.height if axis == "rows" else layout.width
+    along = clipped_axis_buckets(side, clip)
+    shape = (2 * layout.height - 1, 2 * layout.width - 1)
+    buckets = (along[:, None] if axis == "rows" else along).expand(shape)
+    return pair_index(layout, buckets, 2 * clip + 1, "none", axis)
+
+
+@memoised
+def window_index(layout: TokenLayout, extent: int) -> PairIndex:
+    """Bucket 0 for offsets of at most `extent` on both axes, bucket 1 beyond."""
+    rows, columns = _offsets(layout)
+    outside = torch.maximum(rows.abs(), columns.abs()) > extent
+    return pair_index(layout, outside.to(torch.int64), 2)
 
 
 def log_bucket(distance: Tensor, count: int, max_distance: int) -> Tensor:
