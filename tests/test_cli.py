@@ -45,7 +45,9 @@ def test_inspect_an_encoding(capsys):
     assert (code, err) == (0, "")
     assert out.startswith("quadratic: posenc.Quadratic, acts inside attention\n")
     assert "Reference: Cordonnier et al. 2020" in out
-    assert out.endswith("Options:\n  init = 'stencil'\n  alpha = 1.0\n  strength = 1.0\n")
+    assert out.endswith(
+        "Options:\n  init = 'stencil'\n  alpha = 1.0\n  general = False\n  strength = 1.0\n"
+    )
 
 
 def test_inspect_a_model(capsys):

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_positive
-from posenc.functional.buckets import fit_buckets, sum_of_axes, swin_index, t5_axis_buckets
+from posenc.functional.buckets import (
+    check_t5_buckets,
+    fit_buckets,
+    sum_of_axes,
+    swin_index,
+    t5_axis_buckets,
+)
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
 from posenc.terms import LookupBias, Term
@@ -56,7 +62,9 @@ class T5Bias(AttentionEncoding):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(layout, num_heads, head_dim)
-        self.num_buckets, self.max_distance = check_t5_buckets(num_buckets, max_distance, "T5Bias")
+        self.num_buckets = check_positive(num_buckets, "num_buckets", "T5Bias")
+        self.max_distance = check_positive(max_distance, "max_distance", "T5Bias")
+        check_t5_buckets(num_buckets, max_distance, "T5Bias")
         shape = (num_heads, num_buckets)
         self.table_rows = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
         self.table_columns = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
@@ -91,17 +99,3 @@ class T5Bias(AttentionEncoding):
     def extra_repr(self) -> str:
         """Options, as printed."""
         return f"num_buckets={self.num_buckets}, max_distance={self.max_distance}"
-
-
-def check_t5_buckets(num_buckets: int, max_distance: int, owner: str) -> tuple[int, int]:
-    """Raises unless the rule of T5 is defined for these numbers."""
-    check_positive(num_buckets, "num_buckets", owner)
-    check_positive(max_distance, "max_distance", owner)
-    if num_buckets % 2 or num_buckets < 4:
-        raise ValueError(f"{owner}: num_buckets must be even and at least 4, got {num_buckets}")
-    if max_distance <= num_buckets // 4:
-        raise ValueError(
-            f"{owner}: max_distance must be more than a quarter of num_buckets, which is the "
-            f"number of exact distances ({num_buckets // 4}), got {max_distance}"
-        )
-    return num_buckets, max_distance

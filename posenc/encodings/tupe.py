@@ -6,9 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posenc.encodings.base import AttentionEncoding, check_flag, check_number
-from posenc.encodings.t5 import check_t5_buckets
-from posenc.functional.buckets import sum_of_axes, swin_index, t5_axis_buckets
+from posenc.encodings.base import AttentionEncoding, check_flag, check_number, check_positive
+from posenc.functional.buckets import (
+    check_t5_buckets,
+    sum_of_axes,
+    swin_index,
+    t5_axis_buckets,
+)
 from posenc.functional.precision import at_least_float32
 from posenc.functional.resample import resample_grid
 from posenc.layout import TokenLayout
@@ -86,7 +90,9 @@ class TUPE(AttentionEncoding):
         self.reset = check_flag(reset, "reset", "TUPE")
         self.relative = check_flag(relative, "relative", "TUPE")
         self.start_strength = check_number(strength, "strength", "TUPE")
-        self.num_buckets, self.max_distance = check_t5_buckets(num_buckets, max_distance, "TUPE")
+        self.num_buckets = check_positive(num_buckets, "num_buckets", "TUPE")
+        self.max_distance = check_positive(max_distance, "max_distance", "TUPE")
+        check_t5_buckets(num_buckets, max_distance, "TUPE")
         width, heads = num_heads * head_dim, (num_heads,)
         for name, shape, start in (
             ("position", (self._prefix_rows + layout.num_grid, width), None),

@@ -184,6 +184,17 @@ def t5_bucket(offset: Tensor, num_buckets: int, max_distance: int) -> Tensor:
     return (offset > 0) * half + log_bucket(offset.abs(), half, max_distance)
 
 
+def check_t5_buckets(num_buckets: int, max_distance: int, owner: str) -> None:
+    """Raises unless the rule of T5 is defined for these positive numbers."""
+    if num_buckets % 2 or num_buckets < 4:
+        raise ValueError(f"{owner}: num_buckets must be even and at least 4, got {num_buckets}")
+    if max_distance <= num_buckets // 4:
+        raise ValueError(
+            f"{owner}: max_distance must be more than a quarter of num_buckets, which is the "
+            f"number of exact distances ({num_buckets // 4}), got {max_distance}"
+        )
+
+
 @memoised
 def t5_axis_buckets(side: int, num_buckets: int, max_distance: int) -> Tensor:
     """The buckets of the offsets of one axis, in the order of `PairIndex.buckets`."""
