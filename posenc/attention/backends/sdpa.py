@@ -25,12 +25,16 @@ def rejects(call: AttentionCall) -> str | None:
 
 def compute(call: AttentionCall) -> Tensor:
     """`[B, heads, Nq, Dv]`."""
+    if _is_positional(call):
+        return torch.einsum("hij,bhjd->bhid", _weights(call), call.value)
     return _operands(call, _mask(call)).attend()
 
 
 def kernel(call: AttentionCall) -> str | None:
     """Which of PyTorch's kernels would compute it; the mask is not built for that."""
     biases = call.biases
+    if _is_positional(call):
+        return None
     if not biases:
         return _operands(call, call.fused_mask).kernel()
     images, heads = (max(sizes) for sizes in zip(*map(_images_and_heads, biases), strict=True))
@@ -42,6 +46,29 @@ def kernel(call: AttentionCall) -> str | None:
 def _images_and_heads(term: BiasTerm) -> tuple[int, int]:
     shapes = [tensor.shape for tensor in term.tensors().values()]
     return max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
+
+
+def _is_positional(call: AttentionCall) -> bool:
+    """Whether the attention follows from one static bias alone, and may be remembered."""
+    return (
+        call.given_scale == 0
+        and call.dropout_p == 0
+        and not (call.may_mask_rows or call.enable_gqa)
+        and len(call.biases) == 1
+        and call.biases[0].memo is not None
+        and _images_and_heads(call.biases[0])[0] == 1
+    )
+
+
+def _weights(call: AttentionCall) -> Tensor:
+    """The attention of positions, the same for all images: `[heads, Nq, Nk]`."""
+    (bias,) = call.biases
+    weights = _remember(
+        bias,
+        ("attention", call.query.dtype),
+        lambda: bias.dense().to(call.dtype).softmax(dim=-1).to(call.query.dtype),
+    )
+    return weights[0].expand(call.query.shape[1], -1, -1)
 
 
 def _operands(call: AttentionCall, mask: Tensor | None) -> Operands:
