@@ -16,7 +16,9 @@ from posenc.patching.layouts import EmbeddingLayout, LayoutSource
 from posenc.patching.models.examine import Backbone, check_model, check_module
 from posenc.patching.models.others import OTHER
 from posenc.patching.names import is_of_encoding
-from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
+from posenc.patching.plan import make_plan
+from posenc.patching.planned import Plan, PlannedSite
+from posenc.patching.select import Blocks
 from posenc.patching.sites.classes import site_class
 from posenc.patching.sites.roles import in_order
 from posenc.patching.sites.site import Site
