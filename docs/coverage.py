@@ -174,7 +174,7 @@ def page(results: dict[str, list[Result]], refused: dict[str, str]) -> str:
         f"Made by `make sweep` with timm {timm.__version__} and torch {torch.__version__}: every",
         "configuration is created on the meta device, then patched, run and unpatched with",
         f"{', '.join(f'`{name}`' for name in ENCODINGS)}. That the numbers are right is tested on",
-        "tiny models with random weights (`tests/patching/test_families.py`).",
+        "tiny models with random weights (`tests/conformance/test_models.py`).",
         "",
         "## One grid for all blocks",
         "",
