@@ -24,7 +24,7 @@ def test_promise(check):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rotary", "cosine"])
+@pytest.mark.parametrize("name", ENCODINGS)
 def test_kernels_in_the_interpreter(monkeypatch, name):
     pytest.importorskip("posenc.attention.kernels.run", exc_type=ImportError)
     if not torch.cuda.is_available():
