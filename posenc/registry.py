@@ -74,7 +74,6 @@ OTHER_WORDS = {
     "continuous_position_bias": "cpb",
     "log_cpb": "cpb",
     "swin_v2": "cpb",
-    "swinv2": "cpb",
     "cosine_attention": "cosine",
     "cosine_similarity": "cosine",
     "scaled_cosine": "cosine",

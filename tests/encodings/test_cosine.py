@@ -25,9 +25,7 @@ def expected_scores(log_scale, q, k):
     heads = []
     for head, logarithm in enumerate(log_scale):
         factor = torch.minimum(logarithm.exp(), logarithm.new_tensor(100.0))
-        pairs = [
-            [factor * (a @ b) / (a.norm() * b.norm()) for b in k[0, head]] for a in q[0, head]
-        ]
+        pairs = [[factor * (a @ b) / (a.norm() * b.norm()) for b in k[0, head]] for a in q[0, head]]
         heads.append(torch.stack([torch.stack(row) for row in pairs]))
     return torch.stack(heads)[None]
 

@@ -161,7 +161,9 @@ def test_timm_computes_the_same_with_a_side_of_one_too(grid, pretrained):
     cosine.load_state_dict({"log_scale": module.logit_scale.flatten()})
     x = torch.randn(3, layout.num_tokens, 8, dtype=torch.float64)
     qkv_bias = torch.cat([module.q_bias, module.k_bias, module.v_bias])
-    q, k, v = F.linear(x, module.qkv.weight, qkv_bias).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+    q, k, v = (
+        F.linear(x, module.qkv.weight, qkv_bias).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+    )
     out = attend(q, k, v, (*bias(q, k, layout), *cosine(q, k, layout)))
     out = module.proj(out.transpose(1, 2).flatten(2))
     torch.testing.assert_close(out, module(x), rtol=1e-5, atol=1e-6)  # its coordinates are float32
@@ -196,7 +198,9 @@ def test_a_whole_number_and_a_list_are_grids():
 
 @pytest.mark.parametrize("pretrained", [0, (0, 0), (3,), (3, 4, 5), (3, -1), 2.5, True, "8", {}])
 def test_refuses_what_is_no_grid(pretrained):
-    message = rf"pretrained must be the grid .*None for that in use, got {re.escape(repr(pretrained))}"
+    message = (
+        rf"pretrained must be the grid .*None for that in use, got {re.escape(repr(pretrained))}"
+    )
     with pytest.raises(ValueError, match=message):
         ContinuousBias(TokenLayout(2, 3), 2, pretrained=pretrained)
 
