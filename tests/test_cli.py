@@ -71,9 +71,9 @@ def test_a_warning_is_printed(capsys):
 
 
 def test_a_refused_model(capsys):
-    code, out, err = printed(capsys, "inspect", "swinv2_tiny_window8_256")
+    code, out, err = printed(capsys, "inspect", "xcit_nano_12_p16_224")
     assert (code, err) == (1, "")
-    assert out == "not supported: SwinTransformerV2: cosine attention, written out\n"
+    assert out == "not supported: Xcit: attends between channels, which have no position\n"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ registers it under the name of its file.
 
 from posenc.encodings.base import AttentionEncoding as AttentionEncoding
 from posenc.encodings.base import TokenEncoding as TokenEncoding
+from posenc.encodings.cosine import CosineAttention as CosineAttention
+from posenc.encodings.cpb import ContinuousBias as ContinuousBias
 from posenc.encodings.human_part import HumanPart as HumanPart
 from posenc.encodings.irpe import IRPE as IRPE
 from posenc.encodings.learned import LearnedAbsolute as LearnedAbsolute

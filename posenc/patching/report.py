@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from posenc.encodings.base import AttentionEncoding
+from posenc.encodings.cosine import CosineAttention
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.checkpoint import patched_encodings
@@ -230,6 +231,8 @@ _OWN_MODULES = {
     "rel_pos": RELATIVE,
     "shared_rel_pos": RELATIVE,
     "rel_pos_bias": RELATIVE,
+    "cpb_mlp": RELATIVE,
+    "meta_mlp": RELATIVE,
 }
 
 
@@ -261,7 +264,8 @@ def _doubled(by_name: dict[str, nn.Module], own: tuple[str, ...]) -> tuple[str, 
     """Absolute positions on top of absolute ones, relative on relative."""
     shown = [source for source in own if "hidden" not in source]
     absolute = [n for n, e in by_name.items() if getattr(e, "placement", None) == "position"]
-    relative = [n for n, e in by_name.items() if isinstance(e, AttentionEncoding)]
+    inside = [(n, e) for n, e in by_name.items() if isinstance(e, AttentionEncoding)]
+    relative = [n for n, e in inside if not isinstance(e, CosineAttention)]  # knows no position
     texts = []
     if absolute and any(source.startswith(ABSOLUTE) for source in shown):
         texts.append(
