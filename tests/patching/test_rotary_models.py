@@ -27,6 +27,7 @@ def test_rotary_on_rotary_warns(name):
     with pytest.warns(UserWarning, match=MESSAGE):
         patch_model(model, "rope", strength=0)
     assert MESSAGE.removeprefix("posenc: ") in str(posenc.summary(model))
+    assert MESSAGE.removeprefix("posenc: ") in str(posenc.summary(posenc.fold_biases(model)))
 
 
 def test_all_are_named():
