@@ -13,6 +13,8 @@ from posenc.encodings.irpe import IRPE as IRPE
 from posenc.encodings.learned import LearnedAbsolute as LearnedAbsolute
 from posenc.encodings.peg import PEG as PEG
 from posenc.encodings.quadratic import Quadratic as Quadratic
+from posenc.encodings.rope import RoPE as RoPE
+from posenc.encodings.rope_mixed import RoPEMixed as RoPEMixed
 from posenc.encodings.sinusoidal import Sinusoidal as Sinusoidal
 from posenc.encodings.swin import SwinBias as SwinBias
 

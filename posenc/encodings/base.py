@@ -151,8 +151,15 @@ class AttentionEncoding(Encoding):
     """Acts inside attention: `forward(q, k, layout, *, scale=None) -> terms`.
 
     Subclasses are final and implement `terms`; one that reads neither `q` nor `k` says so by
-    `is_static`, and its terms are then remembered in eval.
+    `is_static`, and its terms are then remembered in eval. `kind` is "rotary" for those that turn
+    queries and keys: on a model that does so itself `patch_model` warns.
     """
+
+    kind = "relative"
+
+    # What it gives, so that reports can say where a model has that already: "relative", "rotary",
+    # or "content" where it knows no position.
+    kind: str = "relative"
 
     def __init__(self, layout: TokenLayout, num_heads: int, head_dim: int | None = None) -> None:
         super().__init__(layout)

@@ -45,6 +45,8 @@ class CosineAttention(AttentionEncoding):
     [0.0, 0.0, 0.0, 0.0]
     """
 
+    kind = "content"
+
     def __init__(
         self,
         layout: TokenLayout,

@@ -73,6 +73,8 @@ def test_built_in_encodings_say_true_or_false(name):
 
 
 CHANGING = {
+    "rope": {},
+    "rope_mixed": {},
     "quadratic": {},
     "sinusoidal": {},
     "human_part": {"strength": 1.0},

@@ -11,7 +11,7 @@ from posenc import AttentionEncoding
 from posenc.functional.buckets import fit_buckets, swin_index
 from posenc.functional.coordinates import patch_offsets
 from posenc.functional.precision import at_least_float32
-from posenc.terms import ContentScale, LookupBias, Mixture, Rotation
+from posenc.terms import ContentScale, LookupBias, Mixture
 
 
 class _Static(AttentionEncoding):
@@ -23,36 +23,6 @@ class _Static(AttentionEncoding):
 
     def dtype_for(self, q):
         return at_least_float32(q.dtype)
-
-
-def grid_positions(layout):
-    """Row and column of each patch, row-major: two `[num_grid]` of float64."""
-    rows = torch.arange(layout.height, dtype=torch.float64).repeat_interleave(layout.width)
-    columns = torch.arange(layout.width, dtype=torch.float64).repeat(layout.height)
-    return rows, columns
-
-
-def with_prefix(angles, layout):
-    """Prefix tokens do not turn: `[..., num_tokens, pairs]`."""
-    still = angles.new_zeros(*angles.shape[:-2], layout.prefix, angles.shape[-1])
-    return torch.cat([still, angles], dim=-2)
-
-
-class Rotary(_Static):
-    """Learned frequencies of both axes per head (RoPE-Mixed), pairs or halves."""
-
-    def __init__(self, layout, num_heads, head_dim, *, interleaved=True, device=None, dtype=None):
-        super().__init__(layout, num_heads, head_dim)
-        self.interleaved = interleaved
-        shape = (2, num_heads, head_dim // 2)
-        self.freqs = nn.Parameter(torch.ones(shape, device=device, dtype=dtype))
-
-    def terms(self, q, k, layout, scale):
-        freqs = self.freqs.to(self.dtype_for(q))
-        rows, columns = (x.to(freqs)[:, None] for x in grid_positions(layout))
-        angles = columns * freqs[0][:, None] + rows * freqs[1][:, None]
-        angles = with_prefix(angles, layout)[None]
-        return (Rotation(angles.cos(), angles.sin(), self.interleaved),)
 
 
 class Gated(_Static):
@@ -87,4 +57,4 @@ class Cosine(_Static):
         return (ContentScale(factor[None, :, None, None], cosine=True),)
 
 
-ENCODINGS = {"rotary": Rotary, "gated": Gated, "cosine": Cosine}
+ENCODINGS = {"gated": Gated, "cosine": Cosine}
