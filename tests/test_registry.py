@@ -113,9 +113,9 @@ def test_a_wrong_name_is_told_what_may_have_been_meant(name, meant):
         posenc.create_encoding(name, layout=TokenLayout(2, 3))
 
 
-@pytest.mark.parametrize("name", ["rope", "RoPE", "alibi", "nope", "t5", "zzz", "xpos", "", "x1"])
+@pytest.mark.parametrize("name", ["rope", "RoPE", "nope", "t5", "zzz", "xpos", "", "x1"])
 def test_no_hint_where_nothing_is_near(name):
-    with pytest.raises(ValueError, match=rf"unknown encoding '{name}'\. There are: human_part"):
+    with pytest.raises(ValueError, match=rf"unknown encoding '{name}'\. There are: .*human_part"):
         posenc.create_encoding(name, layout=TokenLayout(2, 3))
 
 
@@ -132,7 +132,7 @@ def test_other_words_are_hints_and_no_aliases():
 
 @pytest.mark.parametrize("name", [None, 3, SwinBias, ["swin"]])
 def test_a_name_must_be_a_string(name):
-    with pytest.raises(TypeError, match=r"name must be a string, one of human_part, .*; got"):
+    with pytest.raises(TypeError, match=r"name must be a string, one of .*human_part, .*; got"):
         posenc.create_encoding(name, layout=TokenLayout(2, 3), num_heads=2)
 
 

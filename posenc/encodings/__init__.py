@@ -6,6 +6,7 @@ registers it under the name of its file.
 
 from posenc.encodings.base import AttentionEncoding as AttentionEncoding
 from posenc.encodings.base import TokenEncoding as TokenEncoding
+from posenc.encodings.decomposed import Decomposed as Decomposed
 from posenc.encodings.human_part import HumanPart as HumanPart
 from posenc.encodings.irpe import IRPE as IRPE
 from posenc.encodings.learned import LearnedAbsolute as LearnedAbsolute

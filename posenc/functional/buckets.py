@@ -96,6 +96,19 @@ def swin_index(layout: TokenLayout, prefix_pairs: PrefixPairs) -> PairIndex:
     return pair_index(layout, buckets, count, prefix_pairs)
 
 
+@memoised
+def axis_index(
+    layout: TokenLayout, axis: Literal["rows", "cols"], prefix_pairs: PrefixPairs = "none"
+) -> PairIndex:
+    """One bucket per offset of rows, or of columns (query minus key): `2 side - 1`.
+
+    Bucket 0 is the offset `1 - side`.
+    """
+    along = _offsets(layout)[0 if axis == "rows" else 1]
+    side = layout.height if axis == "rows" else layout.width
+    return pair_index(layout, along + side - 1, 2 * side - 1, prefix_pairs, axis)
+
+
 def _offsets(layout: TokenLayout) -> tuple[Tensor, Tensor]:
     """Row and column offset, query minus key, of every entry of `PairIndex.buckets`."""
     rows = torch.arange(1 - layout.height, layout.height, device="cpu")
