@@ -4,6 +4,7 @@ A new one is a line here: its class is then exported as `posenc.<Class>`, and `p
 registers it under the name of its file.
 """
 
+from posenc.encodings.alibi_2d import ALiBi2D as ALiBi2D
 from posenc.encodings.base import AttentionEncoding as AttentionEncoding
 from posenc.encodings.base import TokenEncoding as TokenEncoding
 from posenc.encodings.decomposed import Decomposed as Decomposed

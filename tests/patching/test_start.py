@@ -75,6 +75,7 @@ def test_built_in_encodings_say_true_or_false(name):
 CHANGING = {
     "quadratic": {},
     "sinusoidal": {},
+    "alibi_2d": {"learnable": True},
     "human_part": {"strength": 1.0},
     "swin": {"init": "paper"},
     "learned": {"init": "paper"},
@@ -95,7 +96,8 @@ def test_following_the_advice_works(name):
         posenc.unpatch_model(model)
         said = str(record[0].message)
         (option, value) = re.search(r"\((\w+)=(.*?) starts without\)", said).groups()
-        patch_model(model, name, **{option: 0.0 if value == "0" else value.strip("'")})
+        advised = {option: 0.0 if value == "0" else value.strip("'")}
+        patch_model(model, name, **CHANGING[name] | advised)
     else:
         patch_model(model, name)  # without a warning: warnings are errors
     torch.testing.assert_close(model(x), before)
