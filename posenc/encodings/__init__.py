@@ -8,8 +8,10 @@ from posenc.encodings.alibi_2d import ALiBi2D as ALiBi2D
 from posenc.encodings.base import AttentionEncoding as AttentionEncoding
 from posenc.encodings.base import TokenEncoding as TokenEncoding
 from posenc.encodings.decomposed import Decomposed as Decomposed
+from posenc.encodings.fire_2d import FIRE2D as FIRE2D
 from posenc.encodings.human_part import HumanPart as HumanPart
 from posenc.encodings.irpe import IRPE as IRPE
+from posenc.encodings.kerple_2d import KERPLE2D as KERPLE2D
 from posenc.encodings.learned import LearnedAbsolute as LearnedAbsolute
 from posenc.encodings.peg import PEG as PEG
 from posenc.encodings.quadratic import Quadratic as Quadratic

@@ -76,6 +76,7 @@ CHANGING = {
     "quadratic": {},
     "sinusoidal": {},
     "alibi_2d": {"learnable": True},
+    "kerple_2d": {},
     "human_part": {"strength": 1.0},
     "swin": {"init": "paper"},
     "learned": {"init": "paper"},
