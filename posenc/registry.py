@@ -87,6 +87,8 @@ OTHER_WORDS = {
     "mvitv2": "decomposed",
     "sam": "decomposed",
     "vitdet": "decomposed",
+    "directed": "lookhere",
+    "look_here": "lookhere",
     "body": "human_part",
     "body_part": "human_part",
     "human": "human_part",

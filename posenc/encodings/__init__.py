@@ -13,6 +13,7 @@ from posenc.encodings.human_part import HumanPart as HumanPart
 from posenc.encodings.irpe import IRPE as IRPE
 from posenc.encodings.kerple_2d import KERPLE2D as KERPLE2D
 from posenc.encodings.learned import LearnedAbsolute as LearnedAbsolute
+from posenc.encodings.lookhere import LookHere as LookHere
 from posenc.encodings.peg import PEG as PEG
 from posenc.encodings.quadratic import Quadratic as Quadratic
 from posenc.encodings.sinusoidal import Sinusoidal as Sinusoidal

@@ -84,7 +84,16 @@ CHANGING = {
 }
 
 
-@pytest.mark.parametrize("name", posenc.list_encodings())
+NO_OTHER_START = {"lookhere"}
+
+
+@pytest.mark.parametrize("name", NO_OTHER_START)
+def test_no_advice_where_there_is_no_start_without_effect(name):
+    with pytest.warns(UserWarning, match=r"has an effect from the start$"):
+        patch_model(vit(), name)
+
+
+@pytest.mark.parametrize("name", sorted({*posenc.list_encodings()} - NO_OTHER_START))
 def test_following_the_advice_works(name):
     """It names an option that the encoding has, with which outputs are as before."""
     model = vit(num_heads=4, embed_dim=32)
