@@ -67,7 +67,7 @@ def irpe_index(
     paper's rank quantiser is not used there); the negative half of the "euclidean" and
     "quantized" tables can never be selected.
     """
-    rows, columns = _offsets(layout)
+    rows, columns = offset_grid(layout)
     shift = int(2 * ratio)
     side = 2 * shift + 1
     squared = rows**2 + columns**2
@@ -96,7 +96,20 @@ def swin_index(layout: TokenLayout, prefix_pairs: PrefixPairs) -> PairIndex:
     return pair_index(layout, buckets, count, prefix_pairs)
 
 
-def _offsets(layout: TokenLayout) -> tuple[Tensor, Tensor]:
+@memoised
+def axis_index(
+    layout: TokenLayout, axis: Literal["rows", "cols"], prefix_pairs: PrefixPairs = "none"
+) -> PairIndex:
+    """One bucket per offset of rows, or of columns (query minus key): `2 side - 1`.
+
+    Bucket 0 is the offset `1 - side`.
+    """
+    along = offset_grid(layout)[0 if axis == "rows" else 1]
+    side = layout.height if axis == "rows" else layout.width
+    return pair_index(layout, along + side - 1, 2 * side - 1, prefix_pairs, axis)
+
+
+def offset_grid(layout: TokenLayout) -> tuple[Tensor, Tensor]:
     """Row and column offset, query minus key, of every entry of `PairIndex.buckets`."""
     rows = torch.arange(1 - layout.height, layout.height, device="cpu")
     columns = torch.arange(1 - layout.width, layout.width, device="cpu")
