@@ -45,7 +45,9 @@ def test_inspect_an_encoding(capsys):
     assert (code, err) == (0, "")
     assert out.startswith("quadratic: posenc.Quadratic, acts inside attention\n")
     assert "Reference: Cordonnier et al. 2020" in out
-    assert out.endswith("Options:\n  init = 'stencil'\n  alpha = 1.0\n  strength = 1.0\n")
+    assert out.endswith(
+        "Options:\n  init = 'stencil'\n  alpha = 1.0\n  general = False\n  strength = 1.0\n"
+    )
 
 
 def test_inspect_a_model(capsys):
@@ -81,7 +83,7 @@ def test_a_refused_model(capsys):
     [
         (["inspect", "irpa"], 2, "'irpa' is no encoding and no timm model. `posenc list` has"),
         (["inspect", "vit_tiny"], 2, "timm model. Did you mean 'vit_tiny_patch16_224'"),
-        ([*SMALL, "--encoding", "alibi"], 2, "unknown encoding 'alibi'. There are: "),
+        ([*SMALL, "--encoding", "nope"], 2, "unknown encoding 'nope'. There are: "),
         ([*SMALL, "--encoding", "peg+APE"], 2, "unknown encoding 'APE'. Did you mean 'learned'?"),
         (["inspect", "swin", "--encoding", "irpe"], 2, "swin is an encoding; --encoding and"),
         (

@@ -151,9 +151,9 @@ class AttentionEncoding(Encoding):
     """Acts inside attention: `forward(q, k, layout, *, scale=None) -> terms`.
 
     Subclasses are final and implement `terms`; one that reads neither `q` nor `k` says so by
-    `is_static`, and its terms are then remembered in eval. Their `kind` is what reports compare with
-    the model's own positions: on a model that turns queries and keys itself, `patch_model` warns of
-    another "rotary" encoding.
+    `is_static`, and its terms are then remembered in eval. Reports compare `kind` with the model's
+    own positions: on a model that turns queries and keys itself, `patch_model` warns of another
+    "rotary" encoding.
     """
 
     # What it gives, so that reports can say where a model has that already: "relative", "rotary",

@@ -91,9 +91,6 @@ class SwinBias(AttentionEncoding):
     def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
         """One static lookup."""
         table = self.table.to(at_least_float32(self.table.dtype))
-        if layout.grid != self.layout.grid:
-            entries = (2 * self.layout.height - 1) * (2 * self.layout.width - 1)
-            grid = resample_offsets(table[:, :entries], self.layout.grid, layout.grid)
-            table = torch.cat([grid, table[:, entries:]], dim=1)
+        table = resample_offsets(table, self.layout.grid, layout.grid)
         index = swin_index(layout, self.prefix_pairs)
         return (LookupBias(fit_buckets(table, index)[None, :, None, :], index),)

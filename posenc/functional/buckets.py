@@ -12,6 +12,7 @@ from posenc.layout import TokenLayout
 from posenc.memo import is_transformed, memoised
 from posenc.pairs import PairIndex
 
+Axis = Literal["rows", "cols"]
 PrefixPairs = Literal["none", "shared", "separate"]
 PREFIX_PAIRS: tuple[PrefixPairs, ...] = get_args(PrefixPairs)
 IRPE_METHODS = ("product", "euclidean", "quantized", "rows", "cols")
@@ -107,6 +108,115 @@ def axis_index(
     along = offset_grid(layout)[0 if axis == "rows" else 1]
     side = layout.height if axis == "rows" else layout.width
     return pair_index(layout, along + side - 1, 2 * side - 1, prefix_pairs, axis)
+
+
+def distance_index(layout: TokenLayout) -> PairIndex:
+    """One bucket per absolute offset `(|d_row|, |d_column|)`, row-major: `height * width`.
+
+    Reference: Graham et al. 2021, arXiv 2104.01136, "attention bias".
+    """
+    rows, columns = (offset.abs() for offset in offset_grid(layout))
+    return pair_index(layout, rows * layout.width + columns, layout.num_grid)
+
+
+@memoised
+def clipped_index(layout: TokenLayout, clip: int) -> PairIndex:
+    """One bucket per offset, query minus key, of at most `clip` an axis: `(2 clip + 1)^2`.
+
+    Larger offsets are clipped, each axis by itself. Row-major; the offset (0, 0) has the middle
+    bucket.
+
+    Reference: Shaw et al. 2018, arXiv 1803.02155, section 3.2, here for two axes.
+    """
+    rows, columns = (offset.clamp(-clip, clip) + clip for offset in offset_grid(layout))
+    side = 2 * clip + 1
+    return pair_index(layout, rows * side + columns, side * side)
+
+
+@memoised
+def clipped_axis_buckets(side: int, clip: int) -> Tensor:
+    """Buckets of one axis, key minus query clipped at `clip`, in the order of `PairIndex.buckets`.
+
+    The offset 0 has the bucket `clip`, the middle of `2 clip + 1`.
+    """
+    key_minus_query = torch.arange(side - 1, -side, -1, device="cpu")
+    return key_minus_query.clamp(-clip, clip) + clip
+
+
+@memoised
+def clipped_axis_index(layout: TokenLayout, axis: Axis, clip: int) -> PairIndex:
+    """One bucket per offset of one axis, key minus query clipped at `clip`: `2 clip + 1`."""
+    side = layout.height if axis == "rows" else layout.width
+    along = clipped_axis_buckets(side, clip)
+    shape = (2 * layout.height - 1, 2 * layout.width - 1)
+    buckets = (along[:, None] if axis == "rows" else along).expand(shape)
+    return pair_index(layout, buckets, 2 * clip + 1, "none", axis)
+
+
+@memoised
+def window_index(layout: TokenLayout, extent: int) -> PairIndex:
+    """Bucket 0 for offsets of at most `extent` on both axes, bucket 1 beyond."""
+    rows, columns = offset_grid(layout)
+    outside = torch.maximum(rows.abs(), columns.abs()) > extent
+    return pair_index(layout, outside.to(torch.int64), 2)
+
+
+def log_bucket(distance: Tensor, count: int, max_distance: int) -> Tensor:
+    """T5's bucket of a distance >= 0: exact up to `count // 2`, then logarithmic.
+
+    With `e = count // 2`: the distance a itself if it is less than e, otherwise
+    `min(count - 1, e + trunc(ln(a / e) / ln(max_distance / e) (count - e)))`. The logarithm is
+    taken in float32, where the published code takes it.
+
+    Args:
+        distance: int64.
+        count: number of buckets, at least 2.
+        max_distance: from here on all distances share the last bucket; more than `count // 2`.
+
+    Reference: Raffel et al. 2019, arXiv 1910.10683, section 2.1.
+
+    >>> log_bucket(torch.tensor([0, 1, 2, 3, 5, 8, 100]), count=4, max_distance=8)
+    tensor([0, 1, 2, 2, 3, 3, 3])
+    """
+    exact = count // 2
+    ratio = torch.log(distance.clamp(min=exact).float() / exact) / math.log(max_distance / exact)
+    far = exact + (ratio * (count - exact)).to(torch.int64)
+    return torch.where(distance < exact, distance, far.clamp(max=count - 1))
+
+
+def t5_bucket(offset: Tensor, num_buckets: int, max_distance: int) -> Tensor:
+    """T5's bucket of an offset, key minus query: positive ones have the upper half.
+
+    Reference: Raffel et al. 2019, arXiv 1910.10683, section 2.1, the bidirectional form.
+
+    >>> t5_bucket(torch.tensor([-3, -1, 0, 1, 3]), num_buckets=8, max_distance=16)
+    tensor([2, 1, 0, 5, 6])
+    """
+    half = num_buckets // 2
+    return (offset > 0) * half + log_bucket(offset.abs(), half, max_distance)
+
+
+def check_t5_buckets(num_buckets: int, max_distance: int, owner: str) -> None:
+    """Raises unless the rule of T5 is defined for these positive numbers."""
+    if num_buckets % 2 or num_buckets < 4:
+        raise ValueError(f"{owner}: num_buckets must be even and at least 4, got {num_buckets}")
+    if max_distance <= num_buckets // 4:
+        raise ValueError(
+            f"{owner}: max_distance must be more than a quarter of num_buckets, which is the "
+            f"number of exact distances ({num_buckets // 4}), got {max_distance}"
+        )
+
+
+@memoised
+def t5_axis_buckets(side: int, num_buckets: int, max_distance: int) -> Tensor:
+    """The buckets of the offsets of one axis, in the order of `PairIndex.buckets`."""
+    key_minus_query = torch.arange(side - 1, -side, -1, device="cpu")
+    return t5_bucket(key_minus_query, num_buckets, max_distance)
+
+
+def sum_of_axes(rows: Tensor, columns: Tensor) -> Tensor:
+    """`[heads, 2 height - 1]` and `[heads, 2 width - 1]`: one entry per offset, as `swin_index`."""
+    return (rows[:, :, None] + columns[:, None, :]).flatten(1)
 
 
 def offset_grid(layout: TokenLayout) -> tuple[Tensor, Tensor]:

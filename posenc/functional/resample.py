@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from posenc.functional.precision import at_least_float32, without_autocast
 from posenc.memo import memoised
+
+OffsetInterpolation = Literal["linear", "cubic"]
 
 
 def resample_grid(
@@ -69,32 +73,91 @@ def _axis_weights(old: int, new: int, mode: str, antialias: bool) -> Tensor:
     )[0, 0]
 
 
-def resample_offsets(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def resample_offsets(
+    table: Tensor,
+    old: tuple[int, int],
+    new: tuple[int, int],
+    interpolation: OffsetInterpolation = "linear",
+) -> Tensor:
     """A relative table `[heads, (2h - 1)(2w - 1)]` on another grid.
 
-    Geometric spacing, linear interpolation: the k-th old offset of a side of n patches is
-    placed at `1 + q + ... + q^(k-1)`, with q such that the last one falls on the last new
-    offset; so near offsets keep their meaning in patches and far ones are stretched. Equal
-    sides (q = 1) are exact, a side of 1 is constant, and one of 2 is constant beyond its offset.
+    Geometric spacing: the k-th old offset of a side of n patches is placed at
+    `1 + q + ... + q^(k-1)`, with q such that the last one falls on the last new offset; so near
+    offsets keep their meaning in patches and far ones are stretched. Equal sides (q = 1) are
+    exact, a side of 1 is constant, and one of 2 is constant beyond its offset. Entries behind
+    those of the grid, of prefix pairs, pass through.
+
+    Args:
+        table: offsets row-major.
+        old: rows and columns of the grid of the table.
+        new: rows and columns of the grid that is wanted.
+        interpolation: "linear", or "cubic": a spline through all old offsets of an axis whose
+            third derivative is continuous at the second and the last but one ("not a knot").
+            A side of 2 is linear in both.
     """
     if old == new:
         return table
-    rows = _offset_weights(old[0], new[0]).to(table)
-    columns = _offset_weights(old[1], new[1]).to(table)
-    image = table.unflatten(-1, (2 * old[0] - 1, 2 * old[1] - 1))
-    return torch.einsum("yr,xc,hrc->hyx", rows, columns, image).flatten(1)
+    entries = (2 * old[0] - 1) * (2 * old[1] - 1)
+    rows = _offset_weights(old[0], new[0], interpolation).to(table)
+    columns = _offset_weights(old[1], new[1], interpolation).to(table)
+    image = table[:, :entries].unflatten(-1, (2 * old[0] - 1, 2 * old[1] - 1))
+    grid = torch.einsum("yr,xc,hrc->hyx", rows, columns, image).flatten(1)
+    return torch.cat([grid, table[:, entries:]], dim=1)
+
+
+def resample_distances(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """A table of absolute offsets `[heads, h * w]` on another grid.
+
+    As `resample_offsets`, linear, of a table that is the same for an offset and its opposite.
+    """
+    if old == new:
+        return table
+    rows, columns = (
+        _offset_weights(n, m, "linear").to(table)[m - 1 :, n - 1 :]
+        for n, m in zip(old, new, strict=True)
+    )
+    return torch.einsum("yr,xc,hrc->hyx", rows, columns, table.unflatten(-1, old)).flatten(1)
 
 
 @memoised
-def _offset_weights(old: int, new: int) -> Tensor:
-    """`[2 new - 1, 2 old - 1]`: linear interpolation of the new offsets among the old."""
+def _offset_weights(old: int, new: int, interpolation: OffsetInterpolation) -> Tensor:
+    """`[2 new - 1, 2 old - 1]`: interpolation of the new offsets among the old."""
     if old == 1:
         return torch.ones(2 * new - 1, 1, device="cpu", dtype=torch.float64)
+    if interpolation == "cubic" and old > 2 and new > 2:  # at 0 and 1 lie old offsets anyway
+        half = _geometric_positions(old, new)
+        targets = torch.arange(1 - new, new, device="cpu", dtype=torch.float64)
+        return _spline_weights(torch.cat([-half[1:].flip(0), half]), targets)
     half = _half_weights(_geometric_positions(old, new), new)  # offsets 0 and above
     weights = half.new_zeros(2 * new - 1, 2 * old - 1)
     weights[new - 1 :, old - 1 :] = half
     weights[: new - 1, :old] = half[1:].flip(0, 1)  # the mirror image
     return weights
+
+
+def _spline_weights(x: Tensor, targets: Tensor) -> Tensor:
+    """`[targets, n]`: the cubic spline through values at the n >= 5 places x, not a knot.
+
+    The spline is given by its second derivatives M at the places, which solve
+    `h_(i-1) M_(i-1) + 2 (h_(i-1) + h_i) M_i + h_i M_(i+1) = 6 (slope_i - slope_(i-1))`.
+    """
+    count, h = len(x), x.diff()
+    inner = torch.arange(1, count - 1, device=x.device)
+    system, slopes = x.new_zeros(count, count), x.new_zeros(count, count)
+    system[inner, inner - 1], system[inner, inner + 1] = h[:-1], h[1:]
+    system[inner, inner] = 2 * (h[:-1] + h[1:])
+    system[0, :3] = torch.stack([h[1], -h[0] - h[1], h[0]])
+    system[-1, -3:] = torch.stack([h[-1], -h[-1] - h[-2], h[-2]])
+    slopes[inner, inner - 1], slopes[inner, inner + 1] = 6 / h[:-1], 6 / h[1:]
+    slopes[inner, inner] = -6 / h[:-1] - 6 / h[1:]
+    curvature = torch.linalg.solve(system, slopes)  # [n, n], of the values
+    targets = targets.clamp(x[0], x[-1])
+    upper = torch.searchsorted(x, targets).clamp(1, count - 1)
+    step = (x[upper] - x[upper - 1])[:, None]
+    right = (targets - x[upper - 1])[:, None] / step
+    left, values = 1 - right, torch.eye(count).to(x)
+    bend = (left**3 - left) * curvature[upper - 1] + (right**3 - right) * curvature[upper]
+    return left * values[upper - 1] + right * values[upper] + step**2 / 6 * bend
 
 
 def _half_weights(positions: Tensor, new: int) -> Tensor:

@@ -75,7 +75,9 @@ def test_built_in_encodings_say_true_or_false(name):
 CHANGING = {
     "rope": {},
     "rope_mixed": {},
+    "convit": {},
     "quadratic": {},
+    "tupe": {},
     "sinusoidal": {},
     "alibi_2d": {"learnable": True},
     "kerple_2d": {},

@@ -274,6 +274,19 @@ def resample_offsets(table: Tensor, old: tuple[int, int], new: tuple[int, int]) 
     return torch.cat(rows, -1)
 
 
+# T5 (Raffel et al. 2019)
+
+
+def t5_bucket(offset: int, num_buckets: int, max_distance: int) -> int:
+    """Of key minus query: half for either sign, of these half exact and the rest logarithmic."""
+    half, distance = num_buckets // 2, abs(offset)
+    sign, exact = (half if offset > 0 else 0), half // 2
+    if distance < exact:
+        return sign + distance
+    share = math.log(distance / exact) / math.log(max_distance / exact)
+    return sign + min(half - 1, exact + int(share * (half - exact)))
+
+
 # Quadratic (Cordonnier et al. 2020)
 
 
