@@ -35,7 +35,9 @@ OFFICIAL_METHODS = {
 def peers_of(case: Case, irpe_repo: Path | None) -> list[Contender]:
     """Rows to print below those of this encoding."""
     if case.label == "swin":
-        return [TimmBiasPeer(), TimmRopePeer()]
+        return [TimmBiasPeer()]
+    if case.label == "rope":  # the same angles
+        return [TimmRopePeer()]
     if case.name == "irpe" and irpe_repo is not None:
         peer = OfficialPeer(case, irpe_repo)
         return [peer] if peer.options["prefix_pairs"] == "shared" else []
@@ -194,7 +196,7 @@ class TimmBias(nn.Module):
 
 
 class TimmRopePeer:
-    """timm's axial rotary embedding; posenc has none, this is what the alternative costs."""
+    """timm's axial rotary embedding."""
 
     case, backend = "peer: timm rope", "peer"
 

@@ -254,6 +254,8 @@ class Rotation(CallTerm):
         cos: `[1 or B, 1 or heads, N, R / 2]`; 1 for prefix tokens, which do not turn.
         sin: the same shape; 0 for prefix tokens.
         interleaved: channels 2c and 2c + 1 are a pair; otherwise c and c + R / 2 ("halves").
+        blocks: halves pair up within each of so many equal blocks of the R channels: in a block
+            of W channels, c and c + W / 2. Interleaved pairs are the same in any blocks.
 
     Reference: Su et al. 2021, arXiv 2104.09864, section 3.2.
 
@@ -266,6 +268,7 @@ class Rotation(CallTerm):
     cos: Tensor
     sin: Tensor
     interleaved: bool = False
+    blocks: int = 1
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name."""
@@ -281,7 +284,7 @@ class Rotation(CallTerm):
 
         Computed in at least float32 and rounded once, to the dtype of `x`.
         """
-        return rotate(x, self.cos, self.sin, self.interleaved)
+        return rotate(x, self.cos, self.sin, self.interleaved, self.blocks)
 
     def check(self, shape: CallShape) -> None:
         """Raises unless the shapes fit a call."""
@@ -289,6 +292,11 @@ class Rotation(CallTerm):
             raise ValueError(
                 f"Rotation turns {self.width} channels (twice the last side of cos), and the "
                 f"queries have a head_dim of {shape.head_dim}"
+            )
+        if self.blocks < 1 or self.cos.shape[-1] % self.blocks:
+            raise ValueError(
+                f"Rotation.blocks must divide the {self.cos.shape[-1]} pairs of channels, got "
+                f"{self.blocks}"
             )
         expected = (shape.batch, shape.heads, shape.tokens, self.cos.shape[-1])
         _check_shape("Rotation.cos", self.cos, expected, broadcast=2)

@@ -73,9 +73,9 @@ def test_a_warning_is_printed(capsys):
 
 
 def test_a_refused_model(capsys):
-    code, out, err = printed(capsys, "inspect", "swinv2_tiny_window8_256")
+    code, out, err = printed(capsys, "inspect", "xcit_nano_12_p16_224")
     assert (code, err) == (1, "")
-    assert out == "not supported: SwinTransformerV2: cosine attention, written out\n"
+    assert out == "not supported: Xcit: attends between channels, which have no position\n"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_refused_model(capsys):
     [
         (["inspect", "irpa"], 2, "'irpa' is no encoding and no timm model. `posenc list` has"),
         (["inspect", "vit_tiny"], 2, "timm model. Did you mean 'vit_tiny_patch16_224'"),
-        ([*SMALL, "--encoding", "rope"], 2, "unknown encoding 'rope'. There are: "),
+        ([*SMALL, "--encoding", "nope"], 2, "unknown encoding 'nope'. There are: "),
         ([*SMALL, "--encoding", "peg+APE"], 2, "unknown encoding 'APE'. Did you mean 'learned'?"),
         (["inspect", "swin", "--encoding", "irpe"], 2, "swin is an encoding; --encoding and"),
         (

@@ -19,6 +19,8 @@ SAMPLE = {
     "vision_transformer_hybrid": "vit_tiny_r_s16_p8_224",
     "vitamin": "vitamin_small_224",
     "swin_transformer": "swin_tiny_patch4_window7_224",
+    "swin_transformer_v2": "swinv2_tiny_window8_256",
+    "swin_transformer_v2_cr": "swinv2_cr_tiny_224",
     "maxxvit": "coatnet_0_rw_224",
     "pit": "pit_ti_224",
     "lowformer": "lowformer_b0",

@@ -4,18 +4,27 @@ A new one is a line here: its class is then exported as `posenc.<Class>`, and `p
 registers it under the name of its file.
 """
 
+from posenc.encodings.alibi_2d import ALiBi2D as ALiBi2D
 from posenc.encodings.base import AttentionEncoding as AttentionEncoding
 from posenc.encodings.base import TokenEncoding as TokenEncoding
 from posenc.encodings.beit import BEiT as BEiT
 from posenc.encodings.convit import ConViT as ConViT
 from posenc.encodings.cordonnier_learned import CordonnierLearned as CordonnierLearned
+from posenc.encodings.cosine import CosineAttention as CosineAttention
+from posenc.encodings.cpb import ContinuousBias as ContinuousBias
+from posenc.encodings.decomposed import Decomposed as Decomposed
+from posenc.encodings.fire_2d import FIRE2D as FIRE2D
 from posenc.encodings.huang import Huang as Huang
 from posenc.encodings.human_part import HumanPart as HumanPart
 from posenc.encodings.irpe import IRPE as IRPE
+from posenc.encodings.kerple_2d import KERPLE2D as KERPLE2D
 from posenc.encodings.learned import LearnedAbsolute as LearnedAbsolute
 from posenc.encodings.levit import LeViT as LeViT
+from posenc.encodings.lookhere import LookHere as LookHere
 from posenc.encodings.peg import PEG as PEG
 from posenc.encodings.quadratic import Quadratic as Quadratic
+from posenc.encodings.rope import RoPE as RoPE
+from posenc.encodings.rope_mixed import RoPEMixed as RoPEMixed
 from posenc.encodings.sasa import SASA as SASA
 from posenc.encodings.shaw import Shaw as Shaw
 from posenc.encodings.sinusoidal import Sinusoidal as Sinusoidal

@@ -151,8 +151,14 @@ class AttentionEncoding(Encoding):
     """Acts inside attention: `forward(q, k, layout, *, scale=None) -> terms`.
 
     Subclasses are final and implement `terms`; one that reads neither `q` nor `k` says so by
-    `is_static`, and its terms are then remembered in eval.
+    `is_static`, and its terms are then remembered in eval. Reports compare `kind` with the model's
+    own positions: on a model that turns queries and keys itself, `patch_model` warns of another
+    "rotary" encoding.
     """
+
+    # What it gives, so that reports can say where a model has that already: "relative", "rotary",
+    # or "content" where it knows no position.
+    kind: str = "relative"
 
     def __init__(self, layout: TokenLayout, num_heads: int, head_dim: int | None = None) -> None:
         super().__init__(layout)

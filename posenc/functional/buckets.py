@@ -68,7 +68,7 @@ def irpe_index(
     paper's rank quantiser is not used there); the negative half of the "euclidean" and
     "quantized" tables can never be selected.
     """
-    rows, columns = _offsets(layout)
+    rows, columns = offset_grid(layout)
     shift = int(2 * ratio)
     side = 2 * shift + 1
     squared = rows**2 + columns**2
@@ -98,12 +98,24 @@ def swin_index(layout: TokenLayout, prefix_pairs: PrefixPairs) -> PairIndex:
 
 
 @memoised
+def axis_index(
+    layout: TokenLayout, axis: Literal["rows", "cols"], prefix_pairs: PrefixPairs = "none"
+) -> PairIndex:
+    """One bucket per offset of rows, or of columns (query minus key): `2 side - 1`.
+
+    Bucket 0 is the offset `1 - side`.
+    """
+    along = offset_grid(layout)[0 if axis == "rows" else 1]
+    side = layout.height if axis == "rows" else layout.width
+    return pair_index(layout, along + side - 1, 2 * side - 1, prefix_pairs, axis)
+
+
 def distance_index(layout: TokenLayout) -> PairIndex:
     """One bucket per absolute offset `(|d_row|, |d_column|)`, row-major: `height * width`.
 
     Reference: Graham et al. 2021, arXiv 2104.01136, "attention bias".
     """
-    rows, columns = (offset.abs() for offset in _offsets(layout))
+    rows, columns = (offset.abs() for offset in offset_grid(layout))
     return pair_index(layout, rows * layout.width + columns, layout.num_grid)
 
 
@@ -116,7 +128,7 @@ def clipped_index(layout: TokenLayout, clip: int) -> PairIndex:
 
     Reference: Shaw et al. 2018, arXiv 1803.02155, section 3.2, here for two axes.
     """
-    rows, columns = (offset.clamp(-clip, clip) + clip for offset in _offsets(layout))
+    rows, columns = (offset.clamp(-clip, clip) + clip for offset in offset_grid(layout))
     side = 2 * clip + 1
     return pair_index(layout, rows * side + columns, side * side)
 
@@ -144,7 +156,7 @@ def clipped_axis_index(layout: TokenLayout, axis: Axis, clip: int) -> PairIndex:
 @memoised
 def window_index(layout: TokenLayout, extent: int) -> PairIndex:
     """Bucket 0 for offsets of at most `extent` on both axes, bucket 1 beyond."""
-    rows, columns = _offsets(layout)
+    rows, columns = offset_grid(layout)
     outside = torch.maximum(rows.abs(), columns.abs()) > extent
     return pair_index(layout, outside.to(torch.int64), 2)
 
@@ -207,7 +219,7 @@ def sum_of_axes(rows: Tensor, columns: Tensor) -> Tensor:
     return (rows[:, :, None] + columns[:, None, :]).flatten(1)
 
 
-def _offsets(layout: TokenLayout) -> tuple[Tensor, Tensor]:
+def offset_grid(layout: TokenLayout) -> tuple[Tensor, Tensor]:
     """Row and column offset, query minus key, of every entry of `PairIndex.buckets`."""
     rows = torch.arange(1 - layout.height, layout.height, device="cpu")
     columns = torch.arange(1 - layout.width, layout.width, device="cpu")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,3 +43,23 @@ def patch_offsets(layout: TokenLayout, device: torch.device, dtype: torch.dtype)
     rows = torch.arange(layout.height - 1, -layout.height, -1, device=device, dtype=dtype)
     columns = torch.arange(layout.width - 1, -layout.width, -1, device=device, dtype=dtype)
     return torch.cartesian_prod(rows, columns)
+
+
+@memoised
+def log_offsets(
+    layout: TokenLayout, sides: tuple[int, int], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Log-spaced offset (row, column) of query minus key of each entry of `PairIndex.buckets`.
+
+    `sign(d) log2(1 + |8 d / (side - 1)|) / log2 8` with `d` in patches: 0 to +-log2(9) / 3 on a
+    grid of these sides, more on a larger one. A side of 1 divides by 1.
+
+    Shape `[(2 height - 1)(2 width - 1), 2]`.
+
+    Reference: Liu et al. 2022, arXiv 2111.09883, equation 4; the normalization is that of the
+    published code.
+    """
+    offsets = -patch_offsets(layout, torch.device("cpu"), torch.float64)
+    unit = torch.tensor([max(side - 1, 1) for side in sides], device="cpu", dtype=torch.float64)
+    logarithms = torch.log1p((8 * offsets / unit).abs()) / math.log(8)
+    return (offsets.sign() * logarithms).to(device=device, dtype=dtype)

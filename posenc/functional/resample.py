@@ -45,6 +45,17 @@ def resample_grid(
         return (columns @ lines).flatten(0, 1).to(table.dtype)
 
 
+def resample_line(table: Tensor, new: int) -> Tensor:
+    """A table `[length, C]` of another length, `[new, C]`: linear, `align_corners=False`.
+
+    The weights are those of `torch.nn.functional.interpolate` with `mode="linear"`, and an equal
+    length returns the table itself.
+    """
+    if len(table) == new:
+        return table
+    return _axis_weights(len(table), new, "bilinear", False).to(table) @ table
+
+
 @memoised
 def _axis_weights(old: int, new: int, mode: str, antialias: bool) -> Tensor:
     """`[new, old]`: how much of each old line a new line takes.

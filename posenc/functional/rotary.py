@@ -9,7 +9,7 @@ from posenc.functional.precision import at_least_float32
 from posenc.memo import is_transformed
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, blocks: int = 1) -> Tensor:
     """Turns the first channels of `x`, pair by pair; the others pass.
 
     `(a, b) -> (a cos - b sin, b cos + a sin)`, computed in at least float32 and rounded once.
@@ -19,6 +19,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         cos: `[..., R / 2]`, broadcast against the pairs of `x`; R is at most D.
         sin: the same shape.
         interleaved: channels 2c and 2c + 1 are a pair; otherwise c and c + R / 2.
+        blocks: halves pair up within each of so many equal blocks of the R channels: in a block
+            of W channels, c and c + W / 2.
 
     >>> x = torch.tensor([1.0, 2.0, 3.0, 4.0])
     >>> rotate(x, torch.zeros(2), torch.ones(2), interleaved=True)
@@ -29,9 +31,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     width = 2 * cos.shape[-1]
     dtype = at_least_float32(x.dtype, cos.dtype)
     first = x if width == x.shape[-1] else x[..., :width]
-    turn = _turn_pairs if interleaved else _turn_halves
-    turned = turn(first.to(dtype), cos.to(dtype), sin.to(dtype)).to(x.dtype)
-    return turned if first is x else torch.cat([turned, x[..., width:]], dim=-1)
+    first, cos, sin = first.to(dtype), cos.to(dtype), sin.to(dtype)
+    turned = _turn_pairs(first, cos, sin) if interleaved else _turn_blocks(first, cos, sin, blocks)
+    turned = turned.to(x.dtype)
+    return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], dim=-1)
 
 
 def _turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -49,6 +52,20 @@ def _is_viewable_as_complex(x: Tensor) -> bool:
         return False
     even = all(stride % 2 == 0 for stride in x.stride()[:-1]) and x.storage_offset() % 2 == 0
     return bool(even) and x.stride(-1) == 1
+
+
+def _turn_blocks(x: Tensor, cos: Tensor, sin: Tensor, blocks: int) -> Tensor:
+    if blocks == 1:
+        return _turn_halves(x, cos, sin)
+
+    def widened(left: Tensor, right: Tensor) -> Tensor:
+        return torch.stack([t.unflatten(-1, (blocks, -1)) for t in (left, right)], -2).flatten(-3)
+
+    # Halves of blocks are short runs of memory, on which arithmetic is slow: work on whole rows,
+    # with a copy of them whose halves have changed places.
+    halves = x.chunk(2 * blocks, dim=-1)
+    swapped = torch.cat([halves[at ^ 1] for at in range(2 * blocks)], dim=-1)
+    return torch.addcmul(x * widened(cos, cos), swapped, widened(-sin, sin))
 
 
 def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

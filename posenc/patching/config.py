@@ -23,7 +23,8 @@ from posenc.patching.patch import (
     site_modules,
     warn_of_changes,
 )
-from posenc.patching.plan import Plan, make_plan
+from posenc.patching.plan import make_plan
+from posenc.patching.planned import Plan
 from posenc.registry import encoding_class, list_encodings, option_names
 
 FORMAT = 1  # of a config; a change of its entries or of their meaning is a new number

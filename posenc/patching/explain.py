@@ -89,6 +89,11 @@ def explain(*arguments: Any, **options: Any) -> ModelExplanation | Explanation:
     """
     if arguments and isinstance(arguments[0], nn.Module):
         return _explain_model(*arguments, **options)
+    if len(arguments) < 3 and not {"q", "k", "v"} <= set(options):
+        raise TypeError(
+            "explain takes a patched model and its input, explain(model, images), or what attend "
+            f"takes, explain(q, k, v, terms); got {[type(a).__name__ for a in arguments]}"
+        )
     return attention.explain(*arguments, **options)
 
 

@@ -29,7 +29,7 @@ class FoldedBias(AttentionEncoding):
 
     def __init__(self, encoding: AttentionEncoding, layout: TokenLayout, like: Tensor) -> None:
         super().__init__(layout, encoding.num_heads, encoding.head_dim)
-        self.name = type(encoding).__name__
+        self.name, self.kind = type(encoding).__name__, encoding.kind
         self._kept: list[Term] = []  # whose tensors are buffers, and here only placeholders
         self._changed = encoding.changes_at_start()
         with torch.no_grad():

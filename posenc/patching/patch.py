@@ -16,7 +16,10 @@ from posenc.patching.layouts import EmbeddingLayout, LayoutSource
 from posenc.patching.models.examine import Backbone, check_model, check_module
 from posenc.patching.models.others import OTHER
 from posenc.patching.names import is_of_encoding
-from posenc.patching.plan import Blocks, Plan, PlannedSite, make_plan
+from posenc.patching.own_positions import doubled_rotary, own_positions
+from posenc.patching.plan import make_plan
+from posenc.patching.planned import Plan, PlannedSite
+from posenc.patching.select import Blocks
 from posenc.patching.sites.classes import site_class
 from posenc.patching.sites.roles import in_order
 from posenc.patching.sites.site import Site
@@ -302,7 +305,7 @@ def model_name(backbone: Backbone) -> str | None:
 
 
 def warn_of_changes(plan: Plan) -> None:
-    """Warns where outputs change at once; called by what the user called."""
+    """Warns where outputs change at once or rotary meets rotary; called by what the user called."""
     by_name = {name: e for planned in plan.sites.values() for name, e in planned.own.items()}
     starts = {spec.name: by_name[spec.name].changes_at_start() for spec in plan.specs}
     reasons = [
@@ -325,6 +328,8 @@ def warn_of_changes(plan: Plan) -> None:
             f"posenc: the patched model {gives} other outputs than before: {'; '.join(reasons)}",
             stacklevel=3,
         )
+    for doubled in doubled_rotary(by_name, own_positions(plan.backbone.module)):
+        warnings.warn(f"posenc: {doubled}", stacklevel=3)
 
 
 def _advice(plan: Plan, spec: Spec) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from posenc.encodings.base import AttentionEncoding
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.checkpoint import patched_encodings
@@ -16,6 +15,7 @@ from posenc.patching.layouts import SeenLayout
 from posenc.patching.models.examine import check_fused_flag, examine, module_refusal
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.others import OTHER
+from posenc.patching.own_positions import ABSOLUTE, RELATIVE, doubled_rotary, own_positions
 from posenc.patching.patch import PatchRecord, find_patched, patched_backbone, site_modules
 from posenc.patching.sites.explained import explain_site
 from posenc.patching.sites.site import Site
@@ -202,66 +202,11 @@ def _describe(encoding: nn.Module) -> str:
     return f"{type(encoding).__name__}({encoding.extra_repr()})"
 
 
-ABSOLUTE = "absolute table"
-RELATIVE = "relative bias"
-ROTARY = "rotary embedding"
-
-# What models call their position sources: the last part of a parameter's or module's name.
-_OWN_PARAMETERS = {
-    "pos_embed": ABSOLUTE,
-    "pos_embed_y": ABSOLUTE,
-    "pos_embed_x": ABSOLUTE,
-    "pos_embed_win": ABSOLUTE,
-    "pos_embed1": ABSOLUTE,
-    "pos_embed2": ABSOLUTE,
-    "pos_embed3": ABSOLUTE,
-    "position_embedding_table": ABSOLUTE,
-    "position_embeddings": ABSOLUTE,
-    "positional_embedding": ABSOLUTE,
-    "pos_embedding": ABSOLUTE,
-    "relative_position_bias_table": RELATIVE,
-    "rel_pos_h": RELATIVE,
-    "rel_pos_w": RELATIVE,
-    "attention_biases": RELATIVE,
-}
-_OWN_MODULES = {
-    "rope": ROTARY,
-    "rotary_emb": ROTARY,
-    "rel_pos": RELATIVE,
-    "shared_rel_pos": RELATIVE,
-    "rel_pos_bias": RELATIVE,
-}
-
-
-def own_positions(backbone: nn.Module, hidden: str | None = None) -> tuple[str, ...]:
-    """The position sources of a model itself, in words, such as "absolute table pos_embed"."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for name, _ in backbone.named_parameters():
-        _note(found, name, _OWN_PARAMETERS)
-    for name, module in backbone.named_modules():
-        if not isinstance(module, nn.Identity):
-            _note(found, name, _OWN_MODULES)
-    return tuple(
-        f"{kind} {last}"
-        + (f" in {len(names)} modules" if len(names) > 1 else "")
-        + (", hidden" if hidden in names else "")
-        for (kind, last), names in found.items()
-    )
-
-
-def _note(found: dict[tuple[str, str], list[str]], name: str, kinds: dict[str, str]) -> None:
-    last = name.rpartition(".")[2]
-    # A module's own parameters have been noted with it.
-    inside = {part for part in name.split(".")[:-1] if part in _OWN_MODULES or part == "posenc"}
-    if last in kinds and not inside:
-        found.setdefault((kinds[last], last), []).append(name)
-
-
 def _doubled(by_name: dict[str, nn.Module], own: tuple[str, ...]) -> tuple[str, ...]:
-    """Absolute positions on top of absolute ones, relative on relative."""
+    """Absolute positions on top of absolute ones, relative on relative, rotary on rotary."""
     shown = [source for source in own if "hidden" not in source]
     absolute = [n for n, e in by_name.items() if getattr(e, "placement", None) == "position"]
-    relative = [n for n, e in by_name.items() if isinstance(e, AttentionEncoding)]
+    relative = [n for n, e in by_name.items() if getattr(e, "kind", None) == "relative"]
     texts = []
     if absolute and any(source.startswith(ABSOLUTE) for source in shown):
         texts.append(
@@ -270,7 +215,7 @@ def _doubled(by_name: dict[str, nn.Module], own: tuple[str, ...]) -> tuple[str, 
         )
     if relative and any(source.startswith(RELATIVE) for source in shown):
         texts.append(f"{' and '.join(relative)} on top of the model's own relative bias")
-    return tuple(texts)
+    return (*texts, *doubled_rotary(by_name, own))
 
 
 def _hidden(by_name: dict[str, nn.Module], record: PatchRecord) -> tuple[str, ...]:

@@ -10,13 +10,14 @@ from posenc.layout import TokenLayout
 from posenc.patching.fold import FoldedBias
 from posenc.patching.layouts import (
     GivenLayout,
+    MapLayout,
     SeenLayout,
     grid_of_pixels,
     overlapping_projection,
 )
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.known import family_of
-from posenc.patching.patch import PatchRecord, patched_backbone
+from posenc.patching.patch import PatchRecord, patched_backbone, site_modules
 
 
 def set_layout(model: nn.Module, layout: TokenLayout | tuple[int, int] | int) -> nn.Module:
@@ -157,6 +158,12 @@ def _patch_size(backbone: Any) -> tuple[int, int]:
 def _set_input_size(backbone: Any, image: tuple[int, int]) -> None:
     if not hasattr(backbone, "set_input_size"):
         name = type(backbone).posenc_original_class.__name__
+        sites = [module._posenc for module in site_modules(backbone).values()]
+        if all(isinstance(site.layout, MapLayout) for site in sites if site.attention):
+            raise UnsupportedModelError(
+                f"timm's {name} takes images of any size, and its encodings follow the map that "
+                "each attention module receives: call it on the new images, without set_layout"
+            )
         raise UnsupportedModelError(
             f"timm's {name} cannot change its input size (it has no set_input_size): create it "
             f"with img_size={image}"

@@ -52,14 +52,15 @@ def test_every_family_as_it_is(name):
     assert set(captured.attention) == set(case.sites)
     assert captured.bias == {}
     assert set(captured.left_out) == {site for site in case.others if site != "attn_pool"}
-    expected = expected_attention(model, x, 1.0 if name == "gemma" else None)
+    expected = expected_attention(model, x, case.scale)
     for site, sees in case.sites.items():
         assert captured.layouts[site] == TokenLayout(*sees.layout)
         assert_close(captured.attention[site], expected[site], 1e-9)
 
 
 @pytest.mark.parametrize(
-    "name", ["windows swin", "windows maxvit", "windows nest", "sam", "vit_diff"]
+    "name",
+    ["windows swin", "windows swin_v2", "windows maxvit", "windows nest", "sam", "vit_diff"],
 )
 def test_families_that_are_patched(name):
     model, x, case = every_model(name)
@@ -80,7 +81,8 @@ def test_families_that_are_patched(name):
         model(x)
     for call in calls:
         mask = 0.0 if call.mask is None else call.mask
-        scores = call.q @ call.k.transpose(-2, -1) * call.q.shape[-1] ** -0.5 + mask
+        scale = case.scale or call.q.shape[-1] ** -0.5
+        scores = call.q @ call.k.transpose(-2, -1) * scale + mask
         found.setdefault(call.name, []).append((scores + tables[call.name]).softmax(-1))
     for site, weights in found.items():
         assert_close(captured.attention[site], torch.cat(weights, 1), 1e-9)

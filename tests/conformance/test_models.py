@@ -79,7 +79,7 @@ def test_a_patch_is_the_mathematics(name, encoding):
     def bias(site, q, k):
         if site not in case.sites:
             return 0.0
-        scale = 1.0 if name == "gemma" else q.shape[-1] ** -0.5
+        scale = case.scale or q.shape[-1] ** -0.5
         return BIAS[encoding](found[f"{site}.{encoding}"], q, case.sites[site].layout, scale)
 
     with torch.no_grad():

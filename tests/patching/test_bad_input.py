@@ -41,7 +41,7 @@ def misfits():
         "no close name": (
             vit,
             {"encoding": "zzz"},
-            "unknown encoding 'zzz'. There are: human_part",
+            "unknown encoding 'zzz'. There are: .*human_part",
         ),
         "unknown in sum": (
             vit,

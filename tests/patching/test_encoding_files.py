@@ -321,7 +321,7 @@ def test_every_encoding_can_be_built_without_memory(names):
             device="meta",
         )
         assert torch.equal(torch.random.get_rng_state(), state)
-    assert {value.device.type for value in encoding.state_dict().values()} == {"meta"}
+    assert {value.device.type for value in encoding.state_dict().values()} <= {"meta"}
 
 
 def test_an_encoding_that_reads_values_when_built(path, monkeypatch):

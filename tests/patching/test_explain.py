@@ -106,6 +106,9 @@ def test_bad_input():
     model = patched("peg")
     with pytest.raises(ValueError, match="no encoding of the model acts inside attention"):
         posenc.explain(model, tiny_vit.images(model))
+    for nothing in ((), (None,), ("vit", torch.rand(1, 3, 12, 20))):
+        with pytest.raises(TypeError, match=r"explain\(model, images\), or what attend takes"):
+            posenc.explain(*nothing)
     with pytest.raises(TypeError, match="query must be a tensor, got 'vit'"):
         posenc.explain("vit", None, None)
 

@@ -5,6 +5,7 @@ import pytest
 import tiny_vit
 import tiny_windowed
 import torch
+from random_encodings import randomise_encodings
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import posenc
@@ -28,7 +29,7 @@ REFUSAL = "has a size that is dynamic in this export.*export one image size at a
 def patched(encoding, model=None):
     model = dynamic_vit.build() if model is None else model
     posenc.patch_model(model, encoding, **ENCODINGS.get(encoding, {}))
-    return dynamic_vit.randomise_encodings(model)
+    return randomise_encodings(model)
 
 
 def sides(patch=4, auto=False):
@@ -140,7 +141,7 @@ def test_the_onnx_exporter_has_nothing_to_complain_about(encoding, options, tmp_
     runtime = pytest.importorskip("onnxruntime")
     model = tiny_vit.vit(depth=1, img_size=(28, 36), dtype=torch.float32)  # 7x9 patches
     posenc.patch_model(model, encoding, **options)
-    dynamic_vit.randomise_encodings(model)
+    randomise_encodings(model)
     images, path = tiny_vit.images(model), tmp_path / "model.onnx"
     shapes = ({0: torch.export.Dim("batch", max=64)},)
     with torch.no_grad():

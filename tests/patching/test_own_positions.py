@@ -5,7 +5,7 @@ from tiny_vit import vit
 from torch import nn
 
 from posenc import patch_model, summary
-from posenc.patching.report import own_positions
+from posenc.patching.own_positions import own_positions
 
 
 def test_a_place_holder_is_no_source():

@@ -53,7 +53,7 @@ def test_the_default_device_is_followed(name):
         encoding = posenc.create_encoding(
             name, layout=TokenLayout(2, 3, 1), num_heads=2, head_dim=4, embed_dim=8
         )
-    assert {p.device.type for p in encoding.parameters()} == {"meta"}
+    assert {p.device.type for p in encoding.parameters()} <= {"meta"}
 
 
 def swin():

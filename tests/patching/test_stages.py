@@ -140,3 +140,9 @@ def test_copies_read_their_own_stages(name, copied):
                 assert not isinstance(value, torch.nn.Module) or id(value) in inside
         posenc.unpatch_model(twin)
         assert torch.equal(model(x), expected)
+
+
+def test_sizes_are_followed_not_set():
+    model = patch_model(build("fastvit"), "swin")
+    with pytest.raises(ValueError, match=r"takes images of any size, .* without set_layout"):
+        posenc.set_layout(model, (192, 256))

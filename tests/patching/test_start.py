@@ -73,18 +73,32 @@ def test_built_in_encodings_say_true_or_false(name):
 
 
 CHANGING = {
+    "rope": {},
+    "rope_mixed": {},
     "convit": {},
     "quadratic": {},
     "tupe": {},
     "sinusoidal": {},
+    "alibi_2d": {"learnable": True},
+    "kerple_2d": {},
     "human_part": {"strength": 1.0},
     "swin": {"init": "paper"},
+    "cpb": {"init": "paper"},
     "learned": {"init": "paper"},
     "peg": {"init": "paper"},
 }
 
 
-@pytest.mark.parametrize("name", posenc.list_encodings())
+NO_OTHER_START = {"cosine", "lookhere"}  # no option starts without effect
+
+
+@pytest.mark.parametrize("name", sorted(NO_OTHER_START))
+def test_no_advice_where_there_is_no_start_without_effect(name):
+    with pytest.warns(UserWarning, match=r"has an effect from the start$"):
+        patch_model(vit(), name)
+
+
+@pytest.mark.parametrize("name", sorted({*posenc.list_encodings()} - NO_OTHER_START))
 def test_following_the_advice_works(name):
     """It names an option that the encoding has, with which outputs are as before."""
     model = vit(num_heads=4, embed_dim=32)
@@ -97,7 +111,8 @@ def test_following_the_advice_works(name):
         posenc.unpatch_model(model)
         said = str(record[0].message)
         (option, value) = re.search(r"\((\w+)=(.*?) starts without\)", said).groups()
-        patch_model(model, name, **{option: 0.0 if value == "0" else value.strip("'")})
+        advised = {option: 0.0 if value == "0" else value.strip("'")}
+        patch_model(model, name, **CHANGING[name] | advised)
     else:
         patch_model(model, name)  # without a warning: warnings are errors
     torch.testing.assert_close(model(x), before)

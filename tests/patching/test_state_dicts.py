@@ -146,6 +146,8 @@ def test_an_encoding_by_itself_refuses_them_too(name):
     sizes = {"num_heads": 2, "head_dim": 4, "embed_dim": 8}
     encoding = posenc.create_encoding(name, layout=posenc.TokenLayout(2, 3, 1), **sizes)
     before = {key: value.clone() for key, value in encoding.state_dict().items()}
+    if not before:
+        return  # fixed numbers: there is nothing to load
     state = {key: torch.ones_like(value, dtype=torch.int32) for key, value in before.items()}
     with pytest.raises(
         RuntimeError, match=r"is torch.int32 instead of floating point, .* not loaded"

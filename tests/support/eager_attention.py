@@ -1,6 +1,7 @@
 """Attention of a whole model as mathematics: every SDPA call computed eagerly, plus a bias.
 
-Knows nothing of posenc: it stands in for `F.scaled_dot_product_attention` while a model runs.
+Knows nothing of posenc: it stands in for `F.scaled_dot_product_attention` while a model runs, and
+for the softmax of Swin V2, which writes its attention out.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import sys
 from collections.abc import Callable, Iterator
 
 import torch.nn.functional as F
+from timm.models.swin_transformer_v2 import WindowAttention
+from timm.models.swin_transformer_v2_cr import WindowMultiHeadAttention
 from timm.models.twins import LocallyGroupedAttn
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 Bias = Callable[[str, Tensor, Tensor], "Tensor | float"]
+WRITTEN_OUT = (WindowAttention, WindowMultiHeadAttention)
+QUERY_AND_KEY = (("q", "query"), ("k", "key"))  # as their forwards name them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +79,35 @@ class _Eager(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is not F.scaled_dot_product_attention:
-            return function(*args, **kwargs)
-        return self.attention(*self.caller(), *args, **kwargs)
+        if function is F.scaled_dot_product_attention:
+            name, module, _ = self.caller()
+            return self.attention(name, module, *args, **kwargs)
+        if function in (F.softmax, Tensor.softmax):
+            name, module, names = self.caller(WRITTEN_OUT)
+            if module is not None:
+                return (args[0] + self.cosine_bias(name, module, args[0], names)).softmax(-1)
+        return function(*args, **kwargs)
 
-    def caller(self) -> tuple[str, nn.Module]:
+    def caller(self, kind=nn.Module):
+        """Name, module and local names of the forward that is running; None, None, {} outside."""
         frame = sys._getframe(2)
         while frame is not None:
-            found = self.modules.get(id(frame.f_locals.get("self")))
-            if found is not None:
-                return found
+            name, module = self.modules.get(id(frame.f_locals.get("self")), (None, None))
+            if isinstance(module, kind):
+                return name, module, frame.f_locals
             frame = frame.f_back
-        raise AssertionError("attention outside the model")
+        assert kind is WRITTEN_OUT, "attention outside the model"
+        return None, None, {}
+
+    def cosine_bias(self, name, module, scores, names):
+        """Of an attention whose scores, with all that is added to them, are given."""
+        q, k = (names[short] if short in names else names[long] for short, long in QUERY_AND_KEY)
+        q, k = (x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12) for x in (q, k))
+        factor = module.logit_scale.exp().clamp(max=100).reshape(-1, 1, 1)
+        q = factor * q
+        own = scores - q @ k.transpose(-2, -1)
+        self.calls.append(Call(name, tuple(q.shape), q, k, own))
+        return self.bias(name, q, k)
 
     def attention(
         self,

@@ -14,6 +14,7 @@ CASES = {
     "swin": ("swin", {"prefix_pairs": "separate"}),
     "quadratic": ("quadratic", {"strength": 0.0}),
     "human_part": ("human_part", {}),
+    "rope_mixed": ("rope_mixed", {"strength": 0.0}),
     "sinusoidal": ("sinusoidal", {"strength": 0.0}),
     "learned": ("learned", {"absolute": "hide"}),
     "peg": ("peg", {}),

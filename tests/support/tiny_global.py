@@ -185,7 +185,7 @@ CASES = {
         IMAGE,
         IN_ENCODER,
     ),
-    "gemma": Case(_gemma, IMAGE, IN_ENCODER),
+    "gemma": Case(_gemma, IMAGE, IN_ENCODER, scale=1.0),
 }
 
 

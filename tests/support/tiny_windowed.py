@@ -21,6 +21,8 @@ from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitConvCfg, MaxxVitTran
 from timm.models.nest import Nest
 from timm.models.pit import PoolingVisionTransformer
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
 from timm.models.tiny_vit import TinyVit
 from timm.models.twins import Twins
 from timm.models.visformer import Visformer
@@ -48,12 +50,14 @@ class Case:
         image: height and width.
         sites: attention module -> what it sees.
         others: attention modules that call SDPA and should not be patched -> why.
+        scale: of its attention, where that is not `head_dim ** -0.5`.
     """
 
     make: Callable[[], nn.Module]
     image: tuple[int, int]
     sites: dict[str, Expected]
     others: dict[str, str] = dataclasses.field(default_factory=dict)
+    scale: float | None = None
 
 
 def _swin(**options):
@@ -68,6 +72,20 @@ def _swin(**options):
         **options,
     }
     return SwinTransformer(num_classes=CLASSES, **settings)
+
+
+def _swin_v2(cls=SwinTransformerV2, **options):
+    settings = {
+        "img_size": (12, 20),
+        "patch_size": 2,
+        "embed_dim": 8,
+        "depths": (2, 2),
+        "num_heads": (2, 4),
+        "window_size": ((2, 4), (2, 4)),
+        "mlp_ratio": 2.0,
+        **options,
+    }
+    return cls(num_classes=CLASSES, **settings)
 
 
 def _davit(**options):
@@ -265,6 +283,47 @@ CASES = {
             "layers.1.blocks.0.attn": Expected((2, 4, 0), 4, 4),
             "layers.1.blocks.1.attn": Expected((2, 4, 0), 4, 4),
         },
+    ),
+    # Cosine attention, written out, with a bias of its own; scores are complete at scale 1.
+    "swin_v2": Case(
+        _swin_v2,
+        (12, 20),
+        {
+            "layers.0.blocks.0.attn": Expected((2, 4, 0), 2, 4),
+            "layers.0.blocks.1.attn": Expected((2, 4, 0), 2, 4),
+            "layers.1.blocks.0.attn": Expected((2, 4, 0), 4, 4),
+            "layers.1.blocks.1.attn": Expected((2, 4, 0), 4, 4),
+        },
+        scale=1.0,
+    ),
+    # Fine-tuned at larger windows, which shrink to 3x5 in the second stage; images of any size.
+    "swin_v2_pretrained": Case(
+        partial(
+            _swin_v2,
+            window_size=((3, 5), (4, 7)),
+            pretrained_window_sizes=((2, 3), (2, 2)),
+            qkv_bias=False,
+            dynamic_img_size=True,
+        ),
+        (12, 20),
+        {
+            "layers.0.blocks.0.attn": Expected((3, 5, 0), 2, 4),
+            "layers.0.blocks.1.attn": Expected((3, 5, 0), 2, 4),
+            "layers.1.blocks.0.attn": Expected((3, 5, 0), 4, 4),
+            "layers.1.blocks.1.attn": Expected((3, 5, 0), 4, 4),
+        },
+        scale=1.0,
+    ),
+    "swin_v2_cr": Case(
+        partial(_swin_v2, SwinTransformerV2Cr),
+        (12, 20),
+        {
+            "stages.0.blocks.0.attn": Expected((2, 4, 0), 2, 4),
+            "stages.0.blocks.1.attn": Expected((2, 4, 0), 2, 4),
+            "stages.1.blocks.0.attn": Expected((2, 4, 0), 4, 4),
+            "stages.1.blocks.1.attn": Expected((2, 4, 0), 4, 4),
+        },
+        scale=1.0,
     ),
     "davit": Case(
         _davit,

@@ -91,7 +91,7 @@ class Backbone:
         return None if grid is None else (grid[0], grid[1])
 
     def layouts(self) -> list[TokenLayout]:
-        """The different layouts of the model and its attention sites, at rest."""
+        """The different layouts of the model and its attention sites, by default."""
         sources = [self.layout] if self.layout is not None else []
         sources += [site.layout for site in self.attention]
         return list(dict.fromkeys(source.default() for source in sources))

@@ -175,6 +175,10 @@ def _staged(path: str, blocks: str, **layout: Any) -> Family:
 # Windows, or stages with grids of their own.
 STAGED_FAMILIES = (
     _staged("swin_transformer:SwinTransformer", "layers.", site_layout=_own("window_size")),
+    _staged("swin_transformer_v2:SwinTransformerV2", "layers.", site_layout=_own("window_size")),
+    _staged(
+        "swin_transformer_v2_cr:SwinTransformerV2Cr", "stages.", site_layout=_own("window_size")
+    ),
     _staged("davit:DaVit", "stages.", site_layout=_own("window_size")),
     _staged("maxxvit:MaxxVit", "stages.", site_layout=_maxvit),
     _staged("nest:Nest", "levels.", site_layout=_nest),
@@ -225,6 +229,14 @@ ATTENTIONS = (
         "timm.models.vision_transformer:DiffParallelScalingBlock", value_dim=_diff_values
     ),
     AttentionKind("timm.models.swin_transformer:WindowAttention", head_dim=_from_qkv),
+    AttentionKind(
+        "timm.models.swin_transformer_v2:WindowAttention", head_dim=_from_qkv, adapter="swin_v2"
+    ),
+    AttentionKind(
+        "timm.models.swin_transformer_v2_cr:WindowMultiHeadAttention",
+        head_dim=_from_qkv,
+        adapter="swin_v2_cr",
+    ),
     AttentionKind("timm.models.davit:WindowAttention", head_dim=_from_qkv),
     AttentionKind(
         "timm.models.maxxvit:AttentionCl", map="b h w c", head_dim=lambda module: module.dim_head
@@ -266,8 +278,6 @@ ATTENTIONS = (
 
 # Models whose attention cannot take position terms, or not at a known grid.
 REFUSED = {
-    "timm.models.swin_transformer_v2:SwinTransformerV2": "cosine attention, written out",
-    "timm.models.swin_transformer_v2_cr:SwinTransformerV2Cr": "cosine attention, written out",
     "timm.models.cait:Cait": "talking heads: heads are mixed around the softmax",
     "timm.models.xcit:Xcit": "attends between channels, which have no position",
     "timm.models.pvt_v2:PyramidVisionTransformerV2": "keys are a pooled summary of the grid",

@@ -10,7 +10,7 @@ from torch import nn
 
 from posenc._torch import run_uncompiled
 from posenc.intercept import generate_class, rebuild_with, rewritten_forward
-from posenc.patching.sites import huggingface, multihead
+from posenc.patching.sites import cosine_windows, huggingface, multihead
 from posenc.patching.sites.attention import attend_with_encodings, no_attention_ran
 from posenc.patching.sites.hide import hidden_table, with_hidden_table
 from posenc.patching.sites.optimizer import group_matcher, no_weight_decay
@@ -47,7 +47,12 @@ class Adapter(Protocol):
         ...
 
 
-ADAPTERS: dict[str, Adapter] = {"huggingface": huggingface, "multihead": multihead}
+ADAPTERS: dict[str, Adapter] = {
+    "huggingface": huggingface,
+    "multihead": multihead,
+    "swin_v2": cosine_windows.SWIN_V2,
+    "swin_v2_cr": cosine_windows.SWIN_V2_CR,
+}
 
 
 @functools.cache

@@ -1,0 +1,245 @@
+"""Where encodings go, and building them there."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import NamedTuple
+
+from torch import nn
+
+from posenc.encodings.base import AttentionEncoding, Encoding
+from posenc.encodings.peg import check_after
+from posenc.patching.layouts import LayoutSource
+from posenc.patching.models.examine import (
+    AttentionSite,
+    Backbone,
+    check_fused_flag,
+)
+from posenc.patching.models.kinds import UnsupportedModelError
+from posenc.patching.models.others import OTHER
+from posenc.patching.planned import Plan, at, own
+from posenc.patching.select import Blocks, attention_names, choose, select
+from posenc.patching.sites.roles import (
+    EncodeInput,
+    EncodeOutput,
+    EncodePositions,
+    ReplaceAttention,
+    SeeMap,
+)
+from posenc.patching.sites.site import Site, acts_on
+from posenc.patching.spec import Spec
+from posenc.registry import required_sizes
+
+
+def place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
+    """Builds one encoding for each of its sites, or one for all (`share`)."""
+    if plan.share:
+        _check_shareable(spec)
+    if _acts_in_attention(spec):
+        _place_in_attention(plan, spec, blocks, {})
+        return
+    # What a callable builds shows only when it was called: the result is kept for its site.
+    is_class = isinstance(spec.build, type)
+    site = _first_site(plan.backbone, None if is_class else blocks)
+    if is_class:
+        site = _seeing_all(plan, spec, site)
+    where = _first_place(plan, spec)
+    first = _build(plan, spec, site.module if site else plan.backbone.module, site, where)
+    if acts_on(first) == "attention":
+        _place_in_attention(plan, spec, blocks, {site.name: first} if site else {})
+        return
+    if site is not None and site.layout.default() != _one_grid(plan, spec).default():
+        first = _build(plan, spec, site.module, _seeing_all(plan, spec, site), where)
+    _place_on_tokens(plan, spec, first)
+
+
+def _place_on_tokens(plan: Plan, spec: Spec, first: Encoding) -> None:
+    kind = acts_on(first)
+    if kind == "block":
+        _place_after_blocks(plan, spec, first)
+    elif kind == "position":
+        _place_at_step(plan, spec, first)
+    else:
+        raise ValueError(f'{spec.name}: placement must be "position" or "block", got {kind!r}')
+
+
+def _acts_in_attention(spec: Spec) -> bool:
+    return isinstance(spec.build, type) and issubclass(spec.build, AttentionEncoding)
+
+
+def _first_site(backbone: Backbone, blocks: Blocks) -> AttentionSite | None:
+    """A selected attention site, if possible one that sees all tokens rather than a window."""
+    chosen = choose(attention_names(backbone), blocks)
+    sites = [site for site in backbone.attention if site.name in chosen]
+    whole = backbone.layout and backbone.layout.default()
+    return next((s for s in sites if s.layout.default() == whole), sites[0] if sites else None)
+
+
+def _seeing_all(plan: Plan, spec: Spec, site: AttentionSite | None) -> AttentionSite | None:
+    """The site as what acts on tokens needs it: all of them, not a window."""
+    layout = _one_grid(plan, spec)
+    return None if site is None else dataclasses.replace(site, layout=layout)
+
+
+def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, built: dict[str, Encoding]) -> None:
+    """`built` has the encodings that there are already, by site."""
+    if plan.backbone.family is not OTHER:
+        check_fused_flag()
+    selected = select(plan.backbone, blocks)
+    if plan.share:
+        _check_equal(selected)
+        where, one = _first_place(plan, spec), selected[0]
+        shared = [*built.values()] or [_build(plan, spec, one.module, one, where)]
+        built = {site.name: shared[0] for site in selected}
+    names = attention_names(plan.backbone)
+    for site in selected:
+        where = Where(names.index(site.name), len(names))
+        there = site.name in built
+        encoding = built[site.name] if there else _build(plan, spec, site.module, site, where)
+        if acts_on(encoding) != "attention":
+            raise ValueError(
+                f"{spec.name}: the callable returned encodings of different kinds, for {site.name} "
+                f"a {type(encoding).__name__}, which does not act inside attention"
+            )
+        planned = at(plan, site.name, ReplaceAttention(site.kind.adapter))
+        if site.kind.map is not None:
+            receiver = ".".join(filter(None, [site.name, site.kind.map_of]))
+            at(plan, receiver, SeeMap(site.kind.map)).site.layout = site.layout
+        _describe_attention(planned.site, site)
+        planned.site.attention.append(spec.name)
+        own(plan, planned, spec.name, encoding)
+
+
+def _check_equal(sites: list[AttentionSite]) -> None:
+    sizes = {(s.num_heads, s.head_dim, str(s.layout.default())) for s in sites}
+    if len(sizes) > 1:
+        raise ValueError(
+            "share=True needs attention modules of equal (num_heads, head_dim, layout), got "
+            f"{sorted(sizes)}"
+        )
+
+
+def _describe_attention(site: Site, found: AttentionSite) -> None:
+    site.layout = found.layout
+    site.shape = found.kind.shape
+    site.num_heads = found.num_heads
+    site.head_dim = found.head_dim
+    site.value_dim = found.value_dim
+
+
+def _place_at_step(plan: Plan, spec: Spec, encoding: Encoding) -> None:
+    """Where the model adds its own positions, or would."""
+    _one_grid(plan, spec)
+    step = plan.backbone.family.step
+    if step is None:
+        planned = at(plan, plan.backbone.blocks[0], EncodeInput())
+    elif step.before:
+        planned = at(plan, step.module, EncodeInput())
+    else:
+        planned = at(plan, step.module, EncodePositions(step.method))
+    planned.site.positions.append(spec.name)
+    planned.own[spec.name] = _moved(plan, encoding, plan.backbone.module)
+
+
+def _one_grid(plan: Plan, spec: Spec) -> LayoutSource:
+    """The layout of all tokens; raises where there is none, or where they are not known."""
+    if plan.backbone.layout is None:
+        raise UnsupportedModelError(
+            f"{spec.name} acts on the tokens of one grid, and "
+            f"{type(plan.backbone.module).__name__} has windows or stages: encodings that act "
+            "inside attention work there"
+        )
+    if plan.backbone.family is OTHER:
+        raise UnsupportedModelError(
+            f"{spec.name} acts on tokens, and where {type(plan.backbone.module).__name__} has "
+            "them is not known: posenc knows its attention modules only. Encodings that act "
+            "inside attention work there"
+        )
+    return plan.backbone.layout
+
+
+def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
+    _one_grid(plan, spec)
+    names = plan.backbone.blocks
+    for place, index in enumerate(check_after(first.after)):  # type: ignore[arg-type]
+        if not -len(names) <= index < len(names):
+            raise ValueError(
+                f"{spec.name}: after={first.after} names block {index}, but the model has "
+                f"{len(names)} blocks (0 to {len(names) - 1})"
+            )
+        planned = at(plan, names[index], EncodeOutput())
+        if spec.name in planned.site.tokens:
+            raise ValueError(f"{spec.name}: after={first.after} names block {index} twice")
+        planned.site.tokens.append(spec.name)
+        where = Where(index % len(names), len(names))
+        # The first was built before it could tell which block it acts after.
+        asks = isinstance(spec.build, type) and "block" in inspect.signature(spec.build).parameters
+        kept = plan.share or (place == 0 and not asks)
+        encoding = first if kept else _build(plan, spec, planned.module, None, where)
+        own(plan, planned, spec.name, _moved(plan, encoding, planned.module))
+
+
+class Where(NamedTuple):
+    """Where an encoding stands, for those that differ by depth.
+
+    Args:
+        block: of an encoding inside attention, the index of its attention module among all that
+            `blocks=` counts (those of all stages, in the order of the model); of one that acts
+            after blocks, the index of its block. None at the position step, and with `share`.
+        num_blocks: how many there are, patched or not.
+    """
+
+    block: int | None
+    num_blocks: int
+
+
+def _first_place(plan: Plan, spec: Spec) -> Where:
+    """Of the encoding that is built first, and kept if it is the only one."""
+    placement = getattr(spec.build, "placement", None)  # of a class that acts on tokens
+    count = len(plan.backbone.blocks if placement else attention_names(plan.backbone))
+    return Where(None if plan.share or placement == "position" else 0, count)
+
+
+def _check_shareable(spec: Spec) -> None:
+    if isinstance(spec.build, type) and "block" in required_sizes(spec.build):
+        raise ValueError(
+            f"share=True builds one {spec.name} for all blocks, but {spec.name} needs the index "
+            "of its block; use share=False"
+        )
+
+
+def _build(
+    plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None, where: Where
+) -> Encoding:
+    """On the device and in the dtype of the module that it goes to."""
+    parameter = floating_parameter(near)
+    source = _one_grid(plan, spec) if site is None else site.layout
+    return spec.create(
+        source.default(),
+        {
+            "num_heads": site.num_heads if site else None,
+            "head_dim": site.head_dim if site else None,
+            "embed_dim": plan.backbone.embed_dim,
+            **where._asdict(),
+        },
+        plan.device_of(parameter),
+        parameter.dtype,
+    )
+
+
+def _moved(plan: Plan, encoding: Encoding, near: nn.Module) -> Encoding:
+    """The encoding, on the device and in the dtype of this module."""
+    parameter = floating_parameter(near)
+    return encoding.to(device=plan.device_of(parameter), dtype=parameter.dtype)
+
+
+def floating_parameter(module: nn.Module) -> nn.Parameter:
+    """A parameter of the module, for device and dtype; raises where it is no real number."""
+    parameter = next(module.parameters())
+    if not parameter.is_floating_point():
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has {parameter.dtype} parameters: patch the floating point "
+            "model, then quantise it"
+        )
+    return parameter
