@@ -130,7 +130,7 @@ class RoPE(AttentionEncoding):
             of range; or an option that the convention does not have.
 
     Reference: Su et al. 2021, arXiv 2104.09864, section 3.2, in two dimensions: Fang et al. 2023
-    (EVA-02), arXiv 2303.11331, section 2; Heo et al. 2024 (RoPE-ViT), arXiv 2403.13298, section
+    (EVA-02), arXiv 2303.11331; Heo et al. 2024 (RoPE-ViT), arXiv 2403.13298, section
     3.2; Simeoni et al. 2025 (DINOv3), arXiv 2508.10104; Weinzaepfel et al. 2023 (CroCo v2), arXiv
     2211.10408. The public rope-vit reuses its table wherever token counts agree (2x8 for 4x4).
 

@@ -53,7 +53,7 @@ class RoPEMixed(AttentionEncoding):
     Raises:
         ValueError: head_dim is no multiple of 4, or a value out of range.
 
-    Reference: Heo et al. 2024 (RoPE-ViT), arXiv 2403.13298, section 3.2, equation 14. The public
+    Reference: Heo et al. 2024 (RoPE-ViT), arXiv 2403.13298, section 3.2. The public
     rope-vit reuses its table wherever token counts agree (2x8 for 4x4).
 
     >>> RoPEMixed(TokenLayout(2, 3), num_heads=2, head_dim=8).freqs.shape
