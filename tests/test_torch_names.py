@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from posenc import _torch
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is")
 def test_tracing():
     seen = []
 

@@ -83,6 +83,8 @@ def test_held_terms_keep_their_values(backend):
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch about torch.jit
+# Some versions of torch script their own formulas at the first use, and warn of it.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is")
 def test_forward_gradients_and_vmap_see_the_parameters():
     encoding, layout, q = swin()
 
