@@ -1,7 +1,7 @@
 """Every case of the public set of reference outputs is exercised, or left out for a reason.
 
-`golden/manifest.json` describes the cases that tests exercise; `golden/not_exercised.json` names all
-cases of the set, and by pattern those that no test exercises.
+`golden/manifest.json` describes the cases that tests exercise; `golden/not_exercised.json` names
+all cases of the set, and by pattern those that no test exercises.
 """
 
 import hashlib

@@ -21,6 +21,9 @@ class Encoding(nn.Module, ABC):
     Attributes that are not parameters are constants: set them in the constructor only.
     """
 
+    paper: tuple[str, str] | None = None
+    """Authors with year, and address, of what it is from; None for a scheme without a paper."""
+
     def __init__(self, layout: TokenLayout) -> None:
         """The class describes the arguments."""  # `help` shows it for subclasses, too
         super().__init__()

@@ -28,7 +28,7 @@ UNDIRECTED_SLOPES = (1 / 4, 1 / 16, 1 / 64, 1 / 256)
 
 
 class LookHere(AttentionEncoding):
-    """Each head sees a field of view on one side of the query, and prefers what is near.
+    """Each head looks into one direction, 45, 90 or 180 degrees wide, and prefers what is near.
 
     `b_h[i, j] = -slope_h |p_j - p_i|` for keys in the head's field and minus infinity outside it,
     with the Euclidean distance in patches. A query always sees itself, because the borders belong
@@ -73,6 +73,8 @@ class LookHere(AttentionEncoding):
             [-1., -0., -inf],
             [-2., -1., -0.]])
     """
+
+    paper = ("Fuller et al. 2024", "https://arxiv.org/abs/2405.13985")
 
     def __init__(
         self,
