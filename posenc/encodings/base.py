@@ -22,7 +22,7 @@ class Encoding(nn.Module, ABC):
     """
 
     paper: tuple[str, str] | None = None
-    """Authors with year, and address, of what it is from; None for a scheme without a paper."""
+    """Authors and year, and address, of the paper (or of what else it is from); None: ours."""
 
     def __init__(self, layout: TokenLayout) -> None:
         """The class describes the arguments."""  # `help` shows it for subclasses, too
