@@ -119,8 +119,8 @@ def _check_foldable(backbone: Any) -> None:
         names = " and ".join(spec["name"] for spec in backbone._posenc_record.config["encodings"])
         raise ValueError(
             "nothing to fold: fold_biases makes constants of biases that read neither queries nor "
-            'keys (those with is_static, such as swin, rope, irpe with mode="bias"); this model has '
-            f"{names}, which read queries, keys or tokens. Compile, export or save it as it is"
+            'keys (those with is_static, such as swin, rope, irpe with mode="bias"); this model '
+            f"has {names}, which read queries, keys or tokens. Compile, export or save it as it is"
         )
     if backbone.training or any(encoding.training for encoding in static):
         raise ValueError(
