@@ -105,9 +105,10 @@ def bias_map(
 def position_biases(model: nn.Module) -> dict[str, Tensor]:
     """The biases of a patched model, without any image.
 
-    For encodings that read neither queries nor keys (`swin`, `quadratic`, `human_part`, `irpe`
-    with mode="bias" and others with `is_static`, and any that `posenc.fold_biases` has folded), at the layout that the model
-    has now. Several encodings of a module add up; each row is defined up to a constant.
+    For static encodings, which read neither queries nor keys (`swin`, `quadratic`, `human_part`,
+    `irpe` with mode="bias" and others with `is_static`), and any that `posenc.fold_biases` has
+    folded, at the layout that the model has now. Several encodings of a module add up; each row is
+    defined up to a constant.
 
     Args:
         model: a patched model; its own biases are not included.

@@ -77,12 +77,12 @@ def _folded(bias: BiasTerm) -> BiasTerm:
 def fold_biases(model: nn.Module) -> nn.Module:
     """Folds the static biases of a patched model into buffers, in place, for deployment.
 
-    Static encodings, which read neither queries nor keys (`swin`, `beit`, `cpb`, `rope`, `irpe` with
-    mode="bias" and more: those with `is_static`), become constants of the layout that the model has now: no tables are looked up
-    and exported graphs hold the finished bias. Contextual and token encodings stay as they are.
-    There is no way back but `unpatch_model`, so save the encodings first; the folded model takes
-    one layout and raises for others. The tables can no longer be trained, so the model must be
-    in eval mode.
+    Static encodings, those with `is_static`, read neither queries nor keys (`swin`, `beit`, `rope`,
+    `irpe` with mode="bias" and more). They become constants of the layout that the model has now:
+    no tables are looked up and exported graphs hold the finished bias. Contextual and token
+    encodings stay as they are. There is no way back but `unpatch_model`, so save the encodings
+    first; the folded model takes one layout and raises for others. The tables can no longer be
+    trained, so the model must be in eval mode.
 
     Raises:
         ValueError: the model is not patched, is in train mode, or nothing in it is static.
