@@ -21,6 +21,7 @@ from posenc.encodings.kerple_2d import KERPLE2D as KERPLE2D
 from posenc.encodings.learned import LearnedAbsolute as LearnedAbsolute
 from posenc.encodings.levit import LeViT as LeViT
 from posenc.encodings.lookhere import LookHere as LookHere
+from posenc.encodings.none import NoEncoding as NoEncoding
 from posenc.encodings.peg import PEG as PEG
 from posenc.encodings.quadratic import Quadratic as Quadratic
 from posenc.encodings.rope import RoPE as RoPE
