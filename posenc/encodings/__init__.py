@@ -14,6 +14,7 @@ from posenc.encodings.cosine import CosineAttention as CosineAttention
 from posenc.encodings.cpb import ContinuousBias as ContinuousBias
 from posenc.encodings.decomposed import Decomposed as Decomposed
 from posenc.encodings.fire_2d import FIRE2D as FIRE2D
+from posenc.encodings.fourier import FourierFeatures as FourierFeatures
 from posenc.encodings.huang import Huang as Huang
 from posenc.encodings.human_part import HumanPart as HumanPart
 from posenc.encodings.irpe import IRPE as IRPE
