@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from posenc.encodings.base import AttentionEncoding
@@ -26,6 +27,8 @@ class NoEncoding(AttentionEncoding):
         layout: the tokens.
         num_heads: the heads of the attention.
         head_dim: not needed.
+        device: has no effect.
+        dtype: has no effect.
 
     Initial effect: none, always.
 
@@ -36,6 +39,17 @@ class NoEncoding(AttentionEncoding):
     """
 
     kind = "content"
+
+    def __init__(
+        self,
+        layout: TokenLayout,
+        num_heads: int,
+        head_dim: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(layout, num_heads, head_dim)
 
     @property
     def is_static(self) -> bool:
