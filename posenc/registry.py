@@ -216,7 +216,7 @@ def list_encodings(pattern: str = "*") -> list[str]:
     """Registered names that match a shell pattern, sorted.
 
     >>> list_encodings("s*")
-    ['sinusoidal', 'swin']
+    ['sasa', 'shaw', 'sinusoidal', 'swin']
     """
     return sorted(fnmatch.filter(_ENCODINGS, pattern))
 

@@ -153,7 +153,7 @@ def test_a_run(tiny, tmp_path, capsys, options):
     picture = tmp_path / "out.png"
     report = run(tmp_path, "--backends", "auto", "reference", "--plot", str(picture), *options)
     rows = report["ratios_to_plain_sdpa"]
-    assert [row["failure"] for row in rows] == [None] * 18  # 8 encodings twice, 2 peers
+    assert [row["failure"] for row in rows] == [None] * 17  # 8 encodings twice, 1 peer
     assert all(row["low"] <= row["median"] <= row["high"] for row in rows)
     assert all(row["memory_ratio"] > 0.5 for row in rows)
     assert {row["backend_used"] for row in rows if row["backend"] == "auto"} <= set(api.BACKENDS)

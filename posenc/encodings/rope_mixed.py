@@ -89,10 +89,12 @@ class RoPEMixed(AttentionEncoding):
         self.order = check_choice(order, get_args(Order), "order", "RoPEMixed")
         self.start_strength = check_number(strength, "strength", "RoPEMixed")
         self.resize = check_choice(resize, get_args(Resize), "resize", "RoPEMixed")
-        start = self.start_strength * _random_directions(num_heads, head_dim, self.temperature)
-        device = torch.get_default_device() if device is None else device
-        dtype = dtype or torch.get_default_dtype()
-        self.freqs = nn.Parameter(start.to(device=device, dtype=dtype))
+        shape = (2, num_heads, head_dim // 2)
+        self.freqs = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        if not self.freqs.is_meta:  # where there is nothing to draw for
+            start = _random_directions(num_heads, head_dim, self.temperature)
+            with torch.no_grad():
+                self.freqs.copy_(self.start_strength * start)
 
     @property
     def is_static(self) -> bool:
