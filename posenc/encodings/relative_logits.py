@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_choice, check_flag, check_positive
@@ -17,7 +18,7 @@ from posenc.functional.precision import at_least_float32
 from posenc.functional.resample import resample_offsets
 from posenc.layout import TokenLayout
 from posenc.pairs import PairIndex
-from posenc.terms import LookupBias, Term
+from posenc.terms import DenseBias, LookupBias, Term
 
 
 class RelativeLogits(AttentionEncoding):
@@ -97,11 +98,19 @@ class RelativeLogits(AttentionEncoding):
         return False
 
     def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
-        """One lookup in the context of the query."""
+        """One bias: a matrix, or a lookup in the context of the query where heads differ.
+
+        There are about four times as many offsets as keys, and a query meets a quarter of them: to
+        mix only these is cheaper, but needs the profiles of every pair, which one table has to
+        share.
+        """
         index = swin_index(layout, self.prefix_pairs)
         dtype = at_least_float32(self.table.dtype, q.dtype)
         mixing = q.to(dtype) @ self.projection.to(dtype).mT  # [B, heads, N, width]
-        return (LookupBias(mixing @ self._profiles(index, dtype), index),)
+        profiles = self._profiles(index, dtype)
+        if self.share_heads:
+            return (DenseBias(_mix_pairs(mixing, profiles[0], index)),)
+        return (LookupBias(mixing @ profiles, index),)
 
     def _profiles(self, index: PairIndex, dtype: torch.dtype) -> Tensor:
         """The table with one entry per bucket: `[1 or heads, width, T]`."""
@@ -114,3 +123,13 @@ class RelativeLogits(AttentionEncoding):
         return (
             f"width={self.width}, share_heads={self.share_heads}, prefix_pairs={self.prefix_pairs}"
         )
+
+
+def _mix_pairs(mixing: Tensor, profiles: Tensor, index: PairIndex) -> Tensor:
+    """`b[..., i, j] = mixing[..., i, :] . profiles[:, index[i, j]]`, `[B, heads, N, N]`.
+
+    A product of `[B heads, width]` and `[width, N]` for each query.
+    """
+    of_pairs = F.embedding(index.dense(mixing.device), profiles.T)  # [query, key, width]
+    by_query = mixing.flatten(0, 1).transpose(0, 1) @ of_pairs.mT  # [N, B heads, N]
+    return by_query.transpose(0, 1).contiguous().unflatten(0, mixing.shape[:2])
