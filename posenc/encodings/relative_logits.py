@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_choice, check_flag, check_positive
@@ -130,6 +129,9 @@ def _mix_pairs(mixing: Tensor, profiles: Tensor, index: PairIndex) -> Tensor:
 
     A product of `[B heads, width]` and `[width, N]` for each query.
     """
-    of_pairs = F.embedding(index.dense(mixing.device), profiles.T)  # [query, key, width]
-    by_query = mixing.flatten(0, 1).transpose(0, 1) @ of_pairs.mT  # [N, B heads, N]
-    return by_query.transpose(0, 1).contiguous().unflatten(0, mixing.shape[:2])
+    buckets = index.dense(mixing.device)
+    of_pairs = (
+        profiles.T.contiguous().index_select(0, buckets.flatten()).unflatten(0, buckets.shape)
+    )
+    by_query = torch.bmm(mixing.flatten(0, 1).transpose(0, 1), of_pairs.mT)  # [N, B heads, N]
+    return by_query.transpose(0, 1).unflatten(0, mixing.shape[:2])
