@@ -38,6 +38,7 @@ class RelativeLogits(AttentionEncoding):
         head_dim: width of a head.
         width: number of profiles, the rank of the bias as a function of query and offset.
         share_heads: one table for all heads; each head has a projection of its own in any case.
+            A table for each head costs about twice the time.
         prefix_pairs: pairs with a prefix token get 0 ("none"), one entry of each profile
             ("shared"), or three ("separate": prefix query, prefix key, both).
 
