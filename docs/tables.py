@@ -1,9 +1,9 @@
-"""Puts the tables of benchmarks/results/ into the README and the pages of docs/.
+"""Puts the tables of the encodings and of benchmarks/results/ into the README and docs/.
 
-python docs/tables.py   # `make tables`, after a benchmark was run again
+python docs/tables.py   # `make tables`, after a new encoding, or a benchmark that was run again
 
 A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`. NAME is a report in
-benchmarks/results/, "targets" or "overview".
+benchmarks/results/, "targets", "overview" or "encodings".
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = tuple(ROOT / page for page in ("README.md", "docs/performance.md", "docs/kernels.md"))
-sys.path.insert(0, str(ROOT / "benchmarks"))  # the table of a report is the benchmark's own
+TESTS = ROOT / "tests"
+# The table of a report is the benchmark's own; the sources of tests say what they compare with.
+sys.path[:0] = [str(ROOT / "benchmarks"), str(TESTS / "support")]
 
 from cases import ENCODINGS, SHAPES  # noqa: E402
+from golden_loads import loaded  # noqa: E402
 from table import markdown  # noqa: E402
+
+import posenc  # noqa: E402
+from posenc.cli import Description, describe  # noqa: E402
 
 OFFICIAL = {  # the row of the published code that does the same
     "irpe": "peer: official iRPE k",
@@ -28,6 +34,12 @@ OFFICIAL = {  # the row of the published code that does the same
     "irpe method=cross": "peer: official iRPE cross k",
     "irpe method=cross on=qkv": "peer: official iRPE cross qkv",
 }
+TESTED_WITH = {"cosine": "cpb"}  # reference outputs have both, and one test compares them
+CHECKED = (
+    "Checked against outputs of published code ([tests/golden](tests/golden/manifest.json)), or "
+    "loops over tokens,\nwritten from the formula."
+)
+PLACES = ("inside attention", "on tokens, at the position step", "on tokens, after blocks")
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,8 @@ def table(name: str) -> str:
         return targets_table()
     if name == "overview":
         return overview_table()
+    if name == "encodings":
+        return encodings_table()
     if name.startswith("kernels"):
         return kernels_table(load(name))
     report = load(name)
@@ -65,6 +79,39 @@ def table(name: str) -> str:
         **report
     )
     return f"{markdown(report['ratios_to_plain_sdpa'])}\n\n{origin}"
+
+
+def encodings_table() -> str:
+    """What is registered, from the classes and their tests."""
+    encodings = [describe(name) for name in built_in()]
+    encodings.sort(key=lambda encoding: (PLACES.index(encoding.acts), encoding.name))
+    rows = [["name", "acts", "what it is", "starts", "checked against", "paper"], ["---"] * 6]
+    rows += [encoding_row(encoding) for encoding in encodings]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table}\n\n{CHECKED}"
+
+
+def encoding_row(encoding: Description) -> list[str]:
+    """Its cells."""
+    summary = encoding.summary.rstrip(".").replace("|", r"\|")
+    paper = "ours" if encoding.paper is None else "[{}]({})".format(*encoding.paper)
+    checked = checked_against(encoding.name)
+    return [f"`{encoding.name}`", encoding.acts, summary, encoding.starts, checked, paper]
+
+
+def built_in() -> list[str]:
+    """Names of the encodings that posenc has, whatever else is registered in this process."""
+    package = posenc.AttentionEncoding.__module__.rpartition(".")[0]
+    classes = {name: posenc.registry.encoding_class(name) for name in posenc.list_encodings()}
+    return [name for name, cls in classes.items() if cls.__module__ == f"{package}.{name}"]
+
+
+def checked_against(name: str) -> str:
+    """Outputs of published code where its test loads some, else loops over pairs of tokens."""
+    source = (TESTS / "encodings" / f"test_{TESTED_WITH.get(name, name)}.py").read_text()
+    manifest = json.loads((TESTS / "golden" / "manifest.json").read_text())
+    names = [case["name"] for case in manifest["cases"]]
+    return "published code" if loaded(source, names) else "loops"
 
 
 def kernels_table(report: dict) -> str:

@@ -11,6 +11,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,8 +72,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@dataclass(frozen=True)
+class Description:
+    """What lists of encodings say of one: here, and in the table of the README."""
+
+    name: str
+    acts: str
+    summary: str
+    starts: str
+    paper: tuple[str, str] | None
+
+
+def describe(name: str) -> Description:
+    """Of a registered encoding: what its class says, and how one with default options starts."""
+    cls = encoding_class(name)
+    summary = (inspect.getdoc(cls) or "").partition("\n")[0]
+    return Description(name, _acts(cls), summary, STARTS[_changes_at_start(cls)], cls.paper)
+
+
 def _list(arguments: argparse.Namespace) -> int:
-    rows = [_row(name) for name in posenc.list_encodings()]
+    rows = [_row(describe(name)) for name in posenc.list_encodings()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
@@ -80,10 +99,9 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _row(name: str) -> tuple[str, str, str, str]:
-    cls = encoding_class(name)
-    first_line = (inspect.getdoc(cls) or "").partition("\n")[0]
-    return name, _acts(cls), f"starts {STARTS[_changes_at_start(cls)]}", first_line
+def _row(encoding: Description) -> tuple[str, ...]:
+    paper = "no paper" if encoding.paper is None else encoding.paper[0]
+    return encoding.name, encoding.acts, f"starts {encoding.starts}", paper, encoding.summary
 
 
 def _acts(cls: type[Encoding]) -> str:

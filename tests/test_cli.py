@@ -30,7 +30,9 @@ def test_list(capsys):
     assert [line.split()[0] for line in lines] == posenc.list_encodings()
     for line in lines:
         name = line.split()[0]
-        assert posenc.registry.encoding_class(name).__doc__.splitlines()[0] in line
+        cls = posenc.registry.encoding_class(name)
+        assert line.endswith(f"  {cls.__doc__.splitlines()[0]}")
+        assert f"  {cls.paper[0] if cls.paper else 'no paper'}  " in line
     (irpe,) = [line for line in lines if line.startswith("irpe ")]
     assert "  inside attention   " in irpe
     assert "  starts without effect  " in irpe
@@ -38,6 +40,19 @@ def test_list(capsys):
     assert "  on tokens, after blocks  " in peg
     (sinusoidal,) = [line for line in lines if line.startswith("sinusoidal ")]
     assert "  on tokens, at the position step  starts with an effect  " in sinusoidal
+
+
+def test_a_class_of_ones_own_need_not_say_what_it_is_from(capsys, monkeypatch):
+    class Mine(posenc.AttentionEncoding):
+        """Nothing yet."""
+
+        def terms(self, q, k, layout, scale):
+            return ()
+
+    monkeypatch.setattr(posenc.registry, "_ENCODINGS", {"mine": Mine})
+    code, out, err = printed(capsys, "list")
+    row = "mine  inside attention  starts effect unknown  no paper  Nothing yet.\n"
+    assert (code, out, err) == (0, row, "")
 
 
 def test_inspect_an_encoding(capsys):

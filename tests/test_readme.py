@@ -1,5 +1,6 @@
 """Every Python block of the README runs, and the first one comes early."""
 
+import inspect
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import tables
 
+import posenc
 from posenc import registry
 
 README = Path(__file__).parents[1] / "README.md"
@@ -42,6 +44,38 @@ def test_quoted_tables_are_those_of_the_result_files(page):
     text = page.read_text()
     assert tables.filled(text) == text
     assert text.count("<!-- table: ") == text.count("<!-- end -->") > 0
+
+
+@pytest.mark.parametrize("name", tables.built_in())
+def test_each_class_names_its_paper_and_its_docstring_too(name):
+    cls = registry.encoding_class(name)
+    assert "paper" in vars(cls), (
+        f'{cls.__name__} has no paper: give it paper = ("Authors et al. 2021", '
+        '"https://arxiv.org/abs/..."), name and address of what else it is from, or None where it '
+        "is ours, and run `make tables`"
+    )
+    reference = inspect.getdoc(cls).partition("\nReference: ")[2]
+    if cls.paper is None:
+        assert reference.startswith("ours")
+    else:
+        authors, address = cls.paper
+        assert authors in reference
+        assert address.startswith("https://")
+        assert address.removeprefix("https://arxiv.org/abs/") in reference or "arxiv" not in address
+
+
+def test_the_encodings_are_those_of_the_registry_and_what_they_are_checked_against(monkeypatch):
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", tables.table("encodings"), re.MULTILINE))
+    assert list(rows) != sorted(rows) == posenc.list_encodings() == tables.built_in()
+    assert rows["peg"].startswith("on tokens, after blocks | Positions from")
+    assert rows["human_part"].endswith(" | without effect | loops | ours")
+    paper = "[Graham et al. 2021](https://arxiv.org/abs/2104.01136)"
+    assert rows["levit"].endswith(f" | without effect | loops | {paper}")
+    assert r"`b_h[i, j] = table_h[\|d_row\|, \|d_column\|]` |" in rows["levit"]
+    assert " | with an effect | published code | " in rows["cosine"]
+    monkeypatch.setattr(registry, "_ENCODINGS", dict(registry._ENCODINGS))
+    posenc.register_encoding("mine", type("Mine", (posenc.SwinBias,), {}))
+    assert "`mine`" not in tables.table("encodings")
 
 
 def test_the_quoted_overhead_equals_the_result_files():

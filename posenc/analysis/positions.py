@@ -72,7 +72,8 @@ def bias_map(
     """The bias that one query gives to each patch.
 
     `m[..., y, x] = b[..., query, key at (y, x)] - mean of b[..., query, :]`. The mean is over all
-    keys, prefix tokens included: biases are defined up to a constant per query.
+    keys, prefix tokens included: biases are defined up to a constant per query. Keys that the query
+    does not see, at minus infinity, stay there and are left out of the mean.
 
     Args:
         bias: `[..., N, N]`, rows are queries, such as `captured.bias["blocks.0.attn"]`.
@@ -95,16 +96,19 @@ def bias_map(
     check_pairs(bias, layout, "bias_map: bias")
     row = bias[..., _index(query, layout), :]
     if center:
-        row = row - row.mean(dim=-1, keepdim=True)
+        hidden = row == float("-inf")  # which would make the mean of the others infinite
+        total = row.masked_fill(hidden, 0.0).sum(dim=-1, keepdim=True)
+        row = row - total / (~hidden).sum(dim=-1, keepdim=True)
     return row[..., layout.prefix :].unflatten(-1, layout.grid)
 
 
 def position_biases(model: nn.Module) -> dict[str, Tensor]:
     """The biases of a patched model, without any image.
 
-    For encodings that read neither queries nor keys (`swin`, `quadratic`, `human_part`, `irpe`
-    with mode="bias", and any that `posenc.fold_biases` has folded), at the layout that the model
-    has now. Several encodings of a module add up; each row is defined up to a constant.
+    For static encodings, which read neither queries nor keys (`swin`, `quadratic`, `human_part`,
+    `irpe` with mode="bias" and others with `is_static`), and any that `posenc.fold_biases` has
+    folded, at the layout that the model has now. Several encodings of a module add up; each row is
+    defined up to a constant.
 
     Args:
         model: a patched model; its own biases are not included.

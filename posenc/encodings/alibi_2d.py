@@ -62,6 +62,8 @@ class ALiBi2D(AttentionEncoding):
             [-1.0000, -0.5000, -0.0000]])
     """
 
+    paper = ("Fuller et al. 2023", "https://arxiv.org/abs/2311.00566")
+
     def __init__(
         self,
         layout: TokenLayout,

@@ -21,6 +21,9 @@ class Encoding(nn.Module, ABC):
     Attributes that are not parameters are constants: set them in the constructor only.
     """
 
+    paper: tuple[str, str] | None = None
+    """Authors and year, and address, of the paper (or of what else it is from); None: ours."""
+
     def __init__(self, layout: TokenLayout) -> None:
         """The class describes the arguments."""  # `help` shows it for subclasses, too
         super().__init__()

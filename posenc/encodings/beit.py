@@ -44,6 +44,8 @@ class BEiT(AttentionEncoding):
     torch.Size([4, 18])
     """
 
+    paper = ("Bao et al. 2021", "https://arxiv.org/abs/2106.08254")
+
     def __init__(
         self,
         layout: TokenLayout,

@@ -57,6 +57,8 @@ class ConViT(AttentionEncoding):
     [-1.0, 1.0, -1.0]
     """
 
+    paper = ("d'Ascoli et al. 2021", "https://arxiv.org/abs/2103.10697")
+
     def __init__(
         self,
         layout: TokenLayout,

@@ -43,6 +43,8 @@ class CordonnierLearned(AttentionEncoding):
     torch.Size([5, 8])
     """
 
+    paper = ("Cordonnier et al. 2020", "https://arxiv.org/abs/1911.03584")
+
     def __init__(
         self,
         layout: TokenLayout,

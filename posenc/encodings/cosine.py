@@ -16,7 +16,7 @@ LIMIT = 100.0
 
 
 class CosineAttention(AttentionEncoding):
-    """Content scores are scaled cosines: `s_h[i, j] = min(exp(l_h), 100) cos(q_i, k_j)`.
+    """Swin V2's content scores are cosines: `s_h[i, j] = min(exp(l_h), 100) cos(q_i, k_j)`.
 
     It takes the place of `scale q k^T`, for all tokens, prefix tokens too; biases of other
     encodings are added as ever. It knows no position: it stands here because Swin V2's attention
@@ -44,6 +44,8 @@ class CosineAttention(AttentionEncoding):
     >>> CosineAttention(TokenLayout(2, 3), num_heads=4, scale=1.0).log_scale.tolist()
     [0.0, 0.0, 0.0, 0.0]
     """
+
+    paper = ("Liu et al. 2022", "https://arxiv.org/abs/2111.09883")
 
     kind = "content"
 

@@ -19,7 +19,7 @@ Init = Literal["zero", "paper"]
 
 
 class ContinuousBias(AttentionEncoding):
-    """A small network of the offset: `b_h[i, j] = 16 sigmoid(W_h relu(V c_ij + v)) - 8`.
+    """Swin V2's bias, a network of the offset: `b_h[i, j] = 16 sigmoid(W_h relu(V c_ij + v)) - 8`.
 
     The coordinates of a pair are `c = sign(d) log2(1 + |8 d / (side - 1)|) / log2 8` for each
     axis, with `d` query minus key, (row, column), in patches. A side of 1 divides by 1: its only
@@ -60,6 +60,8 @@ class ContinuousBias(AttentionEncoding):
     >>> {name: tuple(parameter.shape) for name, parameter in bias.named_parameters()}
     {'hidden_weight': (512, 2), 'hidden_bias': (512,), 'head_weight': (4, 512)}
     """
+
+    paper = ("Liu et al. 2022", "https://arxiv.org/abs/2111.09883")
 
     def __init__(
         self,

@@ -46,6 +46,8 @@ class Decomposed(AttentionEncoding):
     (torch.Size([3, 4]), torch.Size([5, 4]))
     """
 
+    paper = ("Li et al. 2022", "https://arxiv.org/abs/2112.01526")
+
     def __init__(
         self,
         layout: TokenLayout,

@@ -55,6 +55,8 @@ class FIRE2D(AttentionEncoding):
     '5.000'
     """
 
+    paper = ("Li et al. 2024", "https://arxiv.org/abs/2310.04418")
+
     def __init__(
         self,
         layout: TokenLayout,

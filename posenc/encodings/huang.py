@@ -45,6 +45,8 @@ class Huang(AttentionEncoding):
     torch.Size([49, 4])
     """
 
+    paper = ("Huang et al. 2020", "https://arxiv.org/abs/2009.13658")
+
     def __init__(
         self,
         layout: TokenLayout,

@@ -18,7 +18,7 @@ FIVE_PARTS = (1 / 16, 3 / 16, 7 / 16, 10 / 16, 14 / 16)
 
 
 class HumanPart(AttentionEncoding):
-    """Body parts along the height attend to each other, within a learned window.
+    """Body parts along the height of a person attend to each other, within a learned window.
 
     With patch centers (y, x) in (0, 1), for grid tokens:
 
@@ -53,6 +53,8 @@ class HumanPart(AttentionEncoding):
     >>> HumanPart(TokenLayout(3, 2), num_heads=2).affinity.shape
     torch.Size([2, 5, 5])
     """
+
+    paper = None  # ours
 
     def __init__(
         self,

@@ -68,6 +68,8 @@ class IRPE(AttentionEncoding):
     torch.Size([1, 4, 50])
     """
 
+    paper = ("Wu et al. 2021", "https://arxiv.org/abs/2107.14222")
+
     def __init__(
         self,
         layout: TokenLayout,

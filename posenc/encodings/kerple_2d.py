@@ -19,7 +19,7 @@ Form = Literal["log", "power"]
 
 
 class KERPLE2D(AttentionEncoding):
-    """Each head learns how fast its attention falls with distance.
+    """A penalty per head that grows with the logarithm, or a power, of distance.
 
     - "log": `b[i, j] = -r1 log(1 + r2 d)`;
     - "power": `b[i, j] = -r1 d^r2`.
@@ -54,6 +54,8 @@ class KERPLE2D(AttentionEncoding):
     >>> KERPLE2D(layout, 1, form="power")(q, q, layout)[0].dense()[0, 0, 0].tolist()
     [-0.0, -1.0, -2.0]
     """
+
+    paper = ("Chi et al. 2022", "https://arxiv.org/abs/2205.09921")
 
     def __init__(
         self,

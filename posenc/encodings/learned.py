@@ -17,7 +17,7 @@ Init = Literal["zero", "paper"]
 
 
 class LearnedAbsolute(TokenEncoding):
-    """Adds a learned vector per token: `x + table`.
+    """Adds a learned vector per token, resampled to other grids: `x + table`.
 
     The table is `[num_tokens, embed_dim]`, prefix rows first. On another grid its grid rows are
     resampled on the fly, in float32, and differentiably; prefix rows pass through and the stored
@@ -41,6 +41,8 @@ class LearnedAbsolute(TokenEncoding):
     >>> LearnedAbsolute(TokenLayout(2, 3, prefix=1), embed_dim=8).table.shape
     torch.Size([7, 8])
     """
+
+    paper = ("Dosovitskiy et al. 2021", "https://arxiv.org/abs/2010.11929")
 
     def __init__(
         self,

@@ -38,6 +38,8 @@ class LeViT(AttentionEncoding):
     torch.Size([4, 6])
     """
 
+    paper = ("Graham et al. 2021", "https://arxiv.org/abs/2104.01136")
+
     def __init__(
         self,
         layout: TokenLayout,

@@ -28,7 +28,7 @@ UNDIRECTED_SLOPES = (1 / 4, 1 / 16, 1 / 64, 1 / 256)
 
 
 class LookHere(AttentionEncoding):
-    """Each head sees a field of view on one side of the query, and prefers what is near.
+    """Each head looks into one direction, 45, 90 or 180 degrees wide, and prefers what is near.
 
     `b_h[i, j] = -slope_h |p_j - p_i|` for keys in the head's field and minus infinity outside it,
     with the Euclidean distance in patches. A query always sees itself, because the borders belong
@@ -45,15 +45,15 @@ class LookHere(AttentionEncoding):
 
     `slope_h = global_slope layer_slope head_slope_h`. A directed head has 1/2, or 1/4 in the second
     group of the same directions, and so on; the others 1/4, 1/16, 1/64, 1/256. The slope of the
-    layer falls linearly from the first to the last block; it is the mean of both where the place is
-    not known. The published code rounds the biases to bfloat16, and takes the most negative number
-    of that type for minus infinity.
+    layer falls linearly from the first to the last block; it is the mean of both where the block is
+    not known, or where all blocks share the encoding. The published code rounds the biases to
+    bfloat16, and takes the most negative number of that type for minus infinity.
 
     Args:
         layout: the tokens.
         num_heads: the heads of the attention.
         head_dim: not needed.
-        block: where the attention stands, from 0.
+        block: where the attention stands, from 0, if that is known.
         num_blocks: how many blocks there are.
         field_of_view: 45, 90 or 180 degrees.
         global_slope: of all heads and blocks; the published models have 2.
@@ -73,6 +73,8 @@ class LookHere(AttentionEncoding):
             [-1., -0., -inf],
             [-2., -1., -0.]])
     """
+
+    paper = ("Fuller et al. 2024", "https://arxiv.org/abs/2405.13985")
 
     def __init__(
         self,
@@ -147,12 +149,12 @@ def _groups(num_heads: int, degrees: int) -> list[tuple[Field | None, float]]:
 
 def _depth(block: int | None, num_blocks: int | None) -> float:
     """From 0 at the first block to 1 at the last; the middle where it is not known."""
-    if block is None and num_blocks is None:
+    if block is None:
         return 0.5
-    if block is None or num_blocks is None or not 0 <= block < num_blocks:
+    if num_blocks is None or not 0 <= block < num_blocks:
         raise ValueError(
-            "LookHere: block must be 0 to num_blocks - 1, or both None where the place is not "
-            f"known, got block={block!r}, num_blocks={num_blocks!r}"
+            "LookHere: block must be 0 to num_blocks - 1, or None where it is not known or shared, "
+            f"got block={block!r}, num_blocks={num_blocks!r}"
         )
     return block / max(num_blocks - 1, 1)
 

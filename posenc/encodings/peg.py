@@ -43,6 +43,8 @@ class PEG(TokenEncoding):
     torch.Size([1, 7, 8])
     """
 
+    paper = ("Chu et al. 2021", "https://arxiv.org/abs/2102.10882")
+
     placement = "block"
 
     def __init__(

@@ -59,6 +59,8 @@ class Quadratic(AttentionEncoding):
     [[0.0, 0.0], [-1.0, 0.0], [0.0, -1.0]]
     """
 
+    paper = ("Cordonnier et al. 2020", "https://arxiv.org/abs/1911.03584")
+
     def __init__(
         self,
         layout: TokenLayout,

@@ -21,7 +21,7 @@ from posenc.terms import DenseBias, LookupBias, Term
 
 
 class RelativeLogits(AttentionEncoding):
-    """Each query mixes a few learned biases of the offset: `b_h[i, j] = (W_h q_i) . B[offset]`.
+    """Each query mixes biases of the offset, as in Inkling: `b_h[i, j] = (W_h q_i) . B[offset]`.
 
     The offset is query minus key, row-major in `(2 height - 1)(2 width - 1)`, as in `SwinBias`.
     The query is taken as it is, and the bias is not multiplied by the attention's scale.

@@ -66,9 +66,9 @@ _EXTENTS: dict[str, Any] = {
 
 
 class RoPE(AttentionEncoding):
-    """Queries and keys turn, pair of channels by pair, by angles that grow with row and column.
+    """Queries and keys turn by row and column, as in EVA, DINOv3, RoPE-ViT, lucidrains or CroCo.
 
-    Pair p of token i turns by the angle `strength * place_i * band_p`, where half of the pairs
+    Pair p of channels of token i turns by `strength * place_i * band_p`, where half of the pairs
     take the place on the axis of rows and the other half that of columns; n = rotated / 4 bands
     serve each axis. The score of two patches then depends on their offset (and on the content).
     Prefix tokens do not turn, so their scores with a patch depend on where the patch is.
@@ -140,6 +140,8 @@ class RoPE(AttentionEncoding):
     >>> turn.cos[0, 0, -1]  # of row 1 and column 2
     tensor([ 0.5403, -0.4161])
     """  # noqa: E501
+
+    paper = ("Su et al. 2021", "https://arxiv.org/abs/2104.09864")
 
     kind = "rotary"
 

@@ -60,6 +60,8 @@ class RoPEMixed(AttentionEncoding):
     torch.Size([2, 2, 4])
     """
 
+    paper = ("Heo et al. 2024", "https://arxiv.org/abs/2403.13298")
+
     kind = "rotary"
 
     def __init__(

@@ -46,6 +46,8 @@ class SASA(AttentionEncoding):
     torch.Size([2, 2, 5])
     """
 
+    paper = ("Ramachandran et al. 2019", "https://arxiv.org/abs/1906.05909")
+
     table_rows: Tensor
     table_columns: Tensor
 

@@ -42,6 +42,8 @@ class Shaw(AttentionEncoding):
     torch.Size([49, 4])
     """
 
+    paper = ("Shaw et al. 2018", "https://arxiv.org/abs/1803.02155")
+
     def __init__(
         self,
         layout: TokenLayout,

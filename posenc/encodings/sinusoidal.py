@@ -12,7 +12,7 @@ from posenc.layout import TokenLayout
 
 
 class Sinusoidal(TokenEncoding):
-    """Adds a fixed table, with a learned strength: `x + strength * table`.
+    """Adds a fixed table of sines, with a learned strength: `x + strength * table`.
 
     Prefix tokens pass unchanged.
 
@@ -28,12 +28,15 @@ class Sinusoidal(TokenEncoding):
 
     Initial effect: the table is added; none with `strength=0`.
 
-    Reference: Vaswani et al. 2017, section 3.5; He et al. 2021 (MAE), arXiv 2111.06377.
+    Reference: Vaswani et al. 2017, arXiv 1706.03762, section 3.5; He et al. 2021 (MAE),
+    arXiv 2111.06377.
 
     >>> layout = TokenLayout(2, 3, prefix=1)
     >>> Sinusoidal(layout, embed_dim=8)(torch.zeros(1, 7, 8), layout)[0, 1]
     tensor([0., 0., 1., 1., 0., 0., 1., 1.], grad_fn=<SelectBackward0>)
     """
+
+    paper = ("Vaswani et al. 2017", "https://arxiv.org/abs/1706.03762")
 
     def __init__(
         self,

@@ -48,6 +48,8 @@ class SwinBias(AttentionEncoding):
     torch.Size([4, 15])
     """
 
+    paper = ("Liu et al. 2021", "https://arxiv.org/abs/2103.14030")
+
     def __init__(
         self,
         layout: TokenLayout,

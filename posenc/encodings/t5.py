@@ -50,6 +50,8 @@ class T5Bias(AttentionEncoding):
     torch.Size([4, 32])
     """
 
+    paper = ("Raffel et al. 2019", "https://arxiv.org/abs/1910.10683")
+
     def __init__(
         self,
         layout: TokenLayout,

@@ -60,6 +60,8 @@ class TUPE(AttentionEncoding):
     torch.Size([7, 8])
     """
 
+    paper = ("Ke et al. 2021", "https://arxiv.org/abs/2006.15595")
+
     position: Tensor
     norm_weight: Tensor
     norm_bias: Tensor

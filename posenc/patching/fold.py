@@ -19,7 +19,7 @@ class FoldedBias(AttentionEncoding):
     """The terms that a static encoding had for one layout, as buffers.
 
     A bias that can be read from a table (`swin`, `irpe`, `quadratic`) becomes dense,
-    `[1, heads, N, N]`; others (`human_part`) keep their low-rank factors.
+    `[1, heads, N, N]`; others (`human_part`) keep their low-rank factors, and rotations stay so.
 
     Args:
         encoding: the static encoding.
@@ -77,12 +77,12 @@ def _folded(bias: BiasTerm) -> BiasTerm:
 def fold_biases(model: nn.Module) -> nn.Module:
     """Folds the static biases of a patched model into buffers, in place, for deployment.
 
-    Encodings that read neither queries nor keys (`swin`, `quadratic`, `human_part`, `irpe` with
-    mode="bias") become constants of the layout that the model has now: no tables are looked up
-    and exported graphs hold the finished bias. Contextual and token encodings stay as they are.
-    There is no way back but `unpatch_model`, so save the encodings first; the folded model takes
-    one layout and raises for others. The tables can no longer be trained, so the model must be
-    in eval mode.
+    Static encodings, those with `is_static`, read neither queries nor keys (`swin`, `beit`, `rope`,
+    `irpe` with mode="bias" and more). They become constants of the layout that the model has now:
+    no tables are looked up and exported graphs hold the finished bias. Contextual and token
+    encodings stay as they are. There is no way back but `unpatch_model`, so save the encodings
+    first; the folded model takes one layout and raises for others. The tables can no longer be
+    trained, so the model must be in eval mode.
 
     Raises:
         ValueError: the model is not patched, is in train mode, or nothing in it is static.
@@ -119,8 +119,8 @@ def _check_foldable(backbone: Any) -> None:
         names = " and ".join(spec["name"] for spec in backbone._posenc_record.config["encodings"])
         raise ValueError(
             "nothing to fold: fold_biases makes constants of biases that read neither queries nor "
-            'keys (swin, quadratic, human_part, irpe with mode="bias"); this model has '
-            f"{names}, which read queries, keys or tokens. Compile, export or save it as it is"
+            'keys (those with is_static, such as swin, rope, irpe with mode="bias"); this model '
+            f"has {names}, which read queries, keys or tokens. Compile, export or save it as it is"
         )
     if backbone.training or any(encoding.training for encoding in static):
         raise ValueError(

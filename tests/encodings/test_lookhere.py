@@ -125,7 +125,7 @@ def test_the_low_rank_backend_refuses_it():
 
 @pytest.mark.parametrize(
     ("block", "num_blocks", "slope"),
-    [(None, None, 1.0), (0, 12, 1.5), (11, 12, 0.5), (3, 5, 0.75), (0, 1, 1.5)],
+    [(None, None, 1.0), (None, 5, 1.0), (0, 12, 1.5), (11, 12, 0.5), (3, 5, 0.75), (0, 1, 1.5)],
 )
 def test_slopes_fall_with_depth(block, num_blocks, slope):
     encoding = LookHere(TokenLayout(2, 3), 12, None, block, num_blocks)
@@ -165,6 +165,13 @@ def test_each_block_of_a_model_has_its_slope_and_sees_its_fields_only():
         assert torch.equal(weights > 0, (bias > -math.inf).expand_as(weights))
 
 
+def test_a_shared_encoding_has_the_mean_slope():
+    with pytest.warns(UserWarning, match="LookHere has an effect from the start"):
+        model = posenc.patch_model(vit(depth=3, num_heads=4), "lookhere", share=True)
+    (encoding,) = posenc.patched_encodings(model).values()
+    assert encoding.slopes[0] == 1.0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -177,7 +184,7 @@ def test_each_block_of_a_model_has_its_slope_and_sees_its_fields_only():
             {"block": 2, "num_blocks": 2},
             r"block must be 0 to .*block=2, num_blocks=2",
         ),
-        ({"block": 2}, r"or both None where .* block=2, num_blocks=None"),
+        ({"block": 2}, r"or None where it is not known.* block=2, num_blocks=None"),
     ],
 )
 def test_refuses_what_does_not_exist(options, message):

@@ -51,8 +51,12 @@ def golden_options(name, case):
     return {"convention": "rope_vit", "temperature": h["theta"]}
 
 
-FAMILIES = ["rope_timm_cat_", "rope_dinov3_", "rope_vit_axial_", "rope_lucid_axial_"]
-GOLDEN = [name for family in FAMILIES for name in golden_cases.names(family)]
+GOLDEN = [
+    *golden_cases.names("rope_timm_cat_"),
+    *golden_cases.names("rope_dinov3_"),
+    *golden_cases.names("rope_vit_axial_"),
+    *golden_cases.names("rope_lucid_axial_"),
+]
 
 
 @pytest.mark.parametrize("name", GOLDEN)

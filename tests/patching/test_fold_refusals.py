@@ -54,7 +54,7 @@ def test_contextual_encodings_alone_hear_what_folding_is_for(name, words, train)
     model = posenc.patch_model(vit(), name).train(train)
     before = snapshot(model)
     message = (
-        rf"nothing to fold: .* \(swin, quadratic, human_part, irpe .*\); .*{words}, "
+        rf"nothing to fold: .* \(those with is_static, .*\); .*{words}, "
         r"which read queries, keys or tokens.* Compile, export or save it as it is"
     )
     with pytest.raises(ValueError, match=message):

@@ -66,6 +66,10 @@ class TileBias(ABC):
     def read(self, tensors: Tensors, tile: Tile) -> Tensor:
         """What is added to the scores: `[images or 1, heads or 1, queries or 1, N or 1]`."""
 
+    def add_to(self, scores: Tensor, tensors: Tensors, tile: Tile) -> None:
+        """Adds it in place."""
+        scores += self.read(tensors, tile)
+
     @abstractmethod
     def collect(self, grads: Grads, tensors: Tensors, tile: Tile, scores: Tensor) -> None:
         """Adds what follows from `scores`, the gradient of the scores."""
@@ -92,6 +96,65 @@ class TileLookup(TileBias):
         target = target.view(batch, heads, entries * buckets)
         scores = scores.sum_to_size(batch, heads, *scores.shape[2:])
         add_pairs(target, self.gather_index.of(tile, target.device), scores)
+
+
+class TileLines(TileBias):
+    """`LookupBias` along one axis, read by the query: once for each row (or column) of keys.
+
+    Spreading these numbers over the keys is a copy, several times cheaper than gathering one for
+    each pair, and its gradient is a sum.
+    """
+
+    def __init__(self, index: PairIndex) -> None:
+        self.index = index
+        self.spread = -1 if index.axis == "rows" else -2  # of the keys as `[height, width]`
+
+    def read(self, tensors: Tensors, tile: Tile) -> Tensor:
+        """By gathering for lines."""
+        values = self._values(tensors, tile)
+        out = values.new_empty(*values.shape[:-1], self.index.layout.num_tokens)
+        for target, source in self._parts(out, values):
+            target.copy_(source)
+        return out
+
+    def add_to(self, scores: Tensor, tensors: Tensors, tile: Tile) -> None:
+        """Without a tensor of all pairs."""
+        for target, source in self._parts(scores, self._values(tensors, tile)):
+            target += source
+
+    def collect(self, grads: Grads, tensors: Tensors, tile: Tile, scores: Tensor) -> None:
+        """By sums per line."""
+        if grads[0] is None:
+            return
+        target = tile.of(grads[0])
+        batch, heads, entries, buckets = target.shape
+        scores = scores.sum_to_size(batch, heads, *scores.shape[2:])
+        lines = self._grid(scores).sum(self.spread)
+        if prefix := self.index.layout.prefix:
+            lines = torch.cat([scores[..., :prefix].sum(-1, keepdim=True), lines], dim=-1)
+        target = target.view(batch, heads, entries * buckets)
+        add_pairs(target, self._gather_index(tile, target.device), lines)
+
+    def _values(self, tensors: Tensors, tile: Tile) -> Tensor:
+        """`[images, heads, queries, lines]`."""
+        lookup = tile.of(tensors[0])
+        return read_pairs(lookup.flatten(-2), self._gather_index(tile, lookup.device))
+
+    def _parts(self, scores: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Views of the scores with patches, and with prefix tokens, and what belongs there."""
+        prefix = self.index.layout.prefix
+        lines = values[..., 1:] if prefix else values
+        grid = (self._grid(scores), lines.unsqueeze(self.spread))
+        return [grid, (scores[..., :prefix], values[..., :1])] if prefix else [grid]
+
+    def _gather_index(self, tile: Tile, device: torch.device) -> Tensor:
+        """`[queries, lines]`, the line of prefix tokens first."""
+        return self.index.line_index("query", device)[tile.queries]
+
+    def _grid(self, scores: Tensor) -> Tensor:
+        """The patches among the keys, a view: `[..., height, width]`."""
+        layout = self.index.layout
+        return scores[..., layout.prefix :].unflatten(-1, layout.grid)
 
 
 class TileDense(TileBias):
@@ -194,7 +257,9 @@ def tile_biases(call: AttentionCall) -> list[tuple[TileBias, Tensors]]:
 
 def _tile_bias(term: Any, dtype: torch.dtype) -> tuple[TileBias, Tensors]:
     if isinstance(term, LookupBias):
-        return TileLookup(term), (term.lookup.to(dtype).contiguous(),)
+        is_line = term.index.axis is not None and term.read_by == "query"
+        part = TileLines(term.index) if is_line else TileLookup(term)
+        return part, (term.lookup.to(dtype).contiguous(),)
     if isinstance(term, DenseBias):
         return TileDense(), (term.bias.to(dtype),)
     return TileLowRank(), (term.left.to(dtype), term.right.to(dtype))

@@ -170,15 +170,21 @@ class _Scores:
 
     def _bias(self, tile: Tile, shared: Tensor | None, shape: torch.Size) -> Tensor:
         """The sum of all, contiguous in memory of its own: the scores are added in place."""
-        own = [(part, part.read(tensors, tile)) for part, tensors in self.per_image()]
-        biases = [bias for _, bias in own] + ([] if shared is None else [shared])
-        if not biases:
+        parts = list(self.per_image())
+        if not parts:
+            return self._own(shared, shape, False)
+        (first, tensors), *others = parts
+        total = self._own(first.read(tensors, tile), shape, first.is_fresh)
+        for part, tensors in others:
+            part.add_to(total, tensors, tile)
+        return total if shared is None else total.add_(shared)
+
+    def _own(self, bias: Tensor | None, shape: torch.Size, is_fresh: bool) -> Tensor:
+        if bias is None:
             return self.query.new_zeros(shape)
-        total = functools.reduce(operator.add, biases)
-        is_fresh = len(biases) > 1 or (shared is None and own[0][0].is_fresh)
-        if is_fresh and total.shape == shape:
-            return total.contiguous()
-        return total.expand(shape).clone(memory_format=torch.contiguous_format)
+        if is_fresh and bias.shape == shape:
+            return bias.contiguous()
+        return bias.expand(shape).clone(memory_format=torch.contiguous_format)
 
     def per_image(self) -> Iterator[tuple[TileBias, Tensors]]:
         """The biases that differ between images."""
