@@ -59,6 +59,8 @@ class RelativeLogits(AttentionEncoding):
     (torch.Size([2, 16, 4]), torch.Size([1, 16, 15]))
     """
 
+    paper = ("Inkling", "https://huggingface.co/docs/transformers/model_doc/inkling")
+
     def __init__(
         self,
         layout: TokenLayout,
