@@ -98,7 +98,7 @@ def test_a_refused_model(capsys):
     [
         (["inspect", "irpa"], 2, "'irpa' is no encoding and no timm model. `posenc list` has"),
         (["inspect", "vit_tiny"], 2, "timm model. Did you mean 'vit_tiny_patch16_224'"),
-        ([*SMALL, "--encoding", "nope"], 2, "unknown encoding 'nope'. There are: "),
+        ([*SMALL, "--encoding", "wxyz"], 2, "unknown encoding 'wxyz'. There are: "),
         ([*SMALL, "--encoding", "peg+APE"], 2, "unknown encoding 'APE'. Did you mean 'learned'?"),
         (["inspect", "swin", "--encoding", "irpe"], 2, "swin is an encoding; --encoding and"),
         (

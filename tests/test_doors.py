@@ -101,7 +101,11 @@ def test_the_type_of_a_model_stays(function):
         (posenc.IRPE.__init__, "mode", {"contextual", "bias"}),
         (posenc.IRPE.__init__, "prefix_pairs", {"none", "shared", "separate"}),
         (posenc.SwinBias.__init__, "init", {"zero", "paper"}),
-        (posenc.Sinusoidal.__init__, "convention", {"mae", "timm", "vaswani"}),
+        (
+            posenc.Sinusoidal.__init__,
+            "convention",
+            {"mae", "timm", "vaswani", "moco_v3", "detr", "positional_encodings", "mae_1d"},
+        ),
         (posenc.Quadratic.__init__, "init", {"stencil", "normal"}),
         (posenc.LearnedAbsolute.__init__, "policy", {"timm", "hf"}),
     ],

@@ -14,6 +14,7 @@ from posenc.encodings.cosine import CosineAttention as CosineAttention
 from posenc.encodings.cpb import ContinuousBias as ContinuousBias
 from posenc.encodings.decomposed import Decomposed as Decomposed
 from posenc.encodings.fire_2d import FIRE2D as FIRE2D
+from posenc.encodings.fourier import FourierFeatures as FourierFeatures
 from posenc.encodings.huang import Huang as Huang
 from posenc.encodings.human_part import HumanPart as HumanPart
 from posenc.encodings.irpe import IRPE as IRPE
@@ -21,6 +22,7 @@ from posenc.encodings.kerple_2d import KERPLE2D as KERPLE2D
 from posenc.encodings.learned import LearnedAbsolute as LearnedAbsolute
 from posenc.encodings.levit import LeViT as LeViT
 from posenc.encodings.lookhere import LookHere as LookHere
+from posenc.encodings.none import NoEncoding as NoEncoding
 from posenc.encodings.peg import PEG as PEG
 from posenc.encodings.quadratic import Quadratic as Quadratic
 from posenc.encodings.relative_logits import RelativeLogits as RelativeLogits

@@ -77,8 +77,8 @@ def test_vaswani_needs_no_multiple_of_four():
 
 
 def test_refuses_an_unknown_convention():
-    with pytest.raises(ValueError, match=r"convention.*mae.*timm.*vaswani.*'detr'"):
-        Sinusoidal(TokenLayout(2, 3), 8, convention="detr")
+    with pytest.raises(ValueError, match=r"convention.*mae.*timm.*vaswani.*'dino'"):
+        Sinusoidal(TokenLayout(2, 3), 8, convention="dino")
 
 
 @pytest.mark.parametrize("count", [9, 11])
