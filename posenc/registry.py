@@ -105,6 +105,8 @@ OTHER_WORDS = {
     "attention_bias": "levit",
     "attention_biases": "levit",
     "tinyvit": "levit",
+    "inkling": "relative_logits",
+    "rel_logits": "relative_logits",
     "relative_key": "huang",
     "relative_key_query": "huang",
     "relative_position_representations": "shaw",

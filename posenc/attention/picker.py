@@ -83,6 +83,8 @@ def _prefers_columns(call: AttentionCall) -> bool:
 
 
 def _prefers_tiles(call: AttentionCall) -> bool:
+    if _is_mask(call):
+        return False
     return (_is_per_image(call) and _is_long_enough(call)) or _mask_bytes(call) > MASK_BYTES
 
 
@@ -119,9 +121,14 @@ def _prefers_kernels(call: AttentionCall) -> bool:
     A table in the kernel costs 1.2 to 1.5, and a lookup per image 2 to 3, which as a mask would
     first have to be written for each image and head.
     """
-    if all(isinstance(term, DenseBias) for term in call.biases):
-        return False  # which is a mask already
+    if _is_mask(call):
+        return False
     return call.trains_biases or _is_per_image(call) or _mask_bytes(call) > MASK_BYTES
+
+
+def _is_mask(call: AttentionCall) -> bool:
+    """Whether the biases are matrices already: nothing is saved by reading them in parts."""
+    return all(isinstance(term, DenseBias) for term in call.biases)
 
 
 def _is_remembered(call: AttentionCall) -> bool:

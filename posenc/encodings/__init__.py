@@ -25,6 +25,7 @@ from posenc.encodings.lookhere import LookHere as LookHere
 from posenc.encodings.none import NoEncoding as NoEncoding
 from posenc.encodings.peg import PEG as PEG
 from posenc.encodings.quadratic import Quadratic as Quadratic
+from posenc.encodings.relative_logits import RelativeLogits as RelativeLogits
 from posenc.encodings.rope import RoPE as RoPE
 from posenc.encodings.rope_mixed import RoPEMixed as RoPEMixed
 from posenc.encodings.sasa import SASA as SASA
