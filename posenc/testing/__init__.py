@@ -8,11 +8,12 @@ zero hide mistakes, and grids are not square, because squares hide exchanged row
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
+from posenc.layout import TokenLayout
 from posenc.testing import alone, backends, in_models
 from posenc.testing.subject import LAYOUTS, Subject
 
@@ -69,16 +70,18 @@ def check_backend(
     backend: str,
     *,
     dtype: torch.dtype = torch.float64,
+    layouts: Sequence[TokenLayout] = LAYOUTS,
     num_heads: int = 2,
     head_dim: int = 8,
     **options: Any,
 ) -> int:
-    """Compares one backend with the reference, forward and all gradients, on every layout.
+    """Compares one backend with the reference, forward and all gradients.
 
     Args:
         encoding: of the attention, as for `check_encoding`.
         backend: its name.
         dtype: of queries, keys and values.
+        layouts: on which they are compared.
         num_heads: as for `check_encoding`.
         head_dim: as for `check_encoding`.
         **options: of the encoding.
@@ -90,7 +93,7 @@ def check_backend(
         Number of layouts on which the backend computes the call; it may refuse all.
     """
     subject = Subject(encoding, num_heads, head_dim, options)
-    return sum(backends.compare(subject, layout, backend, dtype) for layout in LAYOUTS)
+    return sum(backends.compare(subject, layout, backend, dtype) for layout in layouts)
 
 
 def _bound(check: Any, subject: Subject) -> Check:
