@@ -89,7 +89,9 @@ class AttentionCall:
     @property
     def has_equal_batches(self) -> bool:
         """Whether query, key and value have the same images and heads."""
-        return self.query.shape[:2] == self.key.shape[:2] == self.value.shape[:2]
+        query, key, value = self.query.shape, self.key.shape, self.value.shape
+        # Whole shapes are equal in the usual case, and slices of them take longer.
+        return query == key == value or query[:2] == key[:2] == value[:2]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -111,18 +113,22 @@ def check_call(call: AttentionCall) -> None:
 
 def check_types(query: Any, key: Any, value: Any, attn_mask: Any) -> None:
     """Raises unless these are dense tensors."""
-    named = {"query": query, "key": key, "value": value}
+    _check_type("query", query)
+    _check_type("key", key)
+    _check_type("value", value)
     if attn_mask is not None:
-        named["attn_mask"] = attn_mask
-    for name, tensor in named.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"attend: {name} must be a tensor, got {tensor!r}")
-        if tensor.is_nested or tensor.layout != torch.strided:
-            kind = "nested" if tensor.is_nested else tensor.layout
-            raise TypeError(
-                f"attend: {name} must be a dense tensor, got a {kind} one; convert it with "
-                ".to_dense(), or pad it (torch.nested.to_padded_tensor) and mask the padding"
-            )
+        _check_type("attn_mask", attn_mask)
+
+
+def _check_type(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"attend: {name} must be a tensor, got {tensor!r}")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else tensor.layout
+        raise TypeError(
+            f"attend: {name} must be a dense tensor, got a {kind} one; convert it with "
+            ".to_dense(), or pad it (torch.nested.to_padded_tensor) and mask the padding"
+        )
 
 
 def _check_tensors(call: AttentionCall) -> None:
@@ -170,13 +176,17 @@ def _fit_each_other(call: AttentionCall) -> bool:
 
 
 def _check_numbers(call: AttentionCall) -> None:
-    for name in ("is_causal", "enable_gqa"):
-        if not isinstance(getattr(call, name), (bool, torch.SymBool)):
-            raise TypeError(f"attend: {name} must be True or False, got {getattr(call, name)!r}")
+    _check_bool("is_causal", call.is_causal)
+    _check_bool("enable_gqa", call.enable_gqa)
     if isinstance(call.dropout_p, (str, bool, type(None))):
         raise TypeError(f"attend: dropout_p must be a number, got {call.dropout_p!r}")
     if call.given_scale is not None:
         _check_scale(call.given_scale)
+
+
+def _check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, (bool, torch.SymBool)):
+        raise TypeError(f"attend: {name} must be True or False, got {value!r}")
 
 
 def _check_scale(scale: Any) -> None:

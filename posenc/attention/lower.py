@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,8 +20,7 @@ from posenc.attention.call import AttentionCall
 from posenc.terms import CallTerm, ContentScale, Mixture, Rotation
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
+class Part(NamedTuple):
     """A call that backends know, and its weight in the result: 1 where None."""
 
     call: AttentionCall
@@ -29,6 +29,8 @@ class Part:
 
 def lower(call: AttentionCall) -> tuple[Part, ...]:
     """The parts whose weighted sum is the call: one, and one more for a mixture in it."""
+    if not call.terms:
+        return (Part(call),)
     rewriting = [term for term in call.terms if isinstance(term, CallTerm)]
     if not rewriting:
         return (Part(call),)
@@ -50,9 +52,9 @@ def lower(call: AttentionCall) -> tuple[Part, ...]:
 
 def combine(parts: tuple[Part, ...], compute: Callable[[AttentionCall], Tensor]) -> Tensor:
     """The weighted sum of what `compute` gives of each part, rounded once."""
-    results = [compute(part.call) for part in parts]
     if len(parts) == 1:
-        return results[0]
+        return compute(parts[0].call)
+    results = [compute(part.call) for part in parts]
     weighted = (p.weight * r for p, r in zip(parts, results, strict=True) if p.weight is not None)
     return functools.reduce(operator.add, weighted).to(results[0].dtype)
 
