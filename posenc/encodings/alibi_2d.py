@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_choice, check_flag, check_number
-from posenc.functional.buckets import fit_buckets
+from posenc.functional.buckets import distance_index, fit_buckets
 from posenc.functional.distances import (
     alibi_slopes,
-    distance_index,
     patch_distances,
     squared_distance_factors,
     squared_distances,

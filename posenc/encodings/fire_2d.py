@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_number, check_positive
-from posenc.functional.buckets import fit_buckets
-from posenc.functional.distances import diagonal, distance_index, patch_distances
+from posenc.functional.buckets import distance_index, fit_buckets
+from posenc.functional.distances import diagonal, patch_distances
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
 from posenc.terms import LookupBias, Term

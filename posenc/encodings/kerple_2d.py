@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_choice, check_number
-from posenc.functional.buckets import fit_buckets
-from posenc.functional.distances import distance_index, patch_distances
+from posenc.functional.buckets import distance_index, fit_buckets
+from posenc.functional.distances import patch_distances
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
 from posenc.terms import LookupBias, Term

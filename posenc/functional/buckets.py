@@ -81,7 +81,7 @@ def irpe_index(
     else:
         along = {"quantized": squared, "rows": rows, "cols": columns}[method]
         buckets = piecewise_index(along, ratio) + shift
-    axis: Any = method if method in ("rows", "cols") else None
+    axis: Any = method if method in get_args(Axis) else None
     return pair_index(layout, buckets, num_irpe_buckets(method, ratio), prefix_pairs, axis)
 
 
@@ -98,9 +98,7 @@ def swin_index(layout: TokenLayout, prefix_pairs: PrefixPairs) -> PairIndex:
 
 
 @memoised
-def axis_index(
-    layout: TokenLayout, axis: Literal["rows", "cols"], prefix_pairs: PrefixPairs = "none"
-) -> PairIndex:
+def axis_index(layout: TokenLayout, axis: Axis, prefix_pairs: PrefixPairs = "none") -> PairIndex:
     """One bucket per offset of rows, or of columns (query minus key): `2 side - 1`.
 
     Bucket 0 is the offset `1 - side`.
@@ -110,10 +108,11 @@ def axis_index(
     return pair_index(layout, along + side - 1, 2 * side - 1, prefix_pairs, axis)
 
 
+@memoised
 def distance_index(layout: TokenLayout) -> PairIndex:
     """One bucket per absolute offset `(|d_row|, |d_column|)`, row-major: `height * width`.
 
-    Reference: Graham et al. 2021, arXiv 2104.01136, "attention bias".
+    Pairs with a prefix token have the spare bucket, which stays without a bias.
     """
     rows, columns = (offset.abs() for offset in offset_grid(layout))
     return pair_index(layout, rows * layout.width + columns, layout.num_grid)
@@ -232,7 +231,7 @@ def pair_index(
     buckets: Tensor,
     num_buckets: int,
     prefix_pairs: PrefixPairs = "none",
-    axis: Literal["rows", "cols"] | None = None,
+    axis: Axis | None = None,
 ) -> PairIndex:
     """An index of token pairs from the buckets of patch pairs, with buckets for prefix tokens.
 

@@ -7,23 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from posenc.functional.buckets import offset_grid, pair_index
 from posenc.functional.coordinates import patch_coordinates
 from posenc.layout import TokenLayout
 from posenc.memo import memoised
-from posenc.pairs import PairIndex
-
-
-@memoised
-def distance_index(layout: TokenLayout) -> PairIndex:
-    """One bucket per (row distance, column distance): `height * width`, those of the grid.
-
-    Bucket `|d_row| width + |d_column|` has the distance of that entry of `patch_distances`. Pairs
-    with a prefix token get the spare bucket, which stays without a bias.
-    """
-    rows, columns = offset_grid(layout)
-    buckets = rows.abs() * layout.width + columns.abs()
-    return pair_index(layout, buckets, layout.num_grid)
 
 
 @memoised

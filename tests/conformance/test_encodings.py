@@ -3,7 +3,9 @@
 import pytest
 
 import posenc
+from posenc import memo
 from posenc.testing import checks_of
+from posenc.testing.subject import LAYOUTS, Subject
 
 SLOW = ("Compiles as one graph", "Exports with torch.export")
 
@@ -18,3 +20,15 @@ def checks():
 @pytest.mark.parametrize("check", [*checks()])
 def test_promise(check):
     check()
+
+
+@pytest.mark.parametrize("name", posenc.list_encodings())
+def test_a_second_training_step_remembers_nothing_new(name):
+    """An index built at each call would be remembered at each call, with all that follows of it."""
+    subject, layout = Subject(name, num_heads=2, head_dim=8), LAYOUTS[1]
+    encoding = subject.random(layout)
+    counts = []
+    for _ in range(3):
+        subject.run(encoding, layout).sum().backward()
+        counts.append(len(memo._entries))
+    assert counts[1:] == counts[:1] * 2
