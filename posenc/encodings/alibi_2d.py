@@ -62,6 +62,8 @@ class ALiBi2D(AttentionEncoding):
     """
 
     paper = ("Fuller et al. 2023", "https://arxiv.org/abs/2311.00566")
+    is_static = True
+    is_sized_by_prefix = False
 
     def __init__(
         self,
@@ -86,16 +88,6 @@ class ALiBi2D(AttentionEncoding):
             )
         if learnable:
             self.slopes = nn.Parameter(torch.tensor(self._start(), device=device, dtype=dtype))
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     def changes_at_start(self) -> bool:
         """Unless the strength starts at zero."""

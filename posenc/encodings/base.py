@@ -18,7 +18,9 @@ from posenc.terms import Term, map_biases, map_tensors, with_memo
 class Encoding(nn.Module, ABC):
     """What both kinds share: a layout that fixes the parameter sizes, and checked loading.
 
-    Attributes that are not parameters are constants: set them in the constructor only.
+    Attributes that are not parameters are constants: set them in the constructor only. What is
+    asked by an `is_...` property here, a class answers by a class attribute, or by a property of
+    its own where its options decide.
     """
 
     paper: tuple[str, str] | None = None

@@ -45,6 +45,8 @@ class BEiT(AttentionEncoding):
     """
 
     paper = ("Bao et al. 2021", "https://arxiv.org/abs/2106.08254")
+    is_static = True
+    is_sized_by_grid = True
 
     def __init__(
         self,
@@ -62,16 +64,6 @@ class BEiT(AttentionEncoding):
         entries = (2 * layout.height - 1) * (2 * layout.width - 1)
         entries += num_prefix_buckets(layout.prefix, "separate")
         self.table = nn.Parameter(torch.zeros(num_heads, entries, device=device, dtype=dtype))
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def is_sized_by_grid(self) -> bool:
-        """One entry per offset."""
-        return True
 
     def changes_at_start(self) -> bool:
         """Never: the table starts at zero."""

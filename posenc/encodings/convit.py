@@ -58,6 +58,8 @@ class ConViT(AttentionEncoding):
     """
 
     paper = ("d'Ascoli et al. 2021", "https://arxiv.org/abs/2103.10697")
+    is_static = True
+    is_sized_by_prefix = False
 
     def __init__(
         self,
@@ -85,16 +87,6 @@ class ConViT(AttentionEncoding):
         self.strength = nn.Parameter(
             torch.full((num_heads,), self.start_strength, device=device, dtype=dtype)
         )
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     def changes_at_start(self) -> bool:
         """Unless the strength starts at zero."""

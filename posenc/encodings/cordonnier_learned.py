@@ -44,6 +44,8 @@ class CordonnierLearned(AttentionEncoding):
     """
 
     paper = ("Cordonnier et al. 2020", "https://arxiv.org/abs/1911.03584")
+    is_static = True
+    is_sized_by_prefix = False
 
     def __init__(
         self,
@@ -68,16 +70,6 @@ class CordonnierLearned(AttentionEncoding):
         self.column_embedding = nn.Parameter(torch.randn(offsets, device=device, dtype=dtype))
         self.row_key = nn.Parameter(torch.zeros(heads, device=device, dtype=dtype))
         self.column_key = nn.Parameter(torch.zeros(heads, device=device, dtype=dtype))
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     @property
     def is_sized_by_grid(self) -> bool:

@@ -46,6 +46,8 @@ class CosineAttention(AttentionEncoding):
     """
 
     paper = ("Liu et al. 2022", "https://arxiv.org/abs/2111.09883")
+    is_static = True
+    is_sized_by_prefix = False
 
     kind = "content"
 
@@ -67,16 +69,6 @@ class CosineAttention(AttentionEncoding):
             )
         start = torch.full((num_heads,), math.log(scale), device=device, dtype=dtype)
         self.log_scale = nn.Parameter(start)
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     def changes_at_start(self) -> bool:
         """Always."""

@@ -62,6 +62,8 @@ class ContinuousBias(AttentionEncoding):
     """
 
     paper = ("Liu et al. 2022", "https://arxiv.org/abs/2111.09883")
+    is_static = True
+    is_sized_by_prefix = False
 
     def __init__(
         self,
@@ -90,16 +92,6 @@ class ContinuousBias(AttentionEncoding):
         nn.init.trunc_normal_(self.hidden_weight, std=0.02)
         if init == "paper":
             nn.init.trunc_normal_(self.head_weight, std=0.02)
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     def changes_at_start(self) -> bool:
         """With the paper's start."""

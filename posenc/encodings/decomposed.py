@@ -47,6 +47,8 @@ class Decomposed(AttentionEncoding):
     """
 
     paper = ("Li et al. 2022", "https://arxiv.org/abs/2112.01526")
+    is_sized_by_prefix = False
+    is_sized_by_grid = True
 
     def __init__(
         self,
@@ -63,16 +65,6 @@ class Decomposed(AttentionEncoding):
         )
         self.table_rows = nn.Parameter(rows)
         self.table_cols = nn.Parameter(cols)
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """Prefix tokens have no parameters."""
-        return False
-
-    @property
-    def is_sized_by_grid(self) -> bool:
-        """The tables have one row per offset."""
-        return True
 
     def changes_at_start(self) -> bool:
         """Never: the tables are zero."""

@@ -56,6 +56,8 @@ class FIRE2D(AttentionEncoding):
     """
 
     paper = ("Li et al. 2024", "https://arxiv.org/abs/2310.04418")
+    is_static = True
+    is_sized_by_prefix = False
 
     def __init__(
         self,
@@ -84,16 +86,6 @@ class FIRE2D(AttentionEncoding):
         for tensor in (self.hidden_weight, self.hidden_bias):
             nn.init.uniform_(tensor, -1, 1)  # as torch.nn.Linear with one input
         self.out_weight, self.out_bias = parameter(num_heads, width), parameter(num_heads)
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     def changes_at_start(self) -> bool:
         """Never: the last layer is zero."""

@@ -49,6 +49,7 @@ class FourierFeatures(TokenEncoding):
     """
 
     paper = ("Li et al. 2021", "https://arxiv.org/abs/2106.02795")
+    is_sized_by_prefix = False
 
     def __init__(
         self,
@@ -82,11 +83,6 @@ class FourierFeatures(TokenEncoding):
         bound = features**-0.5  # as torch.nn.Linear
         nn.init.uniform_(self.hidden_weight, -bound, bound)
         nn.init.uniform_(self.hidden_bias, -bound, bound)
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     def changes_at_start(self) -> bool:
         """Never: the last layer is zero."""

@@ -46,6 +46,7 @@ class Huang(AttentionEncoding):
     """
 
     paper = ("Huang et al. 2020", "https://arxiv.org/abs/2009.13658")
+    is_sized_by_prefix = False
 
     def __init__(
         self,
@@ -63,11 +64,6 @@ class Huang(AttentionEncoding):
         self.clip = check_positive(clip, "clip", "Huang")
         shape = ((2 * clip + 1) ** 2, head_dim)
         self.table = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     def changes_at_start(self) -> bool:
         """Never: the table starts at zero."""

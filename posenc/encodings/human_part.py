@@ -55,6 +55,7 @@ class HumanPart(AttentionEncoding):
     """
 
     paper = None  # ours
+    is_static = True
 
     def __init__(
         self,
@@ -89,11 +90,6 @@ class HumanPart(AttentionEncoding):
             zeros = torch.zeros(num_heads, parts, device=start)
             self.prefix_query = parameter(zeros)
             self.prefix_key = parameter(zeros)
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
 
     def changes_at_start(self) -> bool:
         """Unless the strength starts at zero."""

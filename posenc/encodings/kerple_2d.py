@@ -56,6 +56,8 @@ class KERPLE2D(AttentionEncoding):
     """
 
     paper = ("Chi et al. 2022", "https://arxiv.org/abs/2205.09921")
+    is_static = True
+    is_sized_by_prefix = False
 
     def __init__(
         self,
@@ -87,16 +89,6 @@ class KERPLE2D(AttentionEncoding):
         if strength is not None:
             self.start_strength = check_number(strength, "strength", "KERPLE2D")
             self.strength = parameter(self.start_strength)
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     def changes_at_start(self) -> bool:
         """Unless the strength starts at zero."""

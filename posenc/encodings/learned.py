@@ -43,6 +43,7 @@ class LearnedAbsolute(TokenEncoding):
     """
 
     paper = ("Dosovitskiy et al. 2021", "https://arxiv.org/abs/2010.11929")
+    is_sized_by_grid = True
 
     def __init__(
         self,
@@ -62,11 +63,6 @@ class LearnedAbsolute(TokenEncoding):
         )
         if init == "paper":
             nn.init.trunc_normal_(self.table, std=0.02)
-
-    @property
-    def is_sized_by_grid(self) -> bool:
-        """One row per token."""
-        return True
 
     def changes_at_start(self) -> bool:
         """With the paper's start."""

@@ -39,6 +39,9 @@ class LeViT(AttentionEncoding):
     """
 
     paper = ("Graham et al. 2021", "https://arxiv.org/abs/2104.01136")
+    is_static = True
+    is_sized_by_prefix = False
+    is_sized_by_grid = True
 
     def __init__(
         self,
@@ -52,21 +55,6 @@ class LeViT(AttentionEncoding):
         super().__init__(layout, num_heads, head_dim)
         shape = (num_heads, layout.num_grid)
         self.table = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
-
-    @property
-    def is_sized_by_grid(self) -> bool:
-        """One entry per absolute offset."""
-        return True
 
     def changes_at_start(self) -> bool:
         """Never: the table starts at zero."""

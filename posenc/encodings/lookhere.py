@@ -75,6 +75,8 @@ class LookHere(AttentionEncoding):
     """
 
     paper = ("Fuller et al. 2024", "https://arxiv.org/abs/2405.13985")
+    is_static = True
+    is_sized_by_prefix = False
 
     def __init__(
         self,
@@ -102,16 +104,6 @@ class LookHere(AttentionEncoding):
         groups = _groups(num_heads, field_of_view)
         self.fields: list[Field | None] = [field for field, _ in groups]
         self.slopes = [slope * own for _, own in groups]
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """There are no parameters."""
-        return False
 
     def changes_at_start(self) -> bool:
         """Always."""

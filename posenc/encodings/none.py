@@ -40,6 +40,8 @@ class NoEncoding(AttentionEncoding):
 
     kind = "content"
     paper = ("Vaswani et al. 2017", "https://arxiv.org/abs/1706.03762")
+    is_static = True
+    is_sized_by_prefix = False
 
     def __init__(
         self,
@@ -51,16 +53,6 @@ class NoEncoding(AttentionEncoding):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(layout, num_heads, head_dim)
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """There are no parameters."""
-        return False
 
     def changes_at_start(self) -> bool:
         """Never."""

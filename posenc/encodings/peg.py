@@ -44,6 +44,7 @@ class PEG(TokenEncoding):
     """
 
     paper = ("Chu et al. 2021", "https://arxiv.org/abs/2102.10882")
+    is_sized_by_prefix = False
 
     placement = "block"
 
@@ -71,11 +72,6 @@ class PEG(TokenEncoding):
             bound = 1 / kernel_size  # 1 / sqrt(fan_in) of one channel
             nn.init.uniform_(self.weight, -bound, bound)
             nn.init.uniform_(self.bias, -bound, bound)
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     def changes_at_start(self) -> bool:
         """With the paper's start."""

@@ -60,6 +60,8 @@ class Quadratic(AttentionEncoding):
     """
 
     paper = ("Cordonnier et al. 2020", "https://arxiv.org/abs/1911.03584")
+    is_static = True
+    is_sized_by_prefix = False
 
     def __init__(
         self,
@@ -95,16 +97,6 @@ class Quadratic(AttentionEncoding):
         self.strength = nn.Parameter(
             torch.full((num_heads,), self.start_strength, device=device, dtype=dtype)
         )
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     def changes_at_start(self) -> bool:
         """Unless the strength starts at zero."""

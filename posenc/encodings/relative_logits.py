@@ -60,6 +60,7 @@ class RelativeLogits(AttentionEncoding):
     """
 
     paper = ("Inkling", "https://huggingface.co/docs/transformers/model_doc/inkling")
+    is_sized_by_grid = True
 
     def __init__(
         self,
@@ -89,11 +90,6 @@ class RelativeLogits(AttentionEncoding):
     def is_sized_by_prefix(self) -> bool:
         """Unless prefix pairs have no bias."""
         return self.prefix_pairs != "none"
-
-    @property
-    def is_sized_by_grid(self) -> bool:
-        """One entry per offset."""
-        return True
 
     def changes_at_start(self) -> bool:
         """Never: the table starts at zero."""

@@ -142,7 +142,7 @@ class RoPE(AttentionEncoding):
     """  # noqa: E501
 
     paper = ("Su et al. 2021", "https://arxiv.org/abs/2104.09864")
-
+    is_sized_by_prefix = False
     kind = "rotary"
 
     def __init__(
@@ -258,11 +258,6 @@ class RoPE(AttentionEncoding):
     @property
     def _draws(self) -> bool:
         return (self.shift, self.jitter, self.rescale) != (0, 1, 1)
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """There are no parameters."""
-        return False
 
     @property
     def is_sized_by_grid(self) -> bool:

@@ -61,7 +61,8 @@ class RoPEMixed(AttentionEncoding):
     """
 
     paper = ("Heo et al. 2024", "https://arxiv.org/abs/2403.13298")
-
+    is_static = True
+    is_sized_by_prefix = False
     kind = "rotary"
 
     def __init__(
@@ -95,16 +96,6 @@ class RoPEMixed(AttentionEncoding):
             start = _random_directions(num_heads, head_dim, self.temperature)
             with torch.no_grad():
                 self.freqs.copy_(self.start_strength * start)
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     @property
     def is_sized_by_grid(self) -> bool:

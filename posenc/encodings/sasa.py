@@ -47,6 +47,7 @@ class SASA(AttentionEncoding):
     """
 
     paper = ("Ramachandran et al. 2019", "https://arxiv.org/abs/1906.05909")
+    is_sized_by_prefix = False
 
     table_rows: Tensor
     table_columns: Tensor
@@ -74,11 +75,6 @@ class SASA(AttentionEncoding):
             self.register_parameter(
                 name, nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
             )
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     @property
     def is_sized_by_grid(self) -> bool:

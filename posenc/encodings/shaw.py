@@ -43,6 +43,7 @@ class Shaw(AttentionEncoding):
     """
 
     paper = ("Shaw et al. 2018", "https://arxiv.org/abs/1803.02155")
+    is_sized_by_prefix = False
 
     def __init__(
         self,
@@ -62,11 +63,6 @@ class Shaw(AttentionEncoding):
         self.table_k = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
         if values:
             self.table_v = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     def changes_at_start(self) -> bool:
         """Never: the tables start at zero."""

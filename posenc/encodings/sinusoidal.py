@@ -48,6 +48,7 @@ class Sinusoidal(TokenEncoding):
     """
 
     paper = ("Vaswani et al. 2017", "https://arxiv.org/abs/1706.03762")
+    is_sized_by_prefix = False
 
     def __init__(
         self,
@@ -80,11 +81,6 @@ class Sinusoidal(TokenEncoding):
         self.strength = nn.Parameter(  # FSDP takes no scalars
             torch.full((1,), self.start_strength, device=device, dtype=dtype)
         )
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     def changes_at_start(self) -> bool:
         """Unless the strength starts at zero."""

@@ -49,6 +49,8 @@ class SwinBias(AttentionEncoding):
     """
 
     paper = ("Liu et al. 2021", "https://arxiv.org/abs/2103.14030")
+    is_static = True
+    is_sized_by_grid = True
 
     def __init__(
         self,
@@ -72,19 +74,9 @@ class SwinBias(AttentionEncoding):
             nn.init.trunc_normal_(self.table, std=0.02)
 
     @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
     def is_sized_by_prefix(self) -> bool:
         """Unless prefix pairs have no bias."""
         return self.prefix_pairs != "none"
-
-    @property
-    def is_sized_by_grid(self) -> bool:
-        """One entry per offset."""
-        return True
 
     def changes_at_start(self) -> bool:
         """With the paper's start."""

@@ -51,6 +51,8 @@ class T5Bias(AttentionEncoding):
     """
 
     paper = ("Raffel et al. 2019", "https://arxiv.org/abs/1910.10683")
+    is_static = True
+    is_sized_by_prefix = False
 
     def __init__(
         self,
@@ -70,16 +72,6 @@ class T5Bias(AttentionEncoding):
         shape = (num_heads, num_buckets)
         self.table_rows = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
         self.table_columns = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """No parameter depends on prefix tokens."""
-        return False
 
     def changes_at_start(self) -> bool:
         """Never: the tables start at zero."""

@@ -61,6 +61,8 @@ class TUPE(AttentionEncoding):
     """
 
     paper = ("Ke et al. 2021", "https://arxiv.org/abs/2006.15595")
+    is_static = True
+    is_sized_by_grid = True
 
     position: Tensor
     norm_weight: Tensor
@@ -124,16 +126,6 @@ class TUPE(AttentionEncoding):
     def _prefix_rows(self) -> int:
         """Position vectors of prefix tokens, all of which share one if untied."""
         return min(self.layout.prefix, 1) if self.reset else self.layout.prefix
-
-    @property
-    def is_static(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def is_sized_by_grid(self) -> bool:
-        """One vector per position."""
-        return True
 
     def changes_at_start(self) -> bool:
         """Unless the strength starts at zero."""
