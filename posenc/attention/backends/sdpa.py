@@ -32,9 +32,9 @@ def compute(call: AttentionCall) -> Tensor:
 
 def kernel(call: AttentionCall) -> str | None:
     """Which of PyTorch's kernels would compute it; the mask is not built for that."""
-    biases = call.biases
     if _is_positional(call):
         return None
+    biases = call.biases
     if not biases:
         return _operands(call, call.fused_mask).kernel()
     images, heads = (max(sizes) for sizes in zip(*map(_images_and_heads, biases), strict=True))
@@ -50,14 +50,11 @@ def _images_and_heads(term: BiasTerm) -> tuple[int, int]:
 
 def _is_positional(call: AttentionCall) -> bool:
     """Whether the attention follows from one static bias alone, and may be remembered."""
-    return (
-        call.given_scale == 0
-        and call.dropout_p == 0
-        and not (call.may_mask_rows or call.enable_gqa)
-        and len(call.biases) == 1
-        and call.biases[0].memo is not None
-        and _images_and_heads(call.biases[0])[0] == 1
-    )
+    biases = call.biases
+    # The memo first: a compiled call has none, and its symbolic scale must not be compared.
+    if len(biases) != 1 or biases[0].memo is None or _images_and_heads(biases[0])[0] != 1:
+        return False
+    return call.given_scale == 0 and call.dropout_p == 0 and not call.may_mask_rows
 
 
 def _weights(call: AttentionCall) -> Tensor:

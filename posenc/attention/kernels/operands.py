@@ -87,12 +87,8 @@ def read_call(call: AttentionCall) -> Operands:
         scale=float(call.scale),
         is_causal=call.is_causal,
         dropout_p=float(call.dropout_p),
-        needs_exact_deltas=call.query.dtype != call.dtype and _has_wide_factors(call),
+        needs_exact_deltas=call.query.dtype != call.dtype and call.is_wide,
     )
-
-
-def _has_wide_factors(call: AttentionCall) -> bool:
-    return any(isinstance(term, LowRankBias) and term.wide for term in call.bias_terms)
 
 
 def call_layouts(call: AttentionCall) -> set[TokenLayout]:
@@ -140,8 +136,8 @@ def _side_by_side(factors: Sequence[Tensor]) -> Tensor:
 def _masks(call: AttentionCall) -> tuple[Tensor | None, Tensor | None]:
     """(boolean, additive)."""
     keep, parts = None, [term.bias for term in call.biases if isinstance(term, DenseBias)]
-    if call.attn_mask is not None:
-        mask = call.attn_mask[(None,) * (4 - call.attn_mask.dim())]
+    mask = call.mask_4d
+    if mask is not None:
         if not torch.compiler.is_compiling() and mask.is_inference():
             mask = mask.clone()  # autograd could not keep it for backward
         if mask.dtype == torch.bool:
@@ -169,6 +165,7 @@ def _bucket_tables(indices: tuple[PairIndex, ...], device: torch.device) -> Tens
 
 @memoised
 def _slots(layout: TokenLayout, device: torch.device) -> tuple[Tensor, Tensor]:
-    offsets = torch.zeros(2 * layout.height - 1, 2 * layout.width - 1, dtype=torch.int64)
-    slots = PairIndex(layout, offsets, 1, (0, 0, 0) if layout.prefix else None).offset_table(device)
+    shape = (2 * layout.height - 1, 2 * layout.width - 1)
+    one = torch.zeros(shape, dtype=torch.int64, device="cpu")
+    slots = PairIndex(layout, one, 1, (0, 0, 0) if layout.prefix else None).offset_table(device)
     return slots.query.to(torch.int32), slots.key.to(torch.int32)
