@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from posenc.functional.precision import autocast_dtype, without_autocast
 from posenc.layout import TokenLayout
 from posenc.memo import is_transformed
-from posenc.terms import Term, map_biases, map_tensors, with_memo
+from posenc.term_maps import map_biases, map_tensors, with_memo
+from posenc.terms import Term
 
 
 class Encoding(nn.Module, ABC):

@@ -12,7 +12,8 @@ from posenc.encodings.base import AttentionEncoding
 from posenc.layout import TokenLayout
 from posenc.patching.patch import patched_backbone, site_modules
 from posenc.patching.sites.site import Site
-from posenc.terms import BiasTerm, DenseBias, LowRankBias, Term, map_biases, map_tensors
+from posenc.term_maps import map_biases, map_tensors
+from posenc.terms import BiasTerm, DenseBias, LowRankBias, Term
 
 
 class FoldedBias(AttentionEncoding):

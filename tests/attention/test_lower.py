@@ -7,6 +7,7 @@ import torch
 from posenc import TokenLayout, attend, explain
 from posenc.attention import attention_matrix
 from posenc.functional.buckets import irpe_index, swin_index
+from posenc.term_maps import map_tensors
 from posenc.terms import (
     ContentScale,
     DenseBias,
@@ -15,7 +16,6 @@ from posenc.terms import (
     Mixture,
     Rotation,
     ValueLookup,
-    map_tensors,
 )
 
 BATCH, HEADS, WIDTH, VALUES = 2, 3, 8, 5
