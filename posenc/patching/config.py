@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from posenc.layout import TokenLayout
+from posenc.patching.layouts import patch_size_of
 from posenc.patching.models.examine import Backbone, examine
 from posenc.patching.models.kinds import Family
 from posenc.patching.models.known import adapted_of, attention_of, family_of
@@ -186,7 +187,7 @@ def _made_for(
         "blocks": blocks,
         "width": int(module.embed_dim) if one_layout and family is not OTHER else None,
         "heads": heads,
-        "patch_size": _patch_size(module, family),
+        "patch_size": patch_size_of(getattr(module, family.embedding or "", None)),
     }
 
 
@@ -200,16 +201,6 @@ def _block_names(module: nn.Module, family: Family) -> list[str]:
 
 def _children(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
     return list(module.get_submodule(prefix.removesuffix(".")).named_children())
-
-
-def _patch_size(module: nn.Module, family: Family) -> tuple[int, int] | None:
-    """Height and width in pixels, None where no embedding tells."""
-    embedding: Any = getattr(module, family.embedding or "", None)
-    if hasattr(embedding, "feat_ratio"):  # of a convolutional stem, times the patch
-        size = embedding.feat_ratio(as_scalar=False)
-    else:
-        size = getattr(embedding, "patch_size", None)
-    return (size, size) if isinstance(size, int) else size
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

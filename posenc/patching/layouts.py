@@ -37,6 +37,15 @@ def grid_of_pixels(embedding: Any, image: tuple[int, int]) -> tuple[int, int]:
     return grid_of_convolution(projection, image)
 
 
+def patch_size_of(embedding: Any) -> tuple[int, int] | None:
+    """Height and width of a patch in pixels, None where the embedding does not tell."""
+    if hasattr(embedding, "feat_ratio"):  # of a convolutional stem, times the patch
+        size = embedding.feat_ratio(as_scalar=False)
+    else:
+        size = getattr(embedding, "patch_size", None)
+    return (size, size) if isinstance(size, int) else size
+
+
 def overlapping_projection(embedding: Any) -> nn.Conv2d | None:
     """The projection of a patch embedding that does not cut patches side by side, else None.
 

@@ -11,11 +11,7 @@ from torch import nn
 from posenc.encodings.base import AttentionEncoding, Encoding
 from posenc.encodings.peg import check_after
 from posenc.patching.layouts import LayoutSource
-from posenc.patching.models.examine import (
-    AttentionSite,
-    Backbone,
-    check_fused_flag,
-)
+from posenc.patching.models.examine import AttentionSite, Backbone, check_fused_flag
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.others import OTHER
 from posenc.patching.planned import Plan, at, own

@@ -14,21 +14,13 @@ from posenc.encodings.base import check_layout
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import SeenLayout
-from posenc.patching.models.examine import (
-    Backbone,
-    examine,
-    warn_if_pointless,
-)
+from posenc.patching.models.examine import Backbone, examine, warn_if_pointless
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.place import floating_parameter, place
 from posenc.patching.planned import Plan, PlannedSite, at, at_root
 from posenc.patching.select import Blocks
 from posenc.patching.sites.explained import explain_site
-from posenc.patching.sites.roles import (
-    BindLayout,
-    HideTable,
-    SeeImage,
-)
+from posenc.patching.sites.roles import BindLayout, HideTable, SeeImage
 from posenc.patching.spec import parse_specs
 
 

@@ -10,18 +10,11 @@ from torch import nn
 
 from posenc.encodings.base import Encoding
 from posenc.intercept import CannotRewrite
-from posenc.patching.models.examine import (
-    Backbone,
-)
+from posenc.patching.models.examine import Backbone
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.others import OTHER
 from posenc.patching.sites.classes import site_class
-from posenc.patching.sites.roles import (
-    ReplaceAttention,
-    Role,
-    Root,
-    in_order,
-)
+from posenc.patching.sites.roles import ReplaceAttention, Role, Root, in_order
 from posenc.patching.sites.site import Site
 from posenc.patching.spec import Spec
 

@@ -14,6 +14,7 @@ from posenc.patching.layouts import (
     SeenLayout,
     grid_of_pixels,
     overlapping_projection,
+    patch_size_of,
 )
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.known import family_of
@@ -147,12 +148,8 @@ def _embedding(backbone: Any) -> Any:
 
 
 def _patch_size(backbone: Any) -> tuple[int, int]:
-    embedding = _embedding(backbone)
-    if hasattr(embedding, "feat_ratio"):  # of a convolutional stem, times the patch
-        height, width = embedding.feat_ratio(as_scalar=False)
-    else:
-        height, width = embedding.patch_size
-    return height, width
+    size: Any = patch_size_of(_embedding(backbone))  # these models have one
+    return size
 
 
 def _set_input_size(backbone: Any, image: tuple[int, int]) -> None:

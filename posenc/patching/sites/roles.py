@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+class _OnForward:
+    """A role of the module's forward."""
+
+    def replaced(self) -> tuple[str, ...]:
+        """Methods that it replaces, which must not stand on an instance already."""
+        return ("forward",)
+
+
 @dataclass(frozen=True)
 class Root:
     """Tells optimizers about the encodings."""
@@ -36,43 +44,27 @@ class BindLayout:
 
 
 @dataclass(frozen=True)
-class EncodeInput:
+class EncodeInput(_OnForward):
     """Encodes the tokens that its forward receives."""
-
-    def replaced(self) -> tuple[str, ...]:
-        """Its forward."""
-        return ("forward",)
 
 
 @dataclass(frozen=True)
-class SeeMap:
+class SeeMap(_OnForward):
     """Takes the layout from the map that its forward receives."""
 
     pattern: str  # "b h w c", "b c h w" or "size", see AttentionKind
 
-    def replaced(self) -> tuple[str, ...]:
-        """Its forward."""
-        return ("forward",)
-
 
 @dataclass(frozen=True)
-class ReplaceAttention:
+class ReplaceAttention(_OnForward):
     """Replaces the attention calls in its forward, or by an adapter."""
 
     adapter: str | None = None
 
-    def replaced(self) -> tuple[str, ...]:
-        """Its forward."""
-        return ("forward",)
-
 
 @dataclass(frozen=True)
-class SeeImage:
+class SeeImage(_OnForward):
     """Notes the layout of the image that its forward received."""
-
-    def replaced(self) -> tuple[str, ...]:
-        """Its forward."""
-        return ("forward",)
 
 
 @dataclass(frozen=True)
@@ -87,12 +79,8 @@ class EncodePositions:
 
 
 @dataclass(frozen=True)
-class EncodeOutput:
+class EncodeOutput(_OnForward):
     """Encodes the tokens that its forward returns."""
-
-    def replaced(self) -> tuple[str, ...]:
-        """Its forward."""
-        return ("forward",)
 
 
 Role = (
