@@ -13,23 +13,10 @@ from functools import partial
 
 import oracles
 import torch
-from timm.models.crossvit import CrossVit
-from timm.models.davit import DaVit
-from timm.models.hiera import Hiera
-from timm.models.hieradet_sam2 import HieraDet
-from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitConvCfg, MaxxVitTransformerCfg
-from timm.models.nest import Nest
-from timm.models.pit import PoolingVisionTransformer
-from timm.models.swin_transformer import SwinTransformer
+import windowed_models as models
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
-from timm.models.tiny_vit import TinyVit
-from timm.models.twins import Twins
-from timm.models.visformer import Visformer
-from timm.models.volo import VOLO
 from torch import Tensor, nn
-
-CLASSES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,184 +47,6 @@ class Case:
     scale: float | None = None
 
 
-def _swin(**options):
-    settings = {
-        "img_size": (12, 20),
-        "patch_size": 2,
-        "embed_dim": 8,
-        "depths": (2, 2),
-        "num_heads": (2, 4),
-        "window_size": ((2, 4), (2, 4)),
-        "mlp_ratio": 2.0,
-        **options,
-    }
-    return SwinTransformer(num_classes=CLASSES, **settings)
-
-
-def _swin_v2(cls=SwinTransformerV2, **options):
-    settings = {
-        "img_size": (12, 20),
-        "patch_size": 2,
-        "embed_dim": 8,
-        "depths": (2, 2),
-        "num_heads": (2, 4),
-        "window_size": ((2, 4), (2, 4)),
-        "mlp_ratio": 2.0,
-        **options,
-    }
-    return cls(num_classes=CLASSES, **settings)
-
-
-def _davit(**options):
-    return DaVit(
-        depths=(1, 1),
-        embed_dims=(8, 16),
-        num_heads=(2, 4),
-        window_size=(2, 3),
-        mlp_ratio=2,
-        num_classes=CLASSES,
-        **options,
-    )
-
-
-def _maxxvit(block_type, image, *, conv="mbconv", **transformer):
-    config = MaxxVitCfg(
-        embed_dim=(16, 32),
-        depths=(1, 2),
-        block_type=block_type,
-        stem_width=8,
-        conv_cfg=MaxxVitConvCfg(block_type=conv, expand_ratio=2.0),
-        transformer_cfg=MaxxVitTransformerCfg(dim_head=8, expand_ratio=2.0, **transformer),
-        weight_init="",
-    )
-    return MaxxVit(config, img_size=image, num_classes=CLASSES)
-
-
-_maxvit_stage = partial(_maxxvit, ("C", "M"), (32, 48), window_size=(2, 3), grid_size=(4, 2))
-
-
-def _nest():
-    return Nest(
-        img_size=16,
-        patch_size=2,
-        num_levels=2,
-        embed_dims=(8, 16),
-        num_heads=(2, 4),
-        depths=(2, 1),
-        num_classes=CLASSES,
-        mlp_ratio=2.0,
-        drop_path_rate=0.0,
-    )
-
-
-def _twins(wss, **options):
-    return Twins(
-        img_size=(24, 40),
-        num_classes=CLASSES,
-        embed_dims=(8, 16),
-        num_heads=(2, 4),
-        mlp_ratios=(2, 2),
-        depths=(2, 2),
-        sr_ratios=(2, 1),
-        wss=wss,
-        **options,
-    )
-
-
-def _pit(distilled):
-    return PoolingVisionTransformer(
-        img_size=(24, 40),
-        patch_size=8,
-        stride=4,
-        base_dims=(4, 4),
-        depth=(2, 1),
-        heads=(2, 4),
-        mlp_ratio=2,
-        num_classes=CLASSES,
-        distilled=distilled,
-    )
-
-
-def _tiny_vit():
-    return TinyVit(
-        num_classes=CLASSES,
-        embed_dims=(8, 8, 16),
-        depths=(1, 2, 1),
-        num_heads=(1, 2, 4),
-        window_sizes=(7, 2, 3),
-        mlp_ratio=2.0,
-        mbconv_expand_ratio=2.0,
-    )
-
-
-def _visformer(**options):
-    settings = {
-        "img_size": (64, 96),
-        "init_channels": 8,
-        "embed_dim": 16,
-        "depth": (1, 1, 1),
-        "num_heads": 2,
-        "mlp_ratio": 2.0,
-        "group": 2,
-        "attn_stage": "111",
-        "spatial_conv": "100",
-        **options,
-    }
-    return Visformer(num_classes=CLASSES, **settings)
-
-
-def _volo():
-    return VOLO(
-        [1, 2],
-        img_size=(48, 80),
-        num_classes=CLASSES,
-        stem_hidden_dim=8,
-        embed_dims=[8, 16],
-        num_heads=[2, 4],
-        downsamples=(True, False),
-        outlook_attention=(True, False),
-        mlp_ratio=2.0,
-        post_layers=("ca",),
-    )
-
-
-def _crossvit(**options):
-    settings = {
-        "img_size": (48, 80),
-        "patch_size": (8, 16),
-        "embed_dim": (8, 16),
-        "depth": ((1, 2, 0), (1, 1, 1)),
-        "num_heads": (2, 4),
-        "mlp_ratio": (2.0, 2.0, 1.0),
-        **options,
-    }
-    return CrossVit(num_classes=CLASSES, **settings)
-
-
-def _hiera(**options):
-    settings = {
-        "img_size": (64, 96),
-        "embed_dim": 4,
-        "num_heads": 1,
-        "stages": (1, 1, 2, 2),
-        "mlp_ratio": 2.0,
-        **options,
-    }
-    return Hiera(num_classes=CLASSES, **settings)
-
-
-def _hieradet():
-    return HieraDet(
-        num_classes=CLASSES,
-        embed_dim=4,
-        num_heads=1,
-        stages=(2, 3),
-        q_pool=1,
-        window_spec=(4, (3, 5)),
-        global_att_blocks=(4,),
-    )
-
-
 _GSA = "keys are fewer than queries (sr_ratio > 1)"
 _POOLED = "its first block of a stage pools the queries"
 _UNROLLED = "mask units lie in unrolled order, which is not row-major"
@@ -253,7 +62,7 @@ _MAXVIT_STAGE = {
 CASES = {
     # 6x10 patches, then 3x5: padded, and shifted in every second block.
     "swin": Case(
-        _swin,
+        models.swin,
         (12, 20),
         {
             "layers.0.blocks.0.attn": Expected((2, 4, 0), 2, 4),
@@ -264,7 +73,7 @@ CASES = {
     ),
     # A window that is larger than the stage shrinks to it; heads of a width of their own.
     "swin_small_stage": Case(
-        partial(_swin, window_size=((3, 5), (4, 7)), head_dim=6),
+        partial(models.swin, window_size=((3, 5), (4, 7)), head_dim=6),
         (12, 20),
         {
             "layers.0.blocks.0.attn": Expected((3, 5, 0), 2, 6),
@@ -275,7 +84,7 @@ CASES = {
     ),
     # Windows of 2x4 in images of any size: the masks are made in each forward.
     "swin_dynamic": Case(
-        partial(_swin, dynamic_img_size=True, always_partition=True),
+        partial(models.swin, dynamic_img_size=True, always_partition=True),
         (16, 28),
         {
             "layers.0.blocks.0.attn": Expected((2, 4, 0), 2, 4),
@@ -286,7 +95,7 @@ CASES = {
     ),
     # Cosine attention, written out, with a bias of its own; scores are complete at scale 1.
     "swin_v2": Case(
-        _swin_v2,
+        partial(models.swin, SwinTransformerV2),
         (12, 20),
         {
             "layers.0.blocks.0.attn": Expected((2, 4, 0), 2, 4),
@@ -299,7 +108,8 @@ CASES = {
     # Fine-tuned at larger windows, which shrink to 3x5 in the second stage; images of any size.
     "swin_v2_pretrained": Case(
         partial(
-            _swin_v2,
+            models.swin,
+            SwinTransformerV2,
             window_size=((3, 5), (4, 7)),
             pretrained_window_sizes=((2, 3), (2, 2)),
             qkv_bias=False,
@@ -315,7 +125,7 @@ CASES = {
         scale=1.0,
     ),
     "swin_v2_cr": Case(
-        partial(_swin_v2, SwinTransformerV2Cr),
+        partial(models.swin, SwinTransformerV2Cr),
         (12, 20),
         {
             "stages.0.blocks.0.attn": Expected((2, 4, 0), 2, 4),
@@ -326,7 +136,7 @@ CASES = {
         scale=1.0,
     ),
     "davit": Case(
-        _davit,
+        models.davit,
         (20, 28),
         {
             "stages.0.blocks.0.0.attn": Expected((2, 3, 0), 2, 4),
@@ -334,7 +144,7 @@ CASES = {
         },
     ),
     "davit_named_blocks": Case(
-        partial(_davit, named_blocks=True, channel_attn_v2=True),
+        partial(models.davit, named_blocks=True, channel_attn_v2=True),
         (20, 28),
         {
             "stages.0.blocks.0.spatial_block.attn": Expected((2, 3, 0), 2, 4),
@@ -343,7 +153,7 @@ CASES = {
     ),
     # Windows and dilated grids of different shapes, channels last.
     "maxvit": Case(
-        partial(_maxxvit, ("M", "M"), (32, 48), window_size=(2, 3), grid_size=(4, 2)),
+        partial(models.maxxvit, ("M", "M"), (32, 48), window_size=(2, 3), grid_size=(4, 2)),
         (32, 48),
         {
             "stages.0.blocks.0.attn_block.attn": Expected((2, 3, 0), 2, 8),
@@ -357,7 +167,7 @@ CASES = {
     # TensorFlow's variant: heads after q, k, v in the channels.
     "maxvit_tf": Case(
         partial(
-            _maxvit_stage,
+            models.maxvit_stage,
             rel_pos_type="bias_tf",
             head_first=False,
         ),
@@ -367,7 +177,7 @@ CASES = {
     # Channels first, heads first.
     "maxvit_nchw": Case(
         partial(
-            _maxvit_stage,
+            models.maxvit_stage,
             use_nchw_attn=True,
             rel_pos_type="mlp",
             rel_pos_dim=4,
@@ -378,7 +188,7 @@ CASES = {
     # The same, heads after q, k, v.
     "maxvit_nchw_tf": Case(
         partial(
-            _maxvit_stage,
+            models.maxvit_stage,
             use_nchw_attn=True,
             head_first=False,
         ),
@@ -388,7 +198,7 @@ CASES = {
     # ConvNeXt blocks, window from the image size; no window attention, only the grid's.
     "maxxvit": Case(
         partial(
-            _maxxvit,
+            models.maxxvit,
             ("M", "M"),
             (32, 48),
             conv="convnext",
@@ -405,7 +215,7 @@ CASES = {
     ),
     # Window and grid side by side, each with half of the width.
     "maxvit_parallel": Case(
-        partial(_maxxvit, ("PM", "C"), (32, 48), window_size=(2, 3)),
+        partial(models.maxxvit, ("PM", "C"), (32, 48), window_size=(2, 3)),
         (32, 48),
         {
             "stages.0.blocks.0.attn.attn_block": Expected((2, 3, 0), 2, 8),
@@ -414,7 +224,7 @@ CASES = {
     ),
     # Whole stages, 3x5 after 6x10; the second stage starts with a pooling block.
     "coatnet": Case(
-        partial(_maxxvit, ("C", "T"), (24, 40)),
+        partial(models.maxxvit, ("C", "T"), (24, 40)),
         (24, 40),
         {
             "stages.1.blocks.0.attn": Expected((3, 5, 0), 4, 8),
@@ -422,7 +232,7 @@ CASES = {
         },
     ),
     "coatnet_mlp": Case(
-        partial(_maxxvit, ("T", "T"), (24, 40), rel_pos_type="mlp", rel_pos_dim=4),
+        partial(models.maxxvit, ("T", "T"), (24, 40), rel_pos_type="mlp", rel_pos_dim=4),
         (24, 40),
         {
             "stages.0.blocks.0.attn": Expected((6, 10, 0), 2, 8),
@@ -432,7 +242,7 @@ CASES = {
     ),
     # NesT handles square images and blocks only.
     "nest": Case(
-        _nest,
+        models.nest,
         (16, 16),
         {
             "levels.0.transformer_encoder.0.attn": Expected((4, 4, 0), 2, 4),
@@ -442,7 +252,7 @@ CASES = {
     ),
     # Square windows only; 6x10 patches, then 3x5 (padded to 4x6).
     "twins_svt": Case(
-        partial(_twins, (3, 2)),
+        partial(models.twins, (3, 2)),
         (24, 40),
         {
             "blocks.0.0.attn": Expected((3, 3, 0), 2, 4),
@@ -452,7 +262,7 @@ CASES = {
         {"blocks.0.1.attn": _GSA},
     ),
     "twins_pcpvt": Case(
-        partial(_twins, None),
+        partial(models.twins, None),
         (24, 40),
         {
             "blocks.1.0.attn": Expected((3, 5, 0), 4, 4),
@@ -461,7 +271,7 @@ CASES = {
         {"blocks.0.0.attn": _GSA, "blocks.0.1.attn": _GSA},
     ),
     "pit": Case(
-        partial(_pit, False),
+        partial(models.pit, False),
         (24, 40),
         {
             "transformers.0.blocks.0.attn": Expected((5, 9, 1), 2, 4),
@@ -470,7 +280,7 @@ CASES = {
         },
     ),
     "pit_distilled": Case(
-        partial(_pit, True),
+        partial(models.pit, True),
         (24, 40),
         {
             "transformers.0.blocks.0.attn": Expected((5, 9, 2), 2, 4),
@@ -480,7 +290,7 @@ CASES = {
     ),
     # Square windows only; 6x10, then 3x5, padded.
     "tiny_vit": Case(
-        _tiny_vit,
+        models.tiny_vit,
         (48, 80),
         {
             "stages.1.blocks.0.attn": Expected((2, 2, 0), 2, 4),
@@ -489,7 +299,7 @@ CASES = {
         },
     ),
     "visformer": Case(
-        _visformer,
+        models.visformer,
         (64, 96),
         {
             "stage1.0.attn": Expected((8, 12, 0), 2, 2),
@@ -499,7 +309,7 @@ CASES = {
     ),
     # As published: no attention in the first stage; and no table of its own.
     "visformer_small": Case(
-        partial(_visformer, attn_stage="011", use_pos_embed=False, init_channels=None),
+        partial(models.visformer, attn_stage="011", use_pos_embed=False, init_channels=None),
         (64, 96),
         {
             "stage2.0.attn": Expected((4, 6, 0), 2, 8),
@@ -507,7 +317,7 @@ CASES = {
         },
     ),
     "volo": Case(
-        _volo,
+        models.volo,
         (48, 80),
         {
             "network.2.0.attn": Expected((3, 5, 0), 4, 4),
@@ -516,7 +326,7 @@ CASES = {
     ),
     # Two branches with grids of their own.
     "crossvit": Case(
-        _crossvit,
+        models.crossvit,
         (48, 80),
         {
             "blocks.0.blocks.0.0.attn": Expected((6, 10, 1), 2, 4),
@@ -527,7 +337,7 @@ CASES = {
         },
     ),
     "crossvit_scaled": Case(
-        partial(_crossvit, img_scale=(1.0, 0.5), patch_size=(12, 8), img_size=(48, 96)),
+        partial(models.crossvit, img_scale=(1.0, 0.5), patch_size=(12, 8), img_size=(48, 96)),
         (48, 96),
         {
             "blocks.0.blocks.0.0.attn": Expected((4, 8, 1), 2, 4),
@@ -539,7 +349,7 @@ CASES = {
     ),
     # 16x24 patches in mask units; row-major only when every unroll is consumed, at 2x3.
     "hiera": Case(
-        _hiera,
+        models.hiera,
         (64, 96),
         {"blocks.5.attn": Expected((2, 3, 0), 8, 4)},
         {
@@ -552,7 +362,7 @@ CASES = {
     ),
     # One unroll is left over at the end, so even the last stage is not row-major.
     "hiera_unrolled": Case(
-        partial(_hiera, stages=(1, 1, 2), q_pool=1),
+        partial(models.hiera, stages=(1, 1, 2), q_pool=1),
         (64, 96),
         {},
         {
@@ -564,7 +374,7 @@ CASES = {
     ),
     # 8x12 patches, then 4x6 in windows of 3x5 (padded); the last block sees the whole stage.
     "hieradet": Case(
-        _hieradet,
+        models.hieradet,
         (32, 48),
         {
             "blocks.0.attn": Expected((4, 4, 0), 1, 4),
