@@ -14,7 +14,7 @@ from kernel_calls import (
 )
 
 from posenc import attend
-from posenc.attention.kernels import operands
+from posenc.attention.call import AttentionCall
 from posenc.terms import LowRankBias
 
 pytestmark = pytest.mark.slow
@@ -46,7 +46,7 @@ def test_wide_factors_train_in_16_bits(dtype, monkeypatch):
     """`lowrank` refuses to."""
     exact = gradient_of_alpha("reference", torch.float64, dtype)
     assert abs(gradient_of_alpha("triton", dtype, dtype) / exact - 1) < 4 * torch.finfo(dtype).eps
-    monkeypatch.setattr(operands, "_has_wide_factors", lambda call: False)
+    monkeypatch.setattr(AttentionCall, "is_wide", False)
     with_rounded_weights = gradient_of_alpha("triton", dtype, dtype)
     assert abs(with_rounded_weights / exact - 1) > 20 * torch.finfo(dtype).eps
 
