@@ -23,6 +23,7 @@ from posenc.encodings.learned import LearnedAbsolute as LearnedAbsolute
 from posenc.encodings.levit import LeViT as LeViT
 from posenc.encodings.lookhere import LookHere as LookHere
 from posenc.encodings.none import NoEncoding as NoEncoding
+from posenc.encodings.pape import PaPE as PaPE
 from posenc.encodings.peg import PEG as PEG
 from posenc.encodings.quadratic import Quadratic as Quadratic
 from posenc.encodings.relative_logits import RelativeLogits as RelativeLogits
