@@ -139,7 +139,6 @@ OTHER_WORDS = {
     "look_here": "lookhere",
     "c2p": "deberta",
     "deberta_v2": "deberta",
-    "disentangled": "deberta",
     "disentangled_attention": "deberta",
     "lie": "liere",
     "lie_rope": "liere",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import AttentionEncoding, check_flag, check_positive
+from posenc.encodings.base import AttentionEncoding, check_number, check_positive
 from posenc.functional.buckets import deberta_index, fit_buckets
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
@@ -15,10 +15,10 @@ from posenc.terms import ContentScale, LookupBias, Term
 class DeBERTa(AttentionEncoding):
     """Content meets position both ways: `s (q_i . k_j + q_i . K[d(i, j)] + k_j . Q[d(j, i)])`.
 
-    With `s` the attention's scale divided by `sqrt(3)`, as there are three scores. `d(i, j)` is
-    the offset query i minus key j, each axis clipped to `-clip ... clip - 1`, row-major in
-    `(2 clip)^2`; `d(j, i)` is that of the opposite offset, so that the query reads where the key
-    is, and the key where the query is.
+    With `s` the attention's scale divided by `sqrt(3) ** strength`: by `sqrt(3)` in the paper, as
+    there are three scores. `d(i, j)` is the offset query i minus key j, each axis clipped to
+    `-clip ... clip - 1`, row-major in `(2 clip)^2`; `d(j, i)` is that of the opposite offset, so
+    that the query reads where the key is, and the key where the query is.
 
     The tables `table_k` and `table_q` are `[heads, (2 clip)^2, head_dim]`. They are the paper's
     `P W_k` and `P W_q`, one table each in the place of embeddings P, which all blocks of the paper
@@ -34,14 +34,13 @@ class DeBERTa(AttentionEncoding):
         num_heads: heads of the attention.
         head_dim: width of a head.
         clip: number of offsets on each side of an axis, in patches: the paper's k.
-        rescale: divides the scores by `sqrt(3)`. Without it a trained model is unchanged at first.
+        strength: 1 divides the scores by `sqrt(3)`, 0 leaves the content as it is; not learned.
 
     Initial effect: the content counts 0.58 times, and the tables start at zero; none with
-    `rescale=False`. The paper starts P and the projections at random.
+    `strength=0`. The paper starts P and the projections at random.
 
     Raises:
-        ValueError: `clip` is no positive int.
-        TypeError: `rescale` is no bool.
+        ValueError: `clip` is no positive int, or `strength` no finite number.
 
     Reference: He et al. 2021, arXiv 2006.03654, section 3.1, equations 2 to 4; there for the
     single axis of a text.
@@ -60,36 +59,36 @@ class DeBERTa(AttentionEncoding):
         head_dim: int,
         *,
         clip: int = 4,
-        rescale: bool = True,
+        strength: float = 1.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(layout, num_heads, head_dim)
         self.clip = check_positive(clip, "clip", "DeBERTa")
-        self.rescale = check_flag(rescale, "rescale", "DeBERTa")
+        self.strength = check_number(strength, "strength", "DeBERTa")
         shape = (num_heads, (2 * clip) ** 2, head_dim)
         self.table_k = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
         self.table_q = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
 
     def changes_at_start(self) -> bool:
-        """With the scale of the paper: the tables start at zero."""
-        return self.rescale
+        """Unless the content is left as it is: the tables start at zero."""
+        return self.strength != 0
 
     def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
-        """A lookup in the context of the query, one of the key, and the scale of the content."""
+        """The scale of the content, and lookups in the context of the query and of the key."""
         index = deberta_index(layout, self.clip)
         dtype = at_least_float32(self.table_k.dtype, q.dtype)
-        factor = 3**-0.5 if self.rescale else 1.0
+        factor = 3 ** (-self.strength / 2)
         keys, queries = (
             factor * scale * fit_buckets(table.to(dtype), index, dim=1).mT
             for table in (self.table_k, self.table_q)
         )
-        lookups = (
+        return (
+            ContentScale(factor),
             LookupBias(q.to(dtype) @ keys, index),
             LookupBias(k.to(dtype) @ queries, index.T, "key"),
         )
-        return (ContentScale(factor), *lookups) if self.rescale else lookups
 
     def extra_repr(self) -> str:
         """Options, as printed."""
-        return f"clip={self.clip}, rescale={self.rescale}"
+        return f"clip={self.clip}, strength={self.strength:g}"

@@ -21,7 +21,7 @@ def entry_of(offset, clip):
 def formula(encoding, layout):
     """The three scores of a pair together, divided by the root of 3 times the width, which is 4."""
     _, width, prefix = layout
-    root = 12**0.5 if encoding.rescale else 2.0
+    root = {0.0: 4, 1.0: 12, 2.0: 36}[encoding.strength] ** 0.5
 
     def expected(q, k, v):
         def entry(i, j):
@@ -40,9 +40,9 @@ def formula(encoding, layout):
 
 
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
-@pytest.mark.parametrize("rescale", [True, False])
-def test_equals_the_oracle(layout, rescale):
-    encoding = build(layout, rescale=rescale)
+@pytest.mark.parametrize("strength", [1.0, 0.0, 2.0])
+def test_equals_the_oracle(layout, strength):
+    encoding = build(layout, strength=strength)
     oracle_checks.equals(encoding, layout, formula(encoding, layout))
 
 
@@ -52,16 +52,14 @@ def test_another_grid_reads_the_border_of_the_tables():
 
 
 def test_the_scale_of_the_attention_reaches_all_three_scores():
+    """Half of it is the same as half the queries, those of the table too."""
     encoding, layout = build((2, 3, 1)), TokenLayout(2, 3, prefix=1)
     q, k, v, _ = oracles.random_qkv(7)
-    out = attend(q, k, v, encoding(q, k, layout, scale=1.0), scale=1.0)
-    want = attend(*(2**0.5 * x for x in (q, k)), v, scale=0.5)  # the same content
+    halved = attend(q, k, v, encoding(q, k, layout, scale=0.5), scale=0.5)
     with torch.no_grad():
-        for table in (encoding.table_k, encoding.table_q):
-            table.mul_(2**0.5)
-    q, k = 2**0.5 * q, 2**0.5 * k
-    torch.testing.assert_close(out, attend(q, k, v, encoding(q, k, layout, scale=0.5), scale=0.5))
-    assert (out - want).abs().max() > 1e-3
+        encoding.table_q.mul_(0.5)
+    expected = attend(q / 2, k, v, encoding(q / 2, k, layout, scale=1.0), scale=1.0)
+    torch.testing.assert_close(halved, expected)
 
 
 @pytest.mark.parametrize(("clip", "of_key"), [(6, True), (2, False)])
@@ -110,27 +108,27 @@ def test_one_row_equals_hugging_face(clip, of_key):
         torch.testing.assert_close(grad, want, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("rescale", [True, False])
-def test_start(rescale):
+@pytest.mark.parametrize("strength", [1, 0])
+def test_start(strength):
     layout = TokenLayout(2, 3, prefix=1)
-    encoding = DeBERTa(layout, 2, 4, rescale=rescale, dtype=torch.float64)
+    encoding = DeBERTa(layout, 2, 4, strength=strength, dtype=torch.float64)
     q, k, v, cotangent = oracles.random_qkv(7)
     out = attend(q, k, v, encoding(q, k, layout))
-    expected = attend(q, k, v, scale=0.5 * (3**-0.5 if rescale else 1))
+    expected = attend(q, k, v, scale=12**-0.5 if strength else 0.5)
     torch.testing.assert_close(out, expected, atol=1e-14, rtol=0)
-    assert encoding.changes_at_start() == rescale
+    assert encoding.changes_at_start() == bool(strength)
     out.backward(cotangent)
     assert encoding.table_k.grad.any()
     assert encoding.table_q.grad.any()
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "message"),
     [
-        ({"clip": 0}, ValueError, "DeBERTa: clip must be a positive int, got 0"),
-        ({"rescale": 1}, TypeError, "DeBERTa: rescale must be True or False, got 1"),
+        ({"clip": 0}, "DeBERTa: clip must be a positive int, got 0"),
+        ({"strength": float("nan")}, "DeBERTa: strength must be a finite number, got nan"),
     ],
 )
-def test_refuses_options_that_do_not_exist(options, error, message):
-    with pytest.raises(error, match=message):
+def test_refuses_options_that_do_not_exist(options, message):
+    with pytest.raises(ValueError, match=message):
         DeBERTa(TokenLayout(2, 3), 2, 4, **options)
