@@ -9,6 +9,7 @@ from posenc.functional.resample import resample_offsets
 from posenc.patching.reference.source import (
     INDICES,
     Grid,
+    Need,
     Row,
     Source,
     always,
@@ -24,7 +25,7 @@ def _spline(table: Tensor, old: Grid, new: Grid) -> Tensor:
 
 BEIT = Source(
     name="beit",
-    needs=always("beit"),
+    needs=always(Need("beit")),
     rows=(
         Row(
             r"(?P<site>blocks\.\d+\.attn)\.relative_position_bias_table",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from posenc.patching.reference.source import INDICES, Row, Source, always
+from posenc.patching.reference.source import INDICES, Need, Row, Source, always
 
 CONVIT = Source(
     name="convit",
-    needs=always("convit"),
+    needs=always(Need("convit")),
     rows=(
         Row(r"(?P<site>.+)\.pos_proj\.weight", "convit", "weight"),
         Row(r"(?P<site>.+)\.gating_param", "convit", "gate"),

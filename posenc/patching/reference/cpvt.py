@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from posenc.patching.reference.source import Row, Source, always
+from posenc.patching.reference.source import Need, Row, Source, always
 
 _SITE = r"(?P<site>pos_block\.\d+)\.proj\.0\."
 
 CPVT = Source(
     name="cpvt",
-    needs=always("peg"),
+    needs=always(Need("peg")),
     rows=(Row(_SITE + "weight", "peg", "weight"), Row(_SITE + "bias", "peg", "bias")),
     example="pos_block.0.proj.0.weight",
     left_out=(r"cls_token", r"(patch_embeds|blocks|norm|head)\..*"),

@@ -25,7 +25,7 @@ from posenc.patching.reference.fit import (
 )
 from posenc.patching.reference.grids import checked_grid
 from posenc.patching.reference.irpe import IRPE
-from posenc.patching.reference.places import check_depth, check_patched, patch_call, places_of
+from posenc.patching.reference.places import check_patched, check_sizes, patch_call, places_of
 from posenc.patching.reference.reading import Reading, read
 from posenc.patching.reference.rope_vit import ROPE_VIT
 from posenc.patching.reference.source import Grid, Source
@@ -92,8 +92,9 @@ def load_reference_checkpoint(
     loaded, in order; what else their models have is named in the result.
 
     On another grid tables are resampled as the source does: absolute tables bicubically without
-    antialias ("transreid_relative": bilinearly), BEiT's tables by its splines, Swin's bicubically.
-    Rotary frequencies, networks and convolutions have no size, iRPE computes its buckets anew.
+    antialias, BEiT's tables by its splines, Swin's bicubically; "transreid_relative" has no rule
+    for its tables. Rotary frequencies, networks and convolutions have no size, and iRPE computes
+    its buckets anew.
 
     Everything is checked first: after an exception the model is as it was. Devices, dtypes and
     `requires_grad` of the model stay.
@@ -134,7 +135,8 @@ def load_reference_checkpoint(
         )
     fit = _fitted(patched_backbone(model), chosen, reading, given)
     copy_values(fit)
-    return LoadedCheckpoint(chosen.name, tuple(fit.values), tuple(fit.resized), tuple(fit.left_out))
+    loaded = tuple(name for name in fit.target if name in fit.values)
+    return LoadedCheckpoint(chosen.name, loaded, tuple(fit.resized), tuple(fit.left_out))
 
 
 def _source(name: Any) -> Source:
@@ -156,7 +158,7 @@ def _fitted(backbone: Any, source: Source, reading: Reading, given: Grid | None)
     check_patched(backbone, source, reading.needs)
     places = places_of(backbone, reading.needs)
     if source.layers:
-        check_depth(backbone, reading)
+        check_sizes(backbone, reading)
         _check_not_hidden(record.hidden, reading)
     target = _loadable(backbone, record.hidden)
     fit = Fit(target)

@@ -18,15 +18,19 @@ from posenc.patching.reference.reading import Entry, Reading
 from posenc.patching.reference.source import Grid, Source
 from posenc.patching.reference.state import listed
 
-# A name in one of both only, or of another shape -> how a timm model gets the other.
+# A name in one of both only -> how a timm model gets the other.
+_ADVICE_ON_NAMES = {
+    r".*(gamma_\d|\.ls\d\.)": "layer scale is init_values= of the model",
+    r"(fc_)?norm\.": 'norm stands before pooling (global_pool="token"), fc_norm after it ("avg")',
+    r".*(qkv\.bias|q_bias|v_bias)": "biases of queries and values are qkv_bias=",
+}
+# The same, or of another shape.
 _ADVICE = {
     r"head\.": "the class count of the checkpoint is num_classes= of the model "
     "(0: leave the keys of the head out); model.reset_classifier changes it afterwards",
-    r".*(gamma_\d|\.ls\d\.)": "layer scale is init_values= of the model",
     r"pos_embed": 'a model has no absolute table with pos_embed="none", or hides it by '
     'patch_model(..., absolute="hide"); rows for prefix tokens are no_embed_class=False',
-    r"(fc_)?norm\.": 'norm stands before pooling (global_pool="token"), fc_norm after it ("avg")',
-    r".*(qkv\.bias|q_bias|v_bias)": "biases of queries and values are qkv_bias=",
+    r"patch_embed\.": "patches are patch_size= and in_chans=",
 }
 
 
@@ -104,7 +108,7 @@ def fit_others(
     for key, value in reading.others.items():
         name = _layer(source, key, fit.target) if source.layers else None
         if name is not None:
-            fit.put(name, key, *_sized_layer(source, name, value, fit.target[name], layout, grid))
+            fit.put(name, key, *_sized_layer(name, value, fit.target[name], layout, grid))
         elif any(re.fullmatch(pattern, key) for pattern in source.left_out):
             fit.left_out.append(key)
         else:
@@ -118,7 +122,6 @@ def _layer(source: Source, key: str, target: dict[str, Tensor]) -> str | None:
 
 
 def _sized_layer(
-    source: Source,
     name: str,
     value: Tensor,
     like: Tensor,
@@ -128,7 +131,7 @@ def _sized_layer(
     is_table = name == "pos_embed" and value.dim() == like.dim() == 3 and len(value) == 1
     if not is_table or layout is None or value.shape[2] != like.shape[2]:
         return value, ""
-    return sized_absolute(source, value, like, layout, grid)
+    return sized_absolute(value, like, layout, grid)
 
 
 def check_fit(fit: Fit, source: Source, expected: set[str]) -> None:
@@ -156,21 +159,22 @@ def check_fit(fit: Fit, source: Source, expected: set[str]) -> None:
     }
     found = [f"{what}: {listed(names)}" for what, names in problems.items() if names]
     if found:
-        advice = _advice([*fit.unknown, *missing, *shapes], source)
+        advice = _advice([*fit.unknown, *missing], [*shapes], source)
         raise ValueError(
             f"the {source.name} checkpoint does not fit the model, nothing was loaded. "
             + _sentences(["; ".join(found), *advice])
         )
 
 
-def _advice(names: list[str], source: Source) -> list[str]:
-    found = [
-        advice
-        for pattern, advice in _ADVICE.items()
-        if any(re.match(pattern, name) for name in names)
+def _advice(names: list[str], shapes: list[str], source: Source) -> list[str]:
+    found = _matching(_ADVICE_ON_NAMES, names) + _matching(_ADVICE, [*names, *shapes])
+    return [*found, source.advice] if source.advice and any(map(is_of_encoding, shapes)) else found
+
+
+def _matching(advice: dict[str, str], names: list[str]) -> list[str]:
+    return [
+        text for pattern, text in advice.items() if any(re.match(pattern, name) for name in names)
     ]
-    of_encodings = any(is_of_encoding(name) for name in names)
-    return [*found, source.advice] if of_encodings and source.advice else found
 
 
 def _sentences(parts: list[str]) -> str:

@@ -61,10 +61,11 @@ def sized_table(
     return entry.row.resize(value, old, new), f"{_text(old)} to {_text(new)}"
 
 
-def sized_absolute(
-    source: Source, value: Tensor, like: Tensor, layout: TokenLayout, given: Grid | None
-) -> Sized:
-    """An absolute table `[1, prefix + patches, C]` on the grid of the model."""
+def sized_absolute(value: Tensor, like: Tensor, layout: TokenLayout, given: Grid | None) -> Sized:
+    """An absolute table `[1, prefix + patches, C]` on the grid of the model.
+
+    Bicubic without antialias, as the fine-tuning scripts of DeiT, on which these sources build.
+    """
     prefix, new = like.shape[1] - layout.num_grid, layout.grid
     if prefix < 0 or value.shape[1] in {layout.num_grid, layout.num_tokens} - {like.shape[1]}:
         return value, ""  # with other rows for prefix tokens
@@ -73,7 +74,7 @@ def sized_absolute(
     if old == new:
         return value, ""
     first, rows = value[0].split([prefix, count])
-    rows = resample_grid(rows, old, new, mode=source.absolute, antialias=False)
+    rows = resample_grid(rows, old, new, antialias=False)
     return torch.cat([first, rows])[None], f"{_text(old)} to {_text(new)}"
 
 

@@ -13,6 +13,7 @@ from posenc.patching.reference.reading import Entry, Reading, depth_of
 from posenc.patching.reference.source import Need, Source
 from posenc.patching.reference.state import listed
 
+_EMBEDDING = "patch_embed.proj.weight"  # [width, channels, height, width of a patch]
 Places = dict[str, dict[str, Encoding]]
 
 
@@ -68,13 +69,19 @@ def places_of(backbone: nn.Module, needs: tuple[Need, ...]) -> Places:
     return places
 
 
-def check_depth(backbone: nn.Module, reading: Reading) -> None:
-    """Raises where a plain vision transformer has another number of blocks."""
+def check_sizes(backbone: nn.Module, reading: Reading) -> None:
+    """Raises where a plain vision transformer has another depth or width."""
     mine = depth_of(name for name, _ in backbone.named_modules())
     if reading.depth != mine:
         raise ValueError(
             f"the checkpoint has {reading.depth} blocks, the model has {mine}: create the model "
             f"with depth={reading.depth}"
+        )
+    theirs, ours = (state.get(_EMBEDDING) for state in (reading.others, backbone.state_dict()))
+    if theirs is not None and ours is not None and len(theirs) != len(ours):
+        raise ValueError(
+            f"the checkpoint has tokens of width {len(theirs)}, the model of width {len(ours)}: "
+            f"create the model with embed_dim={len(theirs)} and the heads of the checkpoint's model"
         )
 
 

@@ -80,8 +80,7 @@ class Source:
         left_out: expressions of keys that are not loaded.
         constants: (encoding, parameter) -> value of a parameter that the source does not have.
         prepare: a state before it is read, given the names in the model.
-        absolute: the mode in which the source resizes its absolute table, as in `interpolate`.
-        advice: what decides about the sizes of the encodings' parameters.
+        advice: where an encoding's parameter has another size.
     """
 
     name: str
@@ -93,13 +92,12 @@ class Source:
     left_out: tuple[str, ...] = ()
     constants: Mapping[tuple[str, str], float] = field(default_factory=dict)
     prepare: Callable[[State, frozenset[str]], State] = lambda state, names: state
-    absolute: str = "bicubic"
     advice: str = ""
 
 
-def always(*names: str) -> Callable[[State], tuple[Need, ...]]:
+def always(*needs: Need) -> Callable[[State], tuple[Need, ...]]:
     """Needs that do not depend on the state."""
-    return lambda state: tuple(map(Need, names))
+    return lambda state: needs
 
 
 # What is a buffer in some versions of a code, computed from sizes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from posenc.functional.resample import resample_grid
-from posenc.patching.reference.source import INDICES, Grid, Row, Source, always, transposed
+from posenc.patching.reference.source import INDICES, Grid, Need, Row, Source, always, transposed
 
 # Layers of both versions.
 LAYERS = (
@@ -24,7 +24,7 @@ def _bicubic(table: Tensor, old: Grid, new: Grid) -> Tensor:
 
 SWIN = Source(
     name="swin",
-    needs=always("swin"),
+    needs=always(Need("swin", {"prefix_pairs": ("none",)})),
     rows=(
         Row(
             r"(?P<site>.+)\.relative_position_bias_table",
@@ -37,5 +37,4 @@ SWIN = Source(
     ),
     example="layers.0.blocks.0.attn.relative_position_bias_table",
     left_out=(INDICES, *LAYERS),
-    advice='Swin has no entries for prefix tokens: prefix_pairs="none"',
 )

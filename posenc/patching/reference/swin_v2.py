@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from posenc.patching.reference.source import INDICES, Row, Source, always, reshaped
+from posenc.patching.reference.source import INDICES, Need, Row, Source, always, reshaped
 from posenc.patching.reference.swin import LAYERS
 
 _SITE = r"(?P<site>.+)\."
 
 SWIN_V2 = Source(
     name="swin_v2",
-    needs=always("cpb", "cosine"),
+    needs=always(Need("cpb"), Need("cosine")),
     rows=(
         Row(_SITE + r"cpb_mlp\.0\.weight", "cpb", "hidden_weight"),
         Row(_SITE + r"cpb_mlp\.0\.bias", "cpb", "hidden_bias"),

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from posenc.patching.reference.source import INDICES, Need, Row, Source, State, transposed
+from posenc.patching.reference.source import INDICES, Need, Row, Source, State, always, transposed
 
 _BACKBONE = "base."
-
-
-def _needs(state: State) -> tuple[Need, ...]:
-    return (Need("swin", {"prefix_pairs": ("none",)}),)
 
 
 def _backbone(state: State, names: frozenset[str]) -> State:
@@ -18,7 +14,7 @@ def _backbone(state: State, names: frozenset[str]) -> State:
 
 TRANSREID_RELATIVE = Source(
     name="transreid_relative",
-    needs=_needs,
+    needs=always(Need("swin", {"prefix_pairs": ("none",)})),
     rows=(
         Row(
             r"(?P<site>blocks\.\d+\.attn)\.relative_position_bias_table",
@@ -33,6 +29,5 @@ TRANSREID_RELATIVE = Source(
     # Of training, and a classifier that no forward pass reads.
     left_out=(INDICES, r"fc\..*", r"classifier\..*", r"bottleneck(_patch)?\..*"),
     prepare=_backbone,
-    absolute="bilinear",
     advice="this code has no rule for tables of another grid: create the model with its input size",
 )
