@@ -168,6 +168,21 @@ def test_a_square_as_large_as_the_rectangle():
     assert torch.equal(model.pos_embed, table["pos_embed"])
 
 
+def test_tables_of_two_grids_in_one_model():
+    """The encoding keeps the grid that it was built for, the absolute table may have another."""
+    state = beit_of_timm(use_abs_pos_emb=True).state_dict()
+    layout = posenc.TokenLayout(2, 3, prefix=1)
+    model = patched(plain(pos_embed="learn", dynamic_img_size=True), layout=layout)
+    loaded = load_reference_checkpoint(model, state, source="beit", grid=(3, 5))
+    assert [remark.partition(": ")[2] for remark in loaded.resized] == ["3x5 to 2x3"] * 2
+    assert torch.equal(model.pos_embed, state["pos_embed"])
+    model = posenc.set_layout(patched(plain(pos_embed="learn")), (16, 28))
+    loaded = load_reference_checkpoint(model, state, source="beit", grid=(3, 5))
+    assert loaded.resized == ("pos_embed: 3x5 to 4x7",)
+    table = state["blocks.0.attn.relative_position_bias_table"]
+    assert torch.equal(model.blocks[0].attn.posenc.beit.table, table.T)
+
+
 # Keys that do not fit
 
 

@@ -145,9 +145,17 @@ def test_swin_v2_gives_the_logits_of_its_own_networks(pretrained):
 def test_swin_v2_needs_both():
     model = posenc.patch_model(windowed(SwinTransformerV2), "cpb")
     with pytest.raises(
-        ValueError, match=r'needs cosine and cpb: .*patch_model\(model, "cpb\+cosine"\)'
+        ValueError, match=r'needs cpb and cosine: .*patch_model\(model, "cpb\+cosine"\)'
     ):
         load_reference_checkpoint(model, windowed(SwinTransformerV2).state_dict(), source="swin_v2")
+
+
+def test_swin_v2_without_its_scales():
+    model = posenc.patch_model(windowed(SwinTransformerV2), "cpb+cosine")
+    state = windowed(SwinTransformerV2).state_dict()
+    state = {key: value for key, value in state.items() if "logit_scale" not in key}
+    with pytest.raises(ValueError, match=r"has 0 places for cosine .*the model has 4"):
+        load_reference_checkpoint(model, state, source="swin_v2")
 
 
 def test_swin_v2_of_another_width():

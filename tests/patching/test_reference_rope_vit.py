@@ -159,3 +159,16 @@ def test_frequencies_of_other_heads():
     state["rope.freqs"] = state["rope.freqs"][..., :4]
     with pytest.raises(ValueError, match=r"freqs \[2, 2, 4\] instead of \[2, 2, 6\]"):
         load_reference_checkpoint(patched(True), state, source="rope_vit")
+
+
+def test_frequencies_under_two_names():
+    state = rope_of_timm(True).state_dict()
+    state["blocks.1.attn.freqs"] = torch.ones(2, 12)
+    with pytest.raises(ValueError, match=r"has blocks\.1\.attn\.freqs twice, under two names"):
+        load_reference_checkpoint(patched(True), state, source="rope_vit")
+
+
+def test_layer_scale_under_two_names():
+    state = rope_of_timm(False).state_dict() | {"blocks.0.ls1.gamma": torch.ones(24)}
+    with pytest.raises(ValueError, match=r"Only in the checkpoint: blocks\.0\.ls1\.gamma"):
+        load_reference_checkpoint(patched(False), state, source="rope_vit")

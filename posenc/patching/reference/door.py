@@ -96,6 +96,10 @@ def load_reference_checkpoint(
     for its tables. Rotary frequencies, networks and convolutions have no size, and iRPE computes
     its buckets anew.
 
+    Some options leave no trace in a checkpoint, and a wrong one loads without a word: iRPE's ratio
+    and, where the number of buckets is the same, its method; the temperature of axial rotary; the
+    grid of Swin V2's pretraining (`pretrained=`). Patch as the published model was built.
+
     Everything is checked first: after an exception the model is as it was. Devices, dtypes and
     `requires_grad` of the model stay.
 

@@ -53,8 +53,8 @@ class Fit:
     unknown: list[str] = field(default_factory=list)
 
     def put(self, name: str, key: str, value: Tensor, remark: str = "") -> None:
-        """One value; a key whose name the model does not have is noted."""
-        if name not in self.target:
+        """One value; a key is noted whose name the model lacks, or has from another key."""
+        if name not in self.target or name in self.values:
             self.unknown.append(key)
             return
         self.values[name] = value

@@ -10,10 +10,9 @@ from posenc.encodings.base import Encoding
 from posenc.patching.checkpoint import patched_encodings
 from posenc.patching.fold import FoldedBias
 from posenc.patching.reference.reading import Entry, Reading, depth_of
-from posenc.patching.reference.source import Need, Source
+from posenc.patching.reference.source import Need, Source, State
 from posenc.patching.reference.state import listed
 
-_EMBEDDING = "patch_embed.proj.weight"  # [width, channels, height, width of a patch]
 Places = dict[str, dict[str, Encoding]]
 
 
@@ -33,20 +32,21 @@ def check_patched(backbone: Any, source: Source, needs: tuple[Need, ...]) -> Non
     Beside whole models there may be no other encoding, which would change what they compute.
     """
     there = {s["name"]: s["options"] for s in backbone._posenc_record.config["encodings"]}
-    wanted = {need.encoding for need in needs}
+    wanted = [need.encoding for need in needs]
     again = f"call posenc.unpatch_model(model), then {patch_call(needs)}"
-    if not wanted <= there.keys() or (source.layers and wanted != there.keys()):
+    more, fewer = there.keys() - wanted, set(wanted) - there.keys()
+    if fewer or (source.layers and more):
         raise ValueError(
             f"the model is patched with {' and '.join(there)}, the {source.name} checkpoint needs "
-            f"{' and '.join(sorted(wanted))}: {again}"
+            f"{' and '.join(wanted)}: {again}"
         )
     for need in needs:
         for option, values in need.options.items():
-            if there[need.encoding].get(option) not in values:
+            found = there[need.encoding].get(option)
+            if found not in values:
                 raise ValueError(
-                    f"the model is patched with {need.encoding} of {option}="
-                    f"{there[need.encoding].get(option)!r}, the {source.name} checkpoint needs "
-                    f"{' or '.join(map(repr, values))}: {again}"
+                    f"the model is patched with {need.encoding} of {option}={found!r}, the "
+                    f"{source.name} checkpoint needs {' or '.join(map(repr, values))}: {again}"
                 )
 
 
@@ -72,17 +72,28 @@ def places_of(backbone: nn.Module, needs: tuple[Need, ...]) -> Places:
 def check_sizes(backbone: nn.Module, reading: Reading) -> None:
     """Raises where a plain vision transformer has another depth or width."""
     mine = depth_of(name for name, _ in backbone.named_modules())
+    if not mine:
+        own = getattr(type(backbone), "posenc_original_class", type(backbone))
+        raise ValueError(
+            f"{own.__name__} has no modules blocks.<i>: the layers of the checkpoint go "
+            "to a plain vision transformer of timm (VisionTransformer), patched"
+        )
     if reading.depth != mine:
         raise ValueError(
             f"the checkpoint has {reading.depth} blocks, the model has {mine}: create the model "
             f"with depth={reading.depth}"
         )
-    theirs, ours = (state.get(_EMBEDDING) for state in (reading.others, backbone.state_dict()))
-    if theirs is not None and ours is not None and len(theirs) != len(ours):
+    theirs, ours = _width(reading.others), _width(backbone.state_dict())
+    if theirs and ours and theirs != ours:
         raise ValueError(
-            f"the checkpoint has tokens of width {len(theirs)}, the model of width {len(ours)}: "
-            f"create the model with embed_dim={len(theirs)} and the heads of the checkpoint's model"
+            f"the checkpoint has tokens of width {theirs}, the model of width {ours}: create the "
+            f"model with embed_dim={theirs} and the heads of the checkpoint's model"
         )
+
+
+def _width(state: State) -> int | None:
+    weight = state.get("patch_embed.proj.weight")
+    return None if weight is None or weight.dim() == 0 else len(weight)
 
 
 def matched(
@@ -96,7 +107,7 @@ def matched(
         ValueError: there are other places, or another number of them.
     """
     theirs = reading.tables.get(name, {})
-    if not theirs:  # it has no parameters
+    if not theirs and source.example is None:  # it has no parameters
         _check_everywhere(name, mine, reading.depth)
         return {}
     if "" in theirs:

@@ -53,14 +53,14 @@ def read(source: Source, state: State) -> Reading:
     found: dict[str, dict[str, dict[str, Entry]]] = {}
     others: State = {}
     for key in sorted(state, key=_by_number):
-        matches = ((row, re.fullmatch(row.key, key)) for row in source.rows)
-        row, match = next(((r, m) for r, m in matches if m), (None, None))
-        if row is None or match is None:
+        for row in source.rows:
+            if match := re.fullmatch(row.key, key):
+                place = found.setdefault(row.encoding, {}).setdefault(match["site"], {})
+                parameter = row.parameter.format(**match.groupdict())
+                place[parameter] = Entry(key, state[key], row)
+                break
+        else:
             others[key] = state[key]
-            continue
-        parameter = row.parameter.format(**match.groupdict())
-        place = found.setdefault(row.encoding, {}).setdefault(match["site"], {})
-        place[parameter] = Entry(key, state[key], row)
     if source.example is not None and not found:
         raise ValueError(
             f"the checkpoint is none of source={source.name!r}: it has no key such as "
@@ -77,4 +77,4 @@ def depth_of(names: Iterable[str]) -> int:
 
 def _by_number(key: str) -> list[tuple[int, str]]:
     """So that block 10 comes after block 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in key.split(".")]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in key.split(".")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from posenc.patching.reference.source import Need, Row, Source, State, reshaped
+from posenc.patching.reference.source import Need, Row, Source, State, renamed, reshaped
 
 _OF_ALL_BLOCKS = ("freqs", "rope.freqs")
 
@@ -15,14 +15,14 @@ def _needs(state: State) -> tuple[Need, ...]:
 
 def _by_block(state: State, names: frozenset[str]) -> State:
     """`[2, depth, ...]` as one table for each block."""
-    split: State = {}
-    for key, value in state.items():
-        if key in _OF_ALL_BLOCKS and value.dim() > 2:
-            tables = enumerate(value.unbind(1))
-            split |= {f"blocks.{block}.attn.freqs": table for block, table in tables}
-        else:
-            split[key] = value
-    return split
+    of_all = {key for key, value in state.items() if key in _OF_ALL_BLOCKS and value.dim() > 2}
+    rest = [(key, value) for key, value in state.items() if key not in of_all]
+    tables = [
+        (f"blocks.{block}.attn.freqs", table)
+        for key in of_all
+        for block, table in enumerate(state[key].unbind(1))
+    ]
+    return renamed([*rest, *tables])
 
 
 ROPE_VIT = Source(

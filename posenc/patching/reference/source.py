@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,21 +100,38 @@ def always(*needs: Need) -> Callable[[State], tuple[Need, ...]]:
     return lambda state: needs
 
 
+_WHOLE = ".qkv.bias"
 # What is a buffer in some versions of a code, computed from sizes.
 INDICES = r"(.*\.)?(relative_position_index|relative_coords_table|attn_mask|rel_indices)"
 
 
+def renamed(pairs: Iterable[tuple[str, Tensor]]) -> State:
+    """A state of these names.
+
+    Raises:
+        ValueError: two of them are the same.
+    """
+    state: State = {}
+    for key, value in pairs:
+        if key in state:
+            raise ValueError(f"the checkpoint has {key} twice, under two names: leave one out")
+        state[key] = value
+    return state
+
+
 def without_k(state: State, names: frozenset[str]) -> State:
     """Biases of queries and values, without one of keys, as the model has them."""
-    joined: State = {}
-    for key, value in state.items():
-        site, _, last = key.rpartition(".")
-        whole = f"{site}.qkv.bias"
-        if last not in ("q_bias", "v_bias") or whole not in names:
-            joined[key] = value
-        elif f"{site}.q_bias" in state and f"{site}.v_bias" in state:
-            q, v = state[f"{site}.q_bias"], state[f"{site}.v_bias"]
-            joined[whole] = torch.cat([q, torch.zeros_like(q), v])
-        else:
-            joined[key] = value
-    return joined
+    sites = [name.removesuffix(_WHOLE) for name in names if name.endswith(_WHOLE)]
+    halves = [(site, f"{site}.q_bias", f"{site}.v_bias") for site in sites]
+    both = [(site, q, v) for site, q, v in halves if _are_vectors(state.get(q), state.get(v))]
+    taken = {key for _, *keys in both for key in keys}
+    rest = [(key, value) for key, value in state.items() if key not in taken]
+    joined = [
+        (f"{site}{_WHOLE}", torch.cat([state[q], torch.zeros_like(state[q]), state[v]]))
+        for site, q, v in both
+    ]
+    return renamed([*rest, *joined])
+
+
+def _are_vectors(*values: Tensor | None) -> bool:
+    return all(value is not None and value.dim() == 1 for value in values)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from posenc.patching.reference.source import INDICES, Need, Row, Source, State, always, transposed
+from posenc.patching.reference.source import (
+    INDICES,
+    Need,
+    Row,
+    Source,
+    State,
+    always,
+    renamed,
+    transposed,
+)
 
 _BACKBONE = "base."
 
 
 def _backbone(state: State, names: frozenset[str]) -> State:
     """Without the name that the model for re-identification gives its backbone."""
-    return {key.removeprefix(_BACKBONE): value for key, value in state.items()}
+    return renamed((key.removeprefix(_BACKBONE), value) for key, value in state.items())
 
 
 TRANSREID_RELATIVE = Source(
