@@ -112,19 +112,9 @@ def matched(
         return {}
     if "" in theirs:
         return dict.fromkeys(mine, _for_all(theirs))
-    if "" in mine and len(theirs) > 1:
-        raise ValueError(
-            f"the model has one {name} for all blocks (share=True), the checkpoint has "
-            f"{len(theirs)}: patch without share=True"
-        )
-    if source.layers and theirs.keys() != mine.keys():
-        _refuse_places(name, list(theirs), list(mine))
-    if len(theirs) != len(mine):
-        raise ValueError(
-            f"the checkpoint has {len(theirs)} places for {name} ({listed(list(theirs), 4)}), the "
-            f"model has {len(mine)} ({listed(list(mine), 4)}), and they are paired in order: patch "
-            f"as many, with blocks= (peg: after=), or pass a part of the state. {source.advice}"
-        )
+    if source.layers and "" not in mine:
+        _check_names(name, list(theirs), list(mine))
+    _check_number(source, name, list(theirs), list(mine))
     return dict(zip(mine, theirs.values(), strict=True))
 
 
@@ -141,13 +131,27 @@ def _first_key(entries: dict[str, Entry]) -> str:
     return next(iter(entries.values())).key
 
 
-def _refuse_places(name: str, theirs: list[str], mine: list[str]) -> None:
-    where, places = "checkpoint", [place for place in theirs if place not in mine]
-    if not places:
-        where, places = "model", [place for place in mine if place not in theirs]
+def _check_names(name: str, theirs: list[str], mine: list[str]) -> None:
+    for where, some, others in (("checkpoint", theirs, mine), ("model", mine, theirs)):
+        if only := [place for place in some if place not in others]:
+            raise ValueError(
+                f"only the {where} has {name} in {listed(only)}: patch the modules that the "
+                f"checkpoint has tables for ({listed(theirs)}), with blocks="
+            )
+
+
+def _check_number(source: Source, name: str, theirs: list[str], mine: list[str]) -> None:
+    if len(theirs) == len(mine):
+        return
+    if mine == [""]:
+        raise ValueError(
+            f"the model has one {name} for all blocks (share=True), the checkpoint has "
+            f"{len(theirs)}: patch without share=True"
+        )
     raise ValueError(
-        f"only the {where} has {name} in {listed(places)}: patch the modules that the checkpoint "
-        f"has tables for ({listed(theirs)}), with blocks="
+        f"the checkpoint has {len(theirs)} places for {name} ({listed(theirs, 4)}), the model has "
+        f"{len(mine)} ({listed(mine, 4)}), and they are paired in order: patch as many, with "
+        f"blocks= (peg: after=), or pass a part of the state. {source.advice}".rstrip()
     )
 
 
