@@ -114,6 +114,7 @@ def matched(
         return dict.fromkeys(mine, _for_all(theirs))
     if source.layers and "" not in mine:
         _check_names(name, list(theirs), list(mine))
+        return {place: theirs[place] for place in mine}
     _check_number(source, name, list(theirs), list(mine))
     return dict(zip(mine, theirs.values(), strict=True))
 
