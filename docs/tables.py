@@ -26,6 +26,7 @@ from table import markdown  # noqa: E402
 
 import posenc  # noqa: E402
 from posenc.cli import Description, describe  # noqa: E402
+from posenc.encodings.base import PLACEMENTS  # noqa: E402
 
 OFFICIAL = {  # the row of the published code that does the same
     "irpe": "peer: official iRPE k",
@@ -39,7 +40,7 @@ CHECKED = (
     "Checked against outputs of published code ([tests/golden](tests/golden/manifest.json)), or "
     "loops over tokens,\nwritten from the formula."
 )
-PLACES = ("inside attention", "on tokens, at the position step", "on tokens, after blocks")
+PLACES = ("inside attention", *PLACEMENTS.values())
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import posenc
-from posenc.encodings.base import Encoding, TokenEncoding
+from posenc.encodings.base import PLACEMENTS, Encoding, TokenEncoding
 from posenc.registry import SIZES, did_you_mean, encoding_class, needed_sizes, resolved_options
 
 EPILOG = "Exit codes: 0; 1 for what posenc refuses; 2 for wrong arguments and unknown names."
@@ -105,11 +105,7 @@ def _row(encoding: Description) -> tuple[str, ...]:
 
 
 def _acts(cls: type[Encoding]) -> str:
-    if not issubclass(cls, TokenEncoding):
-        return "inside attention"
-    return {"position": "on tokens, at the position step", "block": "on tokens, after blocks"}[
-        cls.placement
-    ]
+    return PLACEMENTS[cls.placement] if issubclass(cls, TokenEncoding) else "inside attention"
 
 
 def _changes_at_start(cls: type[Encoding]) -> bool | None:

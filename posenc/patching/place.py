@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from posenc.encodings.base import AttentionEncoding, Encoding
-from posenc.encodings.peg import check_after
+from posenc.encodings.base import PLACEMENTS, AttentionEncoding, Encoding, TokenEncoding
 from posenc.patching.layouts import LayoutSource
 from posenc.patching.models.examine import AttentionSite, Backbone, check_fused_flag
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.others import OTHER
-from posenc.patching.planned import Plan, at, own
+from posenc.patching.planned import Plan, PlannedSite, at, own
 from posenc.patching.select import Blocks, attention_names, choose, select
 from posenc.patching.sites.roles import (
     EncodeInput,
@@ -25,6 +24,7 @@ from posenc.patching.sites.roles import (
 )
 from posenc.patching.sites.site import Site, acts_on
 from posenc.patching.spec import Spec
+from posenc.patching.spots import FINDERS, Spot, spots_of
 from posenc.registry import required_sizes
 
 
@@ -52,12 +52,13 @@ def place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
 
 def _place_on_tokens(plan: Plan, spec: Spec, first: Encoding) -> None:
     kind = acts_on(first)
-    if kind == "block":
-        _place_after_blocks(plan, spec, first)
-    elif kind == "position":
+    if kind == "position":
         _place_at_step(plan, spec, first)
+    elif kind in FINDERS:
+        _place_in_blocks(plan, spec, first)
     else:
-        raise ValueError(f'{spec.name}: placement must be "position" or "block", got {kind!r}')
+        known = ", ".join(map(repr, PLACEMENTS))
+        raise ValueError(f"{spec.name}: placement must be one of {known}, got {kind!r}")
 
 
 def _acts_in_attention(spec: Spec) -> bool:
@@ -99,12 +100,17 @@ def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, built: dict[str,
                 f"a {type(encoding).__name__}, which does not act inside attention"
             )
         planned = at(plan, site.name, ReplaceAttention(site.kind.adapter))
-        if site.kind.map is not None:
-            receiver = ".".join(filter(None, [site.name, site.kind.map_of]))
-            at(plan, receiver, SeeMap(site.kind.map)).site.layout = site.layout
+        _see_map(plan, site)
         _describe_attention(planned.site, site)
         planned.site.attention.append(spec.name)
         own(plan, planned, spec.name, encoding)
+
+
+def _see_map(plan: Plan, site: AttentionSite) -> None:
+    """Its layout is that of the map that it receives, if it receives one."""
+    if site.kind.map is not None:
+        receiver = ".".join(filter(None, [site.name, site.kind.map_of]))
+        at(plan, receiver, SeeMap(site.kind.map)).site.layout = site.layout
 
 
 def _check_equal(sites: list[AttentionSite]) -> None:
@@ -155,25 +161,50 @@ def _one_grid(plan: Plan, spec: Spec) -> LayoutSource:
     return plan.backbone.layout
 
 
-def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
+def _place_in_blocks(plan: Plan, spec: Spec, first: Any) -> None:
     _one_grid(plan, spec)
-    names = plan.backbone.blocks
-    for place, index in enumerate(check_after(first.after)):  # type: ignore[arg-type]
-        if not -len(names) <= index < len(names):
-            raise ValueError(
-                f"{spec.name}: after={first.after} names block {index}, but the model has "
-                f"{len(names)} blocks (0 to {len(names) - 1})"
-            )
-        planned = at(plan, names[index], EncodeOutput())
-        if spec.name in planned.site.tokens:
-            raise ValueError(f"{spec.name}: after={first.after} names block {index} twice")
-        planned.site.tokens.append(spec.name)
-        where = Where(index % len(names), len(names))
-        # The first was built before it could tell which block it acts after.
-        asks = isinstance(spec.build, type) and "block" in inspect.signature(spec.build).parameters
-        kept = plan.share or (place == 0 and not asks)
-        encoding = first if kept else _build(plan, spec, planned.module, None, where)
-        own(plan, planned, spec.name, _moved(plan, encoding, planned.module))
+    spots = spots_of(plan.backbone, first, spec.name)
+    if plan.share:
+        _check_equal_widths(spots)
+    # The first was built before it could tell which block it acts in, and how wide its tokens are.
+    asks = isinstance(spec.build, type) and "block" in inspect.signature(spec.build).parameters
+    fits = first.embed_dim == spots[0].width and (plan.share or not asks)
+    first = first if fits else _build_at(plan, spec, spots[0])
+    for place, spot in enumerate(spots):
+        encoding = first if plan.share or place == 0 else _build_at(plan, spec, spot)
+        _check_width(spec, encoding, spot)
+        planned = _at_spot(plan, spot)
+        names = planned.site.tokens if spot.role == EncodeOutput() else planned.site.inputs
+        names.append(spec.name)
+        own(plan, planned, spec.name, _moved(plan, encoding, spot.near))
+
+
+def _at_spot(plan: Plan, spot: Spot) -> PlannedSite:
+    planned = at(plan, spot.name, spot.role)
+    if spot.attention is not None:
+        _describe_attention(planned.site, spot.attention)
+        _see_map(plan, spot.attention)
+    return planned
+
+
+def _build_at(plan: Plan, spec: Spec, spot: Spot) -> Any:
+    block = None if plan.share else spot.block
+    where = Where(block, len(plan.backbone.blocks))
+    return _build(plan, spec, spot.near, None, where, width=spot.width)
+
+
+def _check_equal_widths(spots: list[Spot]) -> None:
+    widths = sorted({spot.width for spot in spots})
+    if len(widths) > 1:
+        raise ValueError(f"share=True needs tokens of equal width, got {widths}")
+
+
+def _check_width(spec: Spec, encoding: TokenEncoding, spot: Spot) -> None:
+    if encoding.embed_dim != spot.width:
+        raise ValueError(
+            f"{spec.name} was built for tokens of width {encoding.embed_dim}, and those at "
+            f"{spot.name} have {spot.width}: build it with the embed_dim that it is given"
+        )
 
 
 class Where(NamedTuple):
@@ -206,9 +237,14 @@ def _check_shareable(spec: Spec) -> None:
 
 
 def _build(
-    plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None, where: Where
+    plan: Plan,
+    spec: Spec,
+    near: nn.Module,
+    site: AttentionSite | None,
+    where: Where,
+    width: int | None = None,
 ) -> Encoding:
-    """On the device and in the dtype of the module that it goes to."""
+    """On the device and in the dtype of the module that it goes to; `width` is that of tokens."""
     parameter = floating_parameter(near)
     source = _one_grid(plan, spec) if site is None else site.layout
     return spec.create(
@@ -216,7 +252,7 @@ def _build(
         {
             "num_heads": site.num_heads if site else None,
             "head_dim": site.head_dim if site else None,
-            "embed_dim": plan.backbone.embed_dim,
+            "embed_dim": plan.backbone.embed_dim if width is None else width,
             **where._asdict(),
         },
         plan.device_of(parameter),

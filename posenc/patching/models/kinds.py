@@ -46,6 +46,21 @@ class AttentionKind:
 
 
 @dataclass(frozen=True)
+class MlpKind:
+    """A class whose forward computes an MLP, with hidden tokens that an encoding can act on.
+
+    Args:
+        path: "module:Class"; subclasses with a forward of their own are not meant.
+        hidden: name of the submodule that receives the hidden tokens, after activation and gate.
+        width: of the hidden tokens, from a module.
+    """
+
+    path: str
+    hidden: str = "drop1"
+    width: Callable[[Any], int] = lambda module: module.fc2.in_features
+
+
+@dataclass(frozen=True)
 class PositionStep:
     """Where the model adds positions to its tokens; `None` stands for the first block's input.
 

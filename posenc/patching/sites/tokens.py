@@ -28,17 +28,20 @@ def then_encode(method: Callable[..., Any], names: str) -> Callable[..., Any]:
 
 
 def encode_first(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The position encodings of the site on the first argument, then `method`."""
+    """Encodings of the site on the first argument, those of the position first; then `method`."""
 
     @functools.wraps(method)
     def encoded(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return method(self, _encode(self, x, "positions"), *args, **kwargs)
+        x = _encode(self, _encode(self, x, "positions"), "inputs")
+        return method(self, x, *args, **kwargs)
 
     return encoded
 
 
 def _encode(self: Any, x: Tensor, names: str) -> Tensor:
     site: Site = self._posenc
+    if not getattr(site, names):
+        return x
     tokens = x.flatten(1, -2)  # [B, height, width, C] in some models
     layout = site.checked_layout(tokens.shape[1])
     for encoding in site.encodings(self, getattr(site, names)):
