@@ -119,10 +119,11 @@ class TokenEncoding(Encoding):
     """Acts on tokens: `forward(x, layout) -> x`, `[B, N, embed_dim]`.
 
     Subclasses are final and implement `encode`. `placement` says where `patch_model` puts it:
-    "position" at the model's own position step, "block" on the output of the blocks in `after`;
-    and, in the blocks in `at` (None: in all), "block_input" on what they receive,
-    "attention_input" on the tokens that queries, keys and values are made of, and "mlp_hidden" on
-    the hidden tokens of the MLP, after its activation, whose width embed_dim then is.
+    "position" at the model's own position step; "block" on the output of the blocks in `after`;
+    "block_input" on what the blocks in `at` receive, all blocks where it is None; "mlp_hidden" on
+    the hidden tokens of their MLPs, after the activation, whose width embed_dim then is; and
+    "attention_input" on the tokens that the attention modules selected by `blocks=` receive, of
+    which they make queries, keys and values.
     """
 
     placement = "position"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import TokenEncoding, check_blocks, check_kernel_size
+from posenc.encodings.base import TokenEncoding, check_kernel_size
 from posenc.functional.depthwise import add_depthwise
 from posenc.layout import TokenLayout
 
@@ -22,8 +22,9 @@ class ConvProjection(TokenEncoding):
     and values may be strided. Here the three share one, with a shortcut, so that a trained model
     keeps its outputs at the start.
 
-    Attention that sees windows or stages is refused, and a block whose attention and MLP share
-    their projection.
+    One for each attention module that `blocks=` of `patch_model` selects, those of Hugging Face
+    and of torch too. Attention that sees windows or stages is refused, and a block whose
+    attention and MLP share their projection.
 
     Parameters: `weight` `[embed_dim, 1, K, K]`, `bias` `[embed_dim]`.
 
@@ -31,11 +32,9 @@ class ConvProjection(TokenEncoding):
         layout: the tokens; no parameter size depends on it.
         embed_dim: width of the tokens.
         kernel_size: K, odd.
-        at: read by `patch_model`, which puts one before the attention of each of these blocks;
-            None: of all.
 
     Raises:
-        ValueError: an even kernel, or a wrong `at`.
+        ValueError: an even kernel.
 
     Initial effect: none, because the kernels start at zero.
 
@@ -57,13 +56,11 @@ class ConvProjection(TokenEncoding):
         embed_dim: int,
         *,
         kernel_size: int = 3,
-        at: tuple[int, ...] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(layout, embed_dim)
         self.kernel_size = check_kernel_size(kernel_size, "ConvProjection")
-        self.at = None if at is None else check_blocks(at, "at", "ConvProjection")
         shape = (embed_dim, 1, kernel_size, kernel_size)
         self.weight = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(embed_dim, device=device, dtype=dtype))

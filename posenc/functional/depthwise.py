@@ -25,8 +25,6 @@ def add_depthwise(x: Tensor, weight: Tensor, bias: Tensor, layout: TokenLayout) 
     grid = x[:, layout.prefix :]
     image = rearrange(grid, "b (h w) c -> b c h w", h=layout.height, w=layout.width)
     padding, channels = weight.shape[-1] // 2, weight.shape[0]
-    image = F.conv2d(
-        image, weight.to(x.dtype), bias.to(x.dtype), padding=padding, groups=channels
-    )
+    image = F.conv2d(image, weight.to(x.dtype), bias.to(x.dtype), padding=padding, groups=channels)
     grid = grid + rearrange(image, "b c h w -> b (h w) c")
     return torch.cat([x[:, : layout.prefix], grid], dim=1)

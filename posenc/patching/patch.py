@@ -292,7 +292,7 @@ def _config(plan: Plan) -> dict[str, Any]:
         "layout": None if source is None else vars(source.default()).copy(),
         "layout_given": not isinstance(source, EmbeddingLayout | None),
         "windows": {n: list(g) for n, g in plan.backbone.windows().items() if n in plan.sites},
-        "sites": sorted(name for name, p in plan.sites.items() if p.is_attention),
+        "sites": sorted(name for name, p in plan.sites.items() if p.is_selected),
         "share": plan.share,
         "absolute": plan.absolute,
         "backend": plan.backend,

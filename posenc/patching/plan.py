@@ -56,7 +56,7 @@ def make_plan(
     with _untouched_rng(backbone.module), torch.inference_mode(False):
         for spec in specs:
             place(plan, spec, blocks)
-    if blocks is not None and not any(p.is_attention for p in plan.sites.values()):
+    if blocks is not None and not any(p.is_selected for p in plan.sites.values()):
         names = " and ".join(spec.name for spec in specs)
         raise ValueError(
             f"blocks={blocks!r} selects attention modules, but {names} acts on tokens"
@@ -70,7 +70,7 @@ def make_plan(
         return plan
     for planned in plan.sites.values():
         planned.new_class()
-        if planned.is_attention:
+        if planned.site.attention:
             _check_computable(plan, planned)
     warn_if_pointless(backbone.layouts())
     return plan

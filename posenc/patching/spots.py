@@ -12,6 +12,7 @@ from posenc.encodings.base import TokenEncoding, check_blocks
 from posenc.patching.models.examine import AttentionSite, Backbone
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.known import mlp_of
+from posenc.patching.models.others import OTHER
 from posenc.patching.sites.roles import EncodeInput, EncodeOutput
 
 
@@ -25,7 +26,6 @@ class Spot:
         role: whether it is what the module receives, or what it returns.
         width: of the tokens.
         near: a module with parameters, for device and dtype.
-        attention: of an attention module, what is known of it.
     """
 
     block: int
@@ -33,7 +33,6 @@ class Spot:
     role: EncodeInput | EncodeOutput
     width: int
     near: nn.Module
-    attention: AttentionSite | None = None
 
 
 def spots_of(backbone: Backbone, encoding: TokenEncoding, name: str) -> list[Spot]:
@@ -83,31 +82,6 @@ def _of_block(role: EncodeInput | EncodeOutput) -> Finder:
     return find
 
 
-def _attention_input(backbone: Backbone, index: int, block: str) -> list[Spot] | str:
-    unknown = {**backbone.refused, **backbone.left_alone}
-    for name in filter(lambda name: _is_in(name, block), unknown):
-        return f"what enters {name} is not known: {unknown[name]}"
-    sites = [site for site in backbone.attention if _is_in(site.name, block)]
-    if not sites:
-        return f"{block} has no attention that posenc knows"
-    reasons = (_attention_refusal(backbone, site, block) for site in sites)
-    if reason := next(filter(None, reasons), None):
-        return reason
-    width, role = _width(backbone), EncodeInput()
-    return [Spot(index, site.name, role, width, site.module, site) for site in sites]
-
-
-def _attention_refusal(backbone: Backbone, site: AttentionSite, block: str) -> str | None:
-    if site.name == block:
-        return f"in {block} one projection of the same tokens makes q, k, v and the MLP's input"
-    if site.kind.map == "b c h w":
-        return f"{site.name} receives a map with its channels first"
-    whole, own = (source and source.default() for source in (backbone.layout, site.layout))
-    if own != whole:
-        return f"{site.name} sees windows of {own}, not the grid of {whole}"
-    return None
-
-
 def _mlp_hidden(backbone: Backbone, index: int, block: str) -> list[Spot] | str:
     found = []
     for inner, module in backbone.module.get_submodule(block).named_modules():
@@ -136,6 +110,15 @@ def _width(backbone: Backbone) -> int:
 FINDERS: dict[str, Finder] = {
     "block": _of_block(EncodeOutput()),
     "block_input": _of_block(EncodeInput()),
-    "attention_input": _attention_input,
     "mlp_hidden": _mlp_hidden,
 }
+
+
+def input_refusal(backbone: Backbone, site: AttentionSite) -> str | None:
+    """Why the tokens that an attention module receives cannot be encoded, None when they can."""
+    if backbone.family is not OTHER and site.name in backbone.blocks:
+        return "one projection of the same tokens makes queries, keys, values and the MLP's input"
+    if site.width is None or site.kind.map == "b c h w":
+        return f"what the forward of {type(site.module).__name__} receives is not known"
+    whole, own = (source and source.default() for source in (backbone.layout, site.layout))
+    return None if own == whole else f"it sees windows of {own}, and the model a grid of {whole}"

@@ -33,6 +33,8 @@ class AttentionKind:
         value_dim: of a module, default head_dim.
         adapter: what replaces the attention where its calls cannot be: a key of
             `posenc.patching.sites.classes.ADAPTERS`.
+        width: of the tokens `[B, N, width]` that forward receives and makes queries, keys and
+            values of, from a module; None where nothing tells but the model.
     """
 
     path: str
@@ -43,6 +45,7 @@ class AttentionKind:
     head_dim: Callable[[Any], int] = lambda module: module.head_dim
     value_dim: Callable[[Any], int] | None = None
     adapter: str | None = None
+    width: Callable[[Any], int] | None = None
 
 
 @dataclass(frozen=True)

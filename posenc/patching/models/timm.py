@@ -217,7 +217,7 @@ def _channels(convolution: Any) -> int:
 
 
 ATTENTIONS = (
-    AttentionKind("timm.layers.attention:Attention"),
+    AttentionKind("timm.layers.attention:Attention", width=lambda module: module.qkv.in_features),
     AttentionKind("timm.layers.attention:AttentionRope"),
     AttentionKind("timm.models.eva:EvaAttention"),
     AttentionKind("timm.models.beit:Attention", head_dim=_from_qkv),

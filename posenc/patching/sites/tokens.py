@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -29,13 +30,19 @@ def then_encode(method: Callable[..., Any], names: str) -> Callable[..., Any]:
 
 def encode_first(method: Callable[..., Any]) -> Callable[..., Any]:
     """Encodings of the site on the first argument, those of the position first; then `method`."""
+    _, name, *_ = inspect.signature(method).parameters
 
     @functools.wraps(method)
-    def encoded(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        x = _encode(self, _encode(self, x, "positions"), "inputs")
-        return method(self, x, *args, **kwargs)
+    def encoded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        x = args[0] if args else kwargs.pop(name)
+        return method(self, encode_input(self, x), *args[1:], **kwargs)
 
     return encoded
+
+
+def encode_input(self: Any, x: Tensor) -> Tensor:
+    """What a module receives, encoded."""
+    return _encode(self, _encode(self, x, "positions"), "inputs")
 
 
 def _encode(self: Any, x: Tensor, names: str) -> Tensor:
