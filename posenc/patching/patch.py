@@ -78,7 +78,8 @@ def patch_model(
             where they are of another (`interpolate_pos_encoding=True`, and DINOv2): each image is
             compared with it. Other models outside timm need it, for all attention that is patched.
         blocks: the attention modules to patch: None (all), indices, a slice, or a predicate on
-            the module name. PEG's place is its own option `after`.
+            the module name. What acts on tokens of blocks has options of its own: `after` of
+            `peg`, `at` of `lpu` and `local_ffn`.
         share: one encoding for all sites instead of one each.
         absolute: "keep" the model's own position table, or "hide" it (not deleted;
             "learned" then takes over its values).

@@ -118,7 +118,8 @@ def input_refusal(backbone: Backbone, site: AttentionSite) -> str | None:
     """Why the tokens that an attention module receives cannot be encoded, None when they can."""
     if backbone.family is not OTHER and site.name in backbone.blocks:
         return "one projection of the same tokens makes queries, keys, values and the MLP's input"
-    if site.width is None or site.kind.map == "b c h w":
+    windows = "t" in site.kind.shape.split()
+    if site.width is None or windows or site.kind.map == "b c h w":
         return f"what the forward of {type(site.module).__name__} receives is not known"
     whole, own = (source and source.default() for source in (backbone.layout, site.layout))
     return None if own == whole else f"it sees windows of {own}, and the model a grid of {whole}"
