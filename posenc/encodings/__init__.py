@@ -26,6 +26,7 @@ from posenc.encodings.local_ffn import LocalFFN as LocalFFN
 from posenc.encodings.lookhere import LookHere as LookHere
 from posenc.encodings.lpu import LPU as LPU
 from posenc.encodings.none import NoEncoding as NoEncoding
+from posenc.encodings.pape import PaPE as PaPE
 from posenc.encodings.peg import PEG as PEG
 from posenc.encodings.quadratic import Quadratic as Quadratic
 from posenc.encodings.relative_logits import RelativeLogits as RelativeLogits
