@@ -110,7 +110,7 @@ PLACEMENTS = {
     "position": "on tokens, at the position step",
     "block": "on tokens, after blocks",
     "block_input": "on tokens, before blocks",
-    "attention_input": "on tokens, where attention starts",
+    "attention_input": "on tokens, before attention",
     "mlp_hidden": "on tokens, inside MLPs",
 }
 

@@ -101,7 +101,7 @@ def _place_at_attention(plan: Plan, spec: Spec, blocks: Blocks, built: dict[str,
         there = site.name in built
         encoding: Any = built[site.name] if there else _build(plan, spec, site.module, site, where)
         if acts_on(encoding) != kind:
-            place = "inside attention" if kind == "attention" else "where attention starts"
+            place = "inside attention" if kind == "attention" else "before attention"
             raise ValueError(
                 f"{spec.name}: the callable returned encodings of different kinds, for {site.name} "
                 f"a {type(encoding).__name__}, which does not act {place}"
