@@ -89,7 +89,7 @@ def patch_model(
 
     An encoding class may ask where it stands, by its constructor's arguments `block` and
     `num_blocks`: the index of its attention module among those that `blocks=` counts (of all
-    stages together), or of the block that it acts after, and their number.
+    stages together), or of the block that it acts in or after, and their number.
 
     Raises:
         ValueError: an unknown name or option, a model or module that cannot be patched (with the

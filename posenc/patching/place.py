@@ -242,9 +242,9 @@ class Where(NamedTuple):
     """Where an encoding stands, for those that differ by depth.
 
     Args:
-        block: of an encoding inside attention, the index of its attention module among all that
-            `blocks=` counts (those of all stages, in the order of the model); of one that acts
-            after blocks, the index of its block. None at the position step, and with `share`.
+        block: of an encoding inside or before attention, the index of its attention module among
+            all that `blocks=` counts (those of all stages, in the order of the model); of another
+            one in blocks, the index of its block. None at the position step, and with `share`.
         num_blocks: how many there are, patched or not.
     """
 
