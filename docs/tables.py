@@ -46,14 +46,16 @@ SIZES = """\
 Numbers are the parameters in one place of a ViT-S/16 at 224 pixels. Costs, from the cheapest:
 *tokens*, once outside attention; *scale*, *rotation* and *low rank*, a little beside plain
 attention; *table*, one read a pair, remembered in evaluation; *query table* and *key table*, a
-product for each token, then one read a pair; *matrix*, a number for each pair; *value table*, sums
-of attention by bucket; *second attention*, as it says."""
+product for each token, then one read a pair; *matrix*, a number for each pair; *matrix rotation*, a
+product for each token, and in training the gradient of matrix exponentials; *value table*, sums of
+attention by bucket; *second attention*, as it says."""
 LAYOUT = posenc.TokenLayout(14, 14, prefix=1)
 COSTS = {
     posenc.DenseBias: "matrix",
     posenc.LowRankBias: "low rank",
     posenc.ValueLookup: "value table",
     posenc.Rotation: "rotation",
+    posenc.MatrixRotation: "matrix rotation",
     posenc.ContentScale: "scale",
     posenc.Mixture: "second attention",
 }

@@ -36,6 +36,7 @@ FUNCTIONS = {
 CLASSES = {
     "AttentionEncoding",
     "ContentScale",
+    "MatrixRotation",
     "Mixture",
     "ModelExplanation",
     "Rotation",

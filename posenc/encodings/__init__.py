@@ -13,6 +13,7 @@ from posenc.encodings.convit import ConViT as ConViT
 from posenc.encodings.cordonnier_learned import CordonnierLearned as CordonnierLearned
 from posenc.encodings.cosine import CosineAttention as CosineAttention
 from posenc.encodings.cpb import ContinuousBias as ContinuousBias
+from posenc.encodings.deberta import DeBERTa as DeBERTa
 from posenc.encodings.decomposed import Decomposed as Decomposed
 from posenc.encodings.fire_2d import FIRE2D as FIRE2D
 from posenc.encodings.fourier import FourierFeatures as FourierFeatures
@@ -22,6 +23,7 @@ from posenc.encodings.irpe import IRPE as IRPE
 from posenc.encodings.kerple_2d import KERPLE2D as KERPLE2D
 from posenc.encodings.learned import LearnedAbsolute as LearnedAbsolute
 from posenc.encodings.levit import LeViT as LeViT
+from posenc.encodings.liere import LieRE as LieRE
 from posenc.encodings.local_ffn import LocalFFN as LocalFFN
 from posenc.encodings.lookhere import LookHere as LookHere
 from posenc.encodings.lpu import LPU as LPU
@@ -37,6 +39,7 @@ from posenc.encodings.shaw import Shaw as Shaw
 from posenc.encodings.sinusoidal import Sinusoidal as Sinusoidal
 from posenc.encodings.swin import SwinBias as SwinBias
 from posenc.encodings.t5 import T5Bias as T5Bias
+from posenc.encodings.transformer_xl import TransformerXL as TransformerXL
 from posenc.encodings.tupe import TUPE as TUPE
 
 BASES = (AttentionEncoding, TokenEncoding)
