@@ -27,7 +27,7 @@ from table import markdown  # noqa: E402
 
 import posenc  # noqa: E402
 from posenc.cli import Description, describe  # noqa: E402
-from posenc.encodings.base import Encoding  # noqa: E402
+from posenc.encodings.base import PLACEMENTS, Encoding  # noqa: E402
 from posenc.terms import Term  # noqa: E402
 
 OFFICIAL = {  # the row of the published code that does the same
@@ -59,7 +59,7 @@ COSTS = {
     posenc.ContentScale: "scale",
     posenc.Mixture: "second attention",
 }
-PLACES = ("inside attention", "on tokens, at the position step", "on tokens, after blocks")
+PLACES = ("inside attention", *PLACEMENTS.values())
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ def encoding_row(encoding: Description) -> list[str]:
 
 def at_its_usual_size(name: str) -> Encoding:
     """As it stands once in a ViT-S/16 at 224 pixels."""
-    return posenc.create_encoding(
-        name, layout=LAYOUT, num_heads=6, head_dim=64, embed_dim=384, block=0, num_blocks=12
-    )
+    is_hidden = getattr(posenc.registry.encoding_class(name), "placement", None) == "mlp_hidden"
+    sizes = {"num_heads": 6, "head_dim": 64, "embed_dim": 1536 if is_hidden else 384}
+    return posenc.create_encoding(name, layout=LAYOUT, **sizes, block=0, num_blocks=12)
 
 
 def costs_as(encoding: Encoding) -> str:

@@ -19,7 +19,7 @@ from torch import nn
 
 import posenc
 from posenc.doctor import examine
-from posenc.encodings.base import Encoding, TokenEncoding
+from posenc.encodings.base import PLACEMENTS, Encoding, TokenEncoding
 from posenc.registry import SIZES, did_you_mean, encoding_class, needed_sizes, resolved_options
 
 EPILOG = (
@@ -113,11 +113,7 @@ def _row(encoding: Description) -> tuple[str, ...]:
 
 
 def _acts(cls: type[Encoding]) -> str:
-    if not issubclass(cls, TokenEncoding):
-        return "inside attention"
-    return {"position": "on tokens, at the position step", "block": "on tokens, after blocks"}[
-        cls.placement
-    ]
+    return PLACEMENTS[cls.placement] if issubclass(cls, TokenEncoding) else "inside attention"
 
 
 def _changes_at_start(cls: type[Encoding]) -> bool | None:

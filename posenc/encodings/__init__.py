@@ -8,6 +8,7 @@ from posenc.encodings.alibi_2d import ALiBi2D as ALiBi2D
 from posenc.encodings.base import AttentionEncoding as AttentionEncoding
 from posenc.encodings.base import TokenEncoding as TokenEncoding
 from posenc.encodings.beit import BEiT as BEiT
+from posenc.encodings.conv_projection import ConvProjection as ConvProjection
 from posenc.encodings.convit import ConViT as ConViT
 from posenc.encodings.cordonnier_learned import CordonnierLearned as CordonnierLearned
 from posenc.encodings.cosine import CosineAttention as CosineAttention
@@ -23,7 +24,9 @@ from posenc.encodings.kerple_2d import KERPLE2D as KERPLE2D
 from posenc.encodings.learned import LearnedAbsolute as LearnedAbsolute
 from posenc.encodings.levit import LeViT as LeViT
 from posenc.encodings.liere import LieRE as LieRE
+from posenc.encodings.local_ffn import LocalFFN as LocalFFN
 from posenc.encodings.lookhere import LookHere as LookHere
+from posenc.encodings.lpu import LPU as LPU
 from posenc.encodings.none import NoEncoding as NoEncoding
 from posenc.encodings.pape import PaPE as PaPE
 from posenc.encodings.peg import PEG as PEG
