@@ -10,7 +10,7 @@ import math
 from posenc.attention import trust
 from posenc.attention.backends import lowrank, sdpa, tiled, triton
 from posenc.attention.call import AttentionCall
-from posenc.terms import DenseBias
+from posenc.terms import DenseBias, LowRankBias
 
 # Measured on CPUs. Below, a loop over tiles costs more than it saves: for biases that differ
 # between images, and for those that do not;
@@ -65,7 +65,7 @@ def _training(call: AttentionCall) -> Choice:
 def _inference(call: AttentionCall) -> Choice:
     if _is_remembered(call):
         return "sdpa", "fused attention; the mask of static biases is built once"
-    if _prefers_columns(call):
+    if _prefers_columns(call) or _has_thin_factors(call):
         return "lowrank", "fused attention in O(N) memory"
     # In this order: while something traces the call, the batch may be a symbol.
     if tiled.rejects(call) is None and _prefers_tiles(call):
@@ -83,6 +83,17 @@ def _prefers_columns(call: AttentionCall) -> bool:
     if tiled.keeps_attention(tokens, head_dim) or call.is_wide:
         return False
     return lowrank.rejects(call) is None and lowrank.rank(call) <= MAX_RANK
+
+
+def _has_thin_factors(call: AttentionCall) -> bool:
+    """Of each image: as a mask or tile by tile they would be multiplied out, without a reason.
+
+    Where no gradient needs them, wide ones are exact enough, but for 16 bits.
+    """
+    if call.query.dtype != call.dtype or not _is_per_image(call):
+        return False
+    is_factors = all(isinstance(term, LowRankBias) for term in call.biases)
+    return is_factors and lowrank.rejects(call) is None and lowrank.rank(call) <= MAX_RANK
 
 
 def _prefers_tiles(call: AttentionCall) -> bool:

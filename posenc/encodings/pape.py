@@ -111,18 +111,23 @@ class PaPE(AttentionEncoding):
 
     def _quadratic_form(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """F `[B, heads, n, 3]` (yy, yx, xx) and g `[B, heads, n, 2]` of `-d F d + g d`."""
-        a = softplus(q @ self.curvature.to(q.dtype).mT)  # [B, heads, n, parabolas]
         if self.rotation_invariant:
-            weight = a * self.strength.to(q.dtype)[:, None, None]
+            weight = softplus(_read(q, self.curvature)) * self.strength.to(q.dtype)[:, None, None]
             none = torch.zeros_like(weight)
             return torch.cat([weight, none, weight], -1), torch.cat([none, none], -1)
+        a, b = _read(q, torch.cat([self.curvature, self.slope], 1)).chunk(2, dim=-1)
         row, column = (w := self.directions.to(q.dtype)).unbind(-1)
         squares = torch.stack([row * row, row * column, column * column], -1)
-        return a @ squares, (q @ self.slope.to(q.dtype).mT) @ w
+        return softplus(a) @ squares, b @ w
 
     def extra_repr(self) -> str:
         """Options, as printed."""
         return f"parabolas={self.parabolas}, rotation_invariant={self.rotation_invariant}"
+
+
+def _read(q: Tensor, weights: Tensor) -> Tensor:
+    """`[B, heads, n, parabolas]`; `einsum` reads queries as they lie, `matmul` would copy them."""
+    return torch.einsum("bhnd,hpd->bhnp", q, weights.to(q.dtype))
 
 
 def _left(grid: Tensor, form: Tensor, gradient: Tensor) -> Tensor:
