@@ -134,7 +134,7 @@ def test_as_a_module():
 
 
 def test_version(capsys):
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main(["--version"])
     assert capsys.readouterr().out == f"posenc {posenc.__version__}\n"
 

@@ -26,7 +26,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("script", sorted({command.split()[0] for command in COMMANDS}))
 def test_scripts_know_the_options(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script, "--help"])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         runpy.run_path(str(ROOT / script), run_name="__main__")
     known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     for command in COMMANDS:
