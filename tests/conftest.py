@@ -21,6 +21,6 @@ def _deterministic():
 
 
 def pytest_collection_finish():
-    """What thousands of tests and modules hold will not be freed: collectors need not look at it."""
+    """What tests and modules hold will not be freed: the collector need not look at it."""
     gc.collect()
     gc.freeze()
