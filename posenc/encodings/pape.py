@@ -54,7 +54,8 @@ class PaPE(AttentionEncoding):
 
     Reference: Øhrstrøm et al. 2026, arXiv 2602.01418 (PaPE and PaPE-RI). There the coefficients
     are read from the token that enters attention, for all heads at once, and positions are
-    columns beside queries and keys, which the attention's scale multiplies too.
+    columns beside queries and keys, which the attention's scale multiplies too; g is the square of
+    a number that is drawn for each head and not learned.
 
     >>> encoding = PaPE(TokenLayout(2, 3), num_heads=2, head_dim=8, parabolas=3)
     >>> encoding.directions.shape, encoding.curvature.shape
