@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 CALLER = "plot_attention"
-COLUMNS = 7
 
 
 def plot_attention(
@@ -77,7 +76,7 @@ def plot_attention(
     row = weights[index, chosen, query_index(query, layout, CALLER)]
     maps = row[:, layout.prefix :].unflatten(-1, layout.grid)
     figure = _panels(figure, shown, len(chosen))
-    first, *rest = figure.axes
+    first, *rest = figure.axes[: len(chosen) + 1]
     first.imshow(shown)
     first.set_title("image", fontsize=canvas.SMALLER)
     for axes, head, one, to_prefix in zip(
@@ -90,7 +89,7 @@ def plot_attention(
     for axes in (first, *rest):
         canvas.bare(axes)
         canvas.mark(axes, query, layout, shown.shape[:2])
-    bar = figure.colorbar(image_of_map, ax=[first, *rest], shrink=0.6, aspect=15, pad=0.01)
+    bar = figure.colorbar(image_of_map, ax=[first, *rest], shrink=0.6, aspect=25, pad=0.01)
     bar.set_ticks([0, 1], labels=["0", "max"])
     bar.ax.tick_params(labelsize=canvas.SMALLER)
     label = choose.short_labels(list(captured.attention))[list(captured.attention).index(name)]
@@ -105,14 +104,15 @@ def _panels(
     figure: Figure | SubFigure | None, shown: np.ndarray[Any, Any], heads: int
 ) -> Figure | SubFigure:
     """A figure with axes for the image and for each head."""
-    columns = min(heads + 1, COLUMNS)
-    rows = -(-(heads + 1) // columns)
-    width, height = canvas.panel_size(rows, columns, shown.shape[0] / shown.shape[1])
-    size = columns * width + 0.7, rows * (height + 0.55) + 0.35
+    ratio = shown.shape[0] / shown.shape[1]
+    rows = -(-(heads + 1) // (6 if ratio < 1.5 else 7))
+    columns = -(-(heads + 1) // rows)
+    width, height = canvas.panel_size(rows, columns, ratio)
+    size = columns * width + 0.7, rows * (height + 0.5) + 0.3
     figure = canvas.figure_of(figure, size, CALLER)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[heads + 1 :]:
-        axes.remove()
+        axes.axis("off")
     return figure
 
 

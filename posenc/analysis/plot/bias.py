@@ -85,7 +85,9 @@ def plot_bias(
     labels = choose.short_labels(list(maps))
     titled: set[int] = set()
     for row, name, label in zip(grid, maps, labels, strict=True):
-        _draw_layer(figure, list(row), maps[name], queries[name], layouts[name])
+        bar = _draw_layer(figure, list(row), maps[name], queries[name], layouts[name])
+        if not titled:
+            bar.ax.set_title("logits", fontsize=canvas.SMALLER, loc="left")
         row[0].set_ylabel(f"block {label}" if label != name else name, fontsize=canvas.SMALLER)
         for axes, head in zip(row, chosen[name], strict=False):
             if head not in titled:
@@ -136,7 +138,7 @@ def _new_figure(figure: Figure | SubFigure | None, maps: dict[str, Tensor]) -> F
     rows, columns = len(maps), max(map(len, maps.values()))
     ratio = max(one.shape[-2] / one.shape[-1] for one in maps.values())
     width, height = canvas.panel_size(rows, columns, ratio)
-    return canvas.figure_of(figure, (columns * width + 1.3, rows * (height + 0.08) + 0.75), CALLER)
+    return canvas.figure_of(figure, (columns * width + 1.2, rows * (height + 0.06) + 0.65), CALLER)
 
 
 def _draw_layer(
@@ -145,7 +147,7 @@ def _draw_layer(
     maps: Tensor,
     query: Query,
     layout: TokenLayout,
-) -> None:
+) -> Any:
     from matplotlib import colormaps
 
     colors = colormaps["RdBu_r"].with_extremes(bad=canvas.UNSEEN)
@@ -157,8 +159,8 @@ def _draw_layer(
         canvas.bare(axes)
         canvas.mark(axes, query, layout)
     for axes in row[len(maps) :]:
-        axes.remove()
-    canvas.limits_bar(figure, image, row[: len(maps)], "logits")
+        axes.axis("off")
+    return canvas.limits_bar(figure, image, row)
 
 
 def _explain(figure: Figure | SubFigure, queries: list[Query], maps: list[Tensor]) -> None:

@@ -63,7 +63,7 @@ def figure_of(
     """The figure that was passed, or a new one of this size in inches."""
     if figure is not None:
         return figure
-    new: Figure = pyplot(caller).figure(figsize=size, layout="constrained")
+    new: Figure = pyplot(caller).figure(figsize=size, layout="compressed")
     return new
 
 
@@ -83,7 +83,7 @@ def panel_size(
         ratio: height of a panel by its width.
         largest: width.
     """
-    width = max(0.5, min(largest, 6.4 / columns, 10 / (rows * ratio)))
+    width = max(0.55, min(largest, 6.6 / columns, 11 / (rows * ratio)))
     return width, width * ratio
 
 
@@ -115,17 +115,17 @@ def mark(
         (1.0, 1.0) if size is None else (size[0] / layout.height, size[1] / layout.width)
     )
     corner = query[1] * width - 0.5, query[0] * height - 0.5
-    frame = Rectangle(corner, width, height, fill=False, linewidth=1.2, edgecolor="black")
-    frame.set_path_effects([withStroke(linewidth=2.6, foreground="white")])
+    frame = Rectangle(corner, width, height, fill=False, linewidth=1.0, edgecolor="black")
+    frame.set_path_effects([withStroke(linewidth=2.2, foreground="white")])
     frame.set_gid("query")
     axes.add_patch(frame)
 
 
-def limits_bar(figure: Figure | SubFigure, image: Any, axes: list[Axes], unit: str) -> None:
-    """A color bar beside axes, with its ends and its middle."""
-    bar = figure.colorbar(image, ax=axes, aspect=8, fraction=0.08, pad=0.01)
+def limits_bar(figure: Figure | SubFigure, image: Any, axes: list[Axes]) -> Any:
+    """A color bar beside a row of axes, with its ends and its middle."""
+    bar = figure.colorbar(image, ax=axes, aspect=10, fraction=0.06, pad=0.01)
     low, high = image.get_clim()
     ticks = [low, (low + high) / 2, high]
     bar.set_ticks(ticks, labels=[f"{tick:.2g}".replace("-", "\N{MINUS SIGN}") for tick in ticks])
     bar.ax.tick_params(labelsize=SMALLER, length=2)
-    bar.ax.set_title(unit, fontsize=SMALLER, loc="left")
+    return bar

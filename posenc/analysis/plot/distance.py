@@ -117,6 +117,6 @@ def _label(ax: Axes, names: list[str], unit: str) -> None:
     is_long = max(map(len, labels)) > 3
     ax.set_xticks(range(0, len(names), step), labels[::step], rotation=90 if is_long else 0)
     ax.set_xlabel("block")
-    ax.set_ylabel(f"mean attention distance ({unit})")
+    ax.set_ylabel(f"mean attention distance\n({unit})")
     ax.set_ylim(bottom=0)
     ax.legend(fontsize=canvas.SMALLER)

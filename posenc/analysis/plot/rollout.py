@@ -79,7 +79,7 @@ def plot_rollout(
         of_image, layout, head_fusion=head_fusion, discard_ratio=discard_ratio, pool=pool
     ).cpu()
 
-    axes = canvas.axes_of(ax, (4.2, 4.2 * shown.shape[0] / shown.shape[1] + 0.4), CALLER)
+    axes = canvas.axes_of(ax, _size(shown.shape[0] / shown.shape[1]), CALLER)
     low = min(rolled.min().item(), 1 - 1e-6)  # of equal values, all are the largest
     drawn = picture.overlay(
         axes,
@@ -97,3 +97,9 @@ def plot_rollout(
         bar.set_label("rollout, share of the maximum", fontsize=canvas.SMALL)
         bar.ax.tick_params(labelsize=canvas.SMALLER)
     return axes
+
+
+def _size(ratio: float) -> tuple[float, float]:
+    """Of a new figure, in inches, for an image of this height by width."""
+    width = min(4.0, 5.0 / ratio)
+    return width + 1.0, width * ratio + 0.1

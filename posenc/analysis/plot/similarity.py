@@ -102,7 +102,9 @@ def _draw_all(
     height, width = layout.grid
     padded = torch.nn.functional.pad(maps, (0, 1, 0, 1), value=float("nan"))
     mosaic = padded.transpose(1, 2).flatten(0, 1).flatten(1)[:-1, :-1]
-    size = 6.0, max(2.0, min(9.0, 4.9 * mosaic.shape[0] / mosaic.shape[1])) + 0.6
+    ratio = mosaic.shape[0] / mosaic.shape[1]
+    side = min(5.5, 7.5 / ratio)
+    size = side + 1.4, side * ratio + 0.6
     figure = canvas.figure_of(figure, size, CALLER)
     axes = figure.subplots()
     image = _show(axes, mosaic)
@@ -143,6 +145,6 @@ def _show(axes: Axes, numbers: Tensor) -> Any:
 
 
 def _add_bar(figure: Figure | SubFigure, image: Any, axes: list[Axes]) -> None:
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=20, pad=0.02, ticks=[-1, 0, 1])
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=25, pad=0.02, ticks=[-1, 0, 1])
     bar.set_label("cosine", fontsize=canvas.SMALL)
     bar.ax.tick_params(labelsize=canvas.SMALLER)
