@@ -49,7 +49,7 @@ def draw_rollout(network: ReIDNetwork, images: Tensor) -> Any:
     figure, axes = plt.subplots(2, len(images), figsize=size, squeeze=False, layout="compressed")
     for index, (above, below) in enumerate(axes.T):
         image = images[index].cpu()
-        above.imshow(image.permute(1, 2, 0))
+        above.imshow(image.permute(1, 2, 0).numpy())
         above.set(xticks=[], yticks=[])
         plot_rollout(
             image,

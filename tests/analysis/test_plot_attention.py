@@ -139,7 +139,7 @@ def test_nothing_is_drawn_of_what_is_not_there(options, words):
 
 
 def test_no_record():
-    with pytest.raises(TypeError, match="plot_rollout: captured must be what .* got dict"):
+    with pytest.raises(TypeError, match=r"plot_rollout: captured must be what .* got dict"):
         plot_rollout(PHOTO, captured_of().attention)
     with pytest.raises(ValueError, match="plot_attention: nothing is captured"):
         plot_attention(PHOTO, CapturedAttention())

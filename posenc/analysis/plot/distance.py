@@ -65,7 +65,9 @@ def plot_distance(
 
     ax = canvas.axes_of(ax, (5.2, 3.6), CALLER)
     for depth, distances in enumerate(heads):
-        ax.plot([depth] * len(distances), distances, "o", color=HEADS, alpha=0.75, markersize=5)
+        ax.plot(
+            [depth] * len(distances), distances.tolist(), "o", color=HEADS, alpha=0.75, markersize=5
+        )
     ax.lines[-1].set_label("a head")
     means = [distances.nanmean().item() for distances in heads]
     ax.plot(range(len(heads)), means, color=MEAN, linewidth=1.8, label="mean of the heads")
