@@ -190,8 +190,14 @@ def model_table(
         )
     layout = source.default()
     grid = backbone.table_grid or layout.grid
-    flat = table.detach().flatten(1, -2) if table.dim() == 4 else table
-    return flat, TokenLayout(*grid, prefix=layout.prefix)
+    rows = (table.detach().flatten(1, -2) if table.dim() == 4 else table.detach()).squeeze(0)
+    layout = TokenLayout(*grid, prefix=layout.prefix)
+    if rows.dim() != 2 or len(rows) not in (layout.num_grid, layout.num_tokens):
+        raise ValueError(
+            f"{caller}: the table is {list(table.shape)}, not a row a patch of {layout}: pass the "
+            "table and layout="
+        )
+    return rows, layout
 
 
 def _static_bias(name: str, module: Any) -> Tensor | None:

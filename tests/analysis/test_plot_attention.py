@@ -145,6 +145,14 @@ def test_no_record():
         plot_attention(PHOTO, CapturedAttention())
 
 
+@pytest.mark.parametrize("plot", [plot_attention, plot_rollout])
+def test_a_damaged_model(plot):
+    captured = captured_of()
+    captured.attention[LAST][0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="has values that are not finite"):
+        plot(PHOTO, captured)
+
+
 def test_axes_must_be_axes():
     with pytest.raises(TypeError, match="plot_rollout: ax must be a matplotlib Axes, got Figure"):
         plot_rollout(PHOTO, captured_of(), ax=Figure())

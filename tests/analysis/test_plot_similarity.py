@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import tiny_global
 import tiny_windowed
 import torch
 from drawn import bars, marked, numbers, panels
@@ -20,12 +21,8 @@ TABLE = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)) + 1
 
 
 def maps_in(mosaic):
-    """`[3, 5, 3, 5]` of the image of all maps; between them is nothing."""
-    padded = np.pad(mosaic, ((0, 1), (0, 1)), constant_values=np.nan)
-    tiles = padded.reshape(3, 4, 5, 6).transpose(0, 2, 1, 3)
-    assert np.isnan(tiles[:, :, -1]).all()
-    assert np.isnan(tiles[..., -1]).all()
-    return tiles[:, :, :-1, :-1]
+    """`[3, 5, 3, 5]` of the image of all maps."""
+    return mosaic.reshape(3, 3, 5, 5).transpose(0, 2, 1, 3)
 
 
 def drawn_maps(*args, **options):
@@ -42,9 +39,12 @@ def test_all_maps_in_one_image(center):
     np.testing.assert_allclose(maps_in(numbers(ax)), expected, atol=1e-6)
     assert ax.images[0].get_clim() == (-1, 1)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("column of the patch", "row of the patch")
-    assert ax.get_xticks().tolist() == [2, 8, 14, 20, 26]
-    assert ax.get_yticks().tolist() == [1, 5, 9]
+    assert ax.get_xticks().tolist() == [2, 7, 12, 17, 22]
+    assert ax.get_yticks().tolist() == [1, 4, 7]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "1", "2"]
+    between = [line.get_xydata() for line in ax.lines]
+    assert [xy[0, 1] for xy in between[:2]] == [2.5, 5.5]
+    assert [xy[0, 0] for xy in between[2:]] == [4.5, 9.5, 14.5, 19.5]
     assert bars(figure)[0].get_ylabel() == "cosine"
 
 
@@ -66,6 +66,19 @@ def test_the_table_of_a_model(prefix, options):
     np.testing.assert_allclose(drawn_maps(model), position_similarity(table, TokenLayout(3, 5)))
     patch_model(model, "swin")
     np.testing.assert_allclose(drawn_maps(model), position_similarity(table, TokenLayout(3, 5)))
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "grid"),
+    [("sam", "pos_embed", (3, 5)), ("naflex", "embeds.pos_embed", (4, 4))],
+)
+def test_a_table_with_rows_and_columns(name, table, grid):
+    """On its own grid: the second is resampled to that of the images."""
+    model = tiny_global.build(name)
+    rows = model.get_parameter(table).detach()[0].flatten(0, 1)
+    (ax,) = panels(plot_similarity(model, figure=Figure()))
+    expected = position_similarity(rows, TokenLayout(*grid)).transpose(1, 2).flatten(0, 1)
+    np.testing.assert_allclose(numbers(ax), expected.flatten(1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["learned", "sinusoidal"])
@@ -106,6 +119,8 @@ def test_refusals():
         plot_similarity(vit(pos_embed="none"))
     with pytest.raises(ValueError, match="has no table of absolute positions"):
         plot_similarity(tiny_windowed.build("swin"))
+    with pytest.raises(ValueError, match=r"table is \[.*\], not a row a patch of .*: pass"):
+        plot_similarity(tiny_global.build("gemma"))
     with pytest.raises(ValueError, match=r"\(0, 0\) is zero"):
         plot_similarity(LearnedAbsolute(LAYOUT, 8))
     with pytest.raises(ValueError, match=r"query=\(3, 0\) is not in the layout"):

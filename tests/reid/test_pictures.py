@@ -110,7 +110,7 @@ def test_similarity_of_learned_positions(album):
     assert maps.shape == (4, 2, 4, 2)
     drawn = axis.images[0].get_array()
     for row, column in np.ndindex(4, 2):
-        shown = drawn[5 * row : 5 * row + 4, 3 * column : 3 * column + 2]
+        shown = drawn[4 * row : 4 * row + 4, 2 * column : 2 * column + 2]
         np.testing.assert_allclose(shown, maps[row, column], atol=1e-6)
 
 

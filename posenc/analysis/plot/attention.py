@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from posenc.analysis.plot import canvas, choose, picture
 from posenc.analysis.positions import query_index
 from posenc.analysis.recorder import CapturedAttention
+from posenc.encodings.base import is_finite
+from posenc.layout import TokenLayout
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
 CALLER = "plot_attention"
@@ -61,8 +64,43 @@ def plot_attention(
         The figure.
     """
     canvas.check_figure(figure, CALLER)
+    seen = _look(captured, query, layer, heads, image_index)
+    shown = picture.to_picture(image, CALLER, mean, std)
+    picture.check_fits(shown, seen.layout, patch_size, CALLER)
+
+    figure = _panels(figure, shown, len(seen.heads))
+    first, *rest = panels = figure.axes[: len(seen.heads) + 1]
+    first.imshow(shown)
+    first.set_title("image", fontsize=canvas.SMALLER)
+    for axes, head, weights in zip(rest, seen.heads, seen.weights, strict=True):
+        drawn = _draw_head(axes, shown, weights, seen.layout)
+        axes.set_title(f"head {head}\n{axes.get_title()}", fontsize=canvas.SMALLER)
+    for axes in panels:
+        canvas.bare(axes)
+        canvas.mark(axes, seen.query, seen.layout, shown.shape[:2])
+    bar = figure.colorbar(drawn, ax=panels, shrink=0.6, aspect=25, pad=0.01)
+    bar.set_ticks([0, 1], labels=["0", "max"])
+    bar.ax.tick_params(labelsize=canvas.SMALLER)
+    title = f"attention of {choose.says(seen.query)} in {seen.where}"
+    figure.suptitle(title, fontsize=canvas.SMALL + 1)
+    return figure
+
+
+class _Seen(NamedTuple):
+    """What is drawn: of each of these heads, the weights `[heads, N]` of the query."""
+
+    where: str
+    layout: TokenLayout
+    query: int | tuple[int, int]
+    heads: list[int]
+    weights: Tensor
+
+
+def _look(captured: Any, query: Any, layer: Any, heads: Any, image_index: Any) -> _Seen:
+    """Raises for what is not there."""
     choose.check_captured(captured, CALLER)
-    (name,) = choose.choose_layers(list(captured.attention), [layer], CALLER)
+    names = list(captured.attention)
+    (name,) = choose.choose_layers(names, [layer], CALLER)
     choose.check_whole_image(captured, [name], CALLER)
     layout, weights = captured.layouts[name], captured.attention[name]
     if query is None:
@@ -70,34 +108,14 @@ def plot_attention(
     query = choose.check_query(query, layout, CALLER)
     chosen = choose.choose_heads(weights.shape[1], heads, CALLER, name)
     index = choose.check_image_index(image_index, len(weights), CALLER)
-    shown = picture.to_picture(image, CALLER, mean, std)
-    picture.check_fits(shown, layout, patch_size, CALLER)
-
     row = weights[index, chosen, query_index(query, layout, CALLER)]
-    maps = row[:, layout.prefix :].unflatten(-1, layout.grid)
-    figure = _panels(figure, shown, len(chosen))
-    first, *rest = figure.axes[: len(chosen) + 1]
-    first.imshow(shown)
-    first.set_title("image", fontsize=canvas.SMALLER)
-    for axes, head, one, to_prefix in zip(
-        rest, chosen, maps, row[:, : layout.prefix].sum(-1).tolist(), strict=True
-    ):
-        image_of_map = _draw_head(axes, shown, one)
-        title = f"head {head}\nmax {_percent(one.max().item())}"
-        title += f"\nprefix {_percent(to_prefix)}" if layout.prefix else ""
-        axes.set_title(title, fontsize=canvas.SMALLER)
-    for axes in (first, *rest):
-        canvas.bare(axes)
-        canvas.mark(axes, query, layout, shown.shape[:2])
-    bar = figure.colorbar(image_of_map, ax=[first, *rest], shrink=0.6, aspect=25, pad=0.01)
-    bar.set_ticks([0, 1], labels=["0", "max"])
-    bar.ax.tick_params(labelsize=canvas.SMALLER)
-    label = choose.short_labels(list(captured.attention))[list(captured.attention).index(name)]
-    figure.suptitle(
-        f"attention of {choose.says(query)} in {f'block {label}' if label != name else name}",
-        fontsize=canvas.SMALL + 1,
-    )
-    return figure
+    if not is_finite(row):
+        raise ValueError(
+            f"{CALLER}: the attention of {name} has values that are not finite: the model, or what "
+            "it was given, is damaged"
+        )
+    label = choose.short_labels(names)[names.index(name)]
+    return _Seen(f"block {label}" if label != name else name, layout, query, chosen, row)
 
 
 def _panels(
@@ -116,10 +134,17 @@ def _panels(
     return figure
 
 
-def _draw_head(axes: Any, shown: np.ndarray[Any, Any], weights: Tensor) -> Any:
-    largest = weights.max().clamp(min=1e-30)  # all may go to prefix tokens
+def _draw_head(
+    axes: Axes, shown: np.ndarray[Any, Any], weights: Tensor, layout: TokenLayout
+) -> Any:
+    """Its title tells the scale, and what prefix tokens get."""
+    prefix, patches = weights[: layout.prefix], weights[layout.prefix :].unflatten(0, layout.grid)
+    title = f"max {_percent(patches.max().item())}"
+    title += f"\nprefix {_percent(prefix.sum().item())}" if layout.prefix else ""
+    axes.set_title(title)
+    largest = patches.max().clamp(min=1e-30)  # all may go to prefix tokens
     return picture.overlay(
-        axes, shown, weights / largest, cmap="viridis", vmin=0, vmax=1, alpha=0.65
+        axes, shown, patches / largest, cmap="viridis", vmin=0, vmax=1, alpha=0.65
     )
 
 

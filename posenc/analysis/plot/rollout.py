@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from posenc.analysis.plot import canvas, choose, picture
 from posenc.analysis.recorder import CapturedAttention
 from posenc.analysis.rollout import attention_rollout
+from posenc.layout import TokenLayout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,23 +64,11 @@ def plot_rollout(
         The axes.
     """
     canvas.check_axes(ax, CALLER)
-    choose.check_captured(captured, CALLER)
-    choose.check_whole_image(captured, list(captured.attention), CALLER)
-    layouts = {captured.layouts[name] for name in captured.attention}
-    if len(layouts) > 1:
-        raise ValueError(
-            f"{CALLER}: rollout multiplies the attention of all layers, and these have different "
-            f"tokens: {', '.join(sorted(map(str, layouts)))}"
-        )
-    (layout,) = layouts
+    options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio, "pool": pool}
+    layout = _one_layout(captured)
     shown = picture.to_picture(image, CALLER, mean, std)
     picture.check_fits(shown, layout, patch_size, CALLER)
-    count = len(next(iter(captured.attention.values())))
-    index = choose.check_image_index(image_index, count, CALLER)
-    of_image = {name: one[index : index + 1] for name, one in captured.attention.items()}
-    (rolled,) = attention_rollout(
-        of_image, layout, head_fusion=head_fusion, discard_ratio=discard_ratio, pool=pool
-    ).cpu()
+    rolled = _rolled(captured, layout, image_index, options)
 
     axes = canvas.axes_of(ax, _size(shown.shape[0] / shown.shape[1]), CALLER)
     low = min(rolled.min().item(), 1 - 1e-6)  # of equal values, all are the largest
@@ -97,6 +88,29 @@ def plot_rollout(
         bar.set_label("rollout, share of the maximum", fontsize=canvas.SMALL)
         bar.ax.tick_params(labelsize=canvas.SMALLER)
     return axes
+
+
+def _one_layout(captured: Any) -> TokenLayout:
+    """That of all layers."""
+    choose.check_captured(captured, CALLER)
+    choose.check_whole_image(captured, list(captured.attention), CALLER)
+    layouts = {captured.layouts[name] for name in captured.attention}
+    if len(layouts) > 1:
+        raise ValueError(
+            f"{CALLER}: rollout multiplies the attention of all layers, and these have different "
+            f"tokens: {', '.join(sorted(map(str, layouts)))}"
+        )
+    return layouts.pop()
+
+
+def _rolled(
+    captured: CapturedAttention, layout: TokenLayout, image_index: Any, options: dict[str, Any]
+) -> Tensor:
+    """`[height, width]` of one image."""
+    count = len(next(iter(captured.attention.values())))
+    index = choose.check_image_index(image_index, count, CALLER)
+    of_image = {name: one[index : index + 1] for name, one in captured.attention.items()}
+    return attention_rollout(of_image, layout, **options)[0].cpu()
 
 
 def _size(ratio: float) -> tuple[float, float]:

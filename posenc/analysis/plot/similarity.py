@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from posenc.analysis.plot import canvas, choose
@@ -58,8 +57,8 @@ def plot_similarity(
     >>> from matplotlib.figure import Figure
     >>> vit = timm.create_model("vit_tiny_patch16_224", img_size=(32, 48), depth=1)
     >>> figure = plot_similarity(vit, figure=Figure())
-    >>> figure.axes[0].images[0].get_array().shape  # 2x3 maps of 2x3, a gap between
-    (5, 11)
+    >>> figure.axes[0].images[0].get_array().shape  # 2x3 maps of 2x3 patches
+    (4, 9)
     """
     canvas.check_figure(figure, CALLER)
     table, layout = _table(source, layout)
@@ -98,10 +97,9 @@ def _patch(query: Any, layout: TokenLayout) -> tuple[int, int]:
 def _draw_all(
     figure: Figure | SubFigure | None, maps: Tensor, layout: TokenLayout
 ) -> Figure | SubFigure:
-    """One image with a gap between maps: axes for each patch would take seconds."""
+    """One image with lines between maps: axes for each patch would take seconds."""
     height, width = layout.grid
-    padded = torch.nn.functional.pad(maps, (0, 1, 0, 1), value=float("nan"))
-    mosaic = padded.transpose(1, 2).flatten(0, 1).flatten(1)[:-1, :-1]
+    mosaic = maps.transpose(1, 2).flatten(0, 1).flatten(1)
     ratio = mosaic.shape[0] / mosaic.shape[1]
     side = min(5.5, 7.5 / ratio)
     size = side + 1.4, side * ratio + 0.6
@@ -113,7 +111,11 @@ def _draw_all(
         (width, width, axes.set_xticks),
     ):
         shown = range(0, count, -(-count // TICKS))
-        set_ticks([n * (side + 1) + (side - 1) / 2 for n in shown], map(str, shown))
+        set_ticks([n * side + (side - 1) / 2 for n in shown], map(str, shown))
+    for row in range(1, height):
+        axes.axhline(row * height - 0.5, color="white", linewidth=2)
+    for column in range(1, width):
+        axes.axvline(column * width - 0.5, color="white", linewidth=2)
     axes.tick_params(length=0, labelsize=canvas.SMALLER)
     axes.set_xlabel("column of the patch", fontsize=canvas.SMALL)
     axes.set_ylabel("row of the patch", fontsize=canvas.SMALL)
