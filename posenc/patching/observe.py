@@ -19,7 +19,7 @@ from torch import nn
 
 from posenc._torch import NO_BACKWARD, backward_task, is_compiled_in_place
 from posenc.layout import TokenLayout
-from posenc.patching.layouts import GivenLayout, LayoutSource, SeenGrid, SeenLayout
+from posenc.patching.layouts import GivenLayout, LayoutSource, MapLayout, SeenGrid, SeenLayout
 from posenc.patching.models.examine import AttentionSite, Backbone, check_module, examine
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.known import adapted_of, family_of
@@ -34,7 +34,7 @@ ObserverOf = Callable[[str], Observer]  # name of an attention module -> its obs
 @contextlib.contextmanager
 def observe_attention(
     model: nn.Module, layout: TokenLayout | None, observer_of: ObserverOf, caller: str
-) -> Iterator[dict[str, str]]:
+) -> Iterator[Watch]:
     """Inside, each attention module tells its observer what it computes.
 
     Outputs, gradients and the random state of the model are bit for bit those without it.
@@ -49,16 +49,16 @@ def observe_attention(
         ValueError: the model is compiled, or not known and not patched (with the reason).
 
     Yields:
-        Name of an attention module that is not observed -> why.
+        What is not observed, and which modules see a part of the image.
     """
     _check_recordable(model, caller)
     with contextlib.ExitStack() as stack:
-        watch = _Watch(observer_of, stack, caller)
+        watch = Watch(observer_of, stack, caller)
         if find_patched(model) is not None:
             _watch_patched(model, layout, watch)
         else:
             _watch_plain(model, layout, watch)
-        yield watch.left_out
+        yield watch
 
 
 def is_replayed() -> bool:
@@ -67,18 +67,35 @@ def is_replayed() -> bool:
 
 
 @dataclasses.dataclass
-class _Watch:
-    """What is done to watch, and undone at the end by the stack."""
+class Watch:
+    """What is done to watch, and undone at the end by the stack.
+
+    Args:
+        observer_of: makes the observer of a module.
+        stack: undoes it.
+        caller: who asks, for messages.
+        left_out: name of an attention module that is not observed -> why.
+        own_grids: names of modules whose tokens are a window, or a stage.
+    """
 
     observer_of: ObserverOf
     stack: contextlib.ExitStack
     caller: str
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+    own_grids: set[str] = dataclasses.field(default_factory=set)
 
     def leave_out(self, prefix: str, reasons: dict[str, str]) -> None:
         """Notes modules that are not observed."""
         for name, reason in reasons.items():
             self.left_out[".".join(filter(None, [prefix, name]))] = reason
+
+    def observer(self, name: str, layout: LayoutSource, whole: LayoutSource | None) -> Observer:
+        """That of a module, whose layout may be another than that of the whole model."""
+        if isinstance(layout, MapLayout):
+            layout = layout.rest
+        if layout is not whole:
+            self.own_grids.add(name)
+        return self.observer_of(name)
 
 
 def _check_recordable(model: Any, caller: str) -> None:
@@ -92,7 +109,7 @@ def _check_recordable(model: Any, caller: str) -> None:
             )
 
 
-def _watch_patched(model: nn.Module, layout: TokenLayout | None, watch: _Watch) -> None:
+def _watch_patched(model: nn.Module, layout: TokenLayout | None, watch: Watch) -> None:
     """Observes the sites of a patched model, and the attention modules that are none."""
     if layout is not None:
         raise ValueError(
@@ -106,7 +123,7 @@ def _watch_patched(model: nn.Module, layout: TokenLayout | None, watch: _Watch) 
     if family_of(module) is None:
         watch.leave_out(prefix, _unpatched_outside_timm(module, selected))
         for found in [_found(n, m) for n, m in selected.items() if n not in observed]:
-            _watch_twin(found, found.layout, prefix, watch)
+            _watch_twin(found, found.layout, source, prefix, watch)
     else:
         given = source.default() if isinstance(source, GivenLayout | SeenLayout) else None
         backbone = examine_originals(module, given)
@@ -114,11 +131,12 @@ def _watch_patched(model: nn.Module, layout: TokenLayout | None, watch: _Watch) 
         backbone.attention = [site for site in backbone.attention if id(site.module) not in there]
         _watch_twins(backbone, source, prefix, watch)
     for name, site_module in observed.items():
-        observer = watch.observer_of(_full_name(prefix, name, site_module))
+        full_name = _full_name(prefix, name, site_module)
+        observer = watch.observer(full_name, site_module._posenc.layout, source)
         _observe_site(site_module, observer, watch.stack)
 
 
-def _watch_plain(model: nn.Module, layout: TokenLayout | None, watch: _Watch) -> None:
+def _watch_plain(model: nn.Module, layout: TokenLayout | None, watch: Watch) -> None:
     """Observes the attention modules of a model that is not patched."""
     backbone = examine_originals(model, layout)
     backbone.check_one_place()
@@ -156,13 +174,13 @@ def _unpatched_outside_timm(module: nn.Module, selected: dict[str, Any]) -> dict
 
 
 def _watch_twins(
-    backbone: Backbone, layout: LayoutSource | None, prefix: str, watch: _Watch
+    backbone: Backbone, layout: LayoutSource | None, prefix: str, watch: Watch
 ) -> None:
     """Observes attention modules that are not patched; `layout` is that of all tokens."""
     watch.leave_out(prefix, _reasons(backbone))
     for found in backbone.attention:
         own = layout if found.layout is backbone.layout else found.layout
-        _watch_twin(found, own, prefix, watch)
+        _watch_twin(found, own, backbone.layout, prefix, watch)
 
 
 def _found(name: str, module: Any) -> AttentionSite:
@@ -174,9 +192,15 @@ def _found(name: str, module: Any) -> AttentionSite:
 
 
 def _watch_twin(
-    found: AttentionSite, layout: LayoutSource | None, prefix: str, watch: _Watch
+    found: AttentionSite,
+    layout: LayoutSource | None,
+    whole: LayoutSource | None,
+    prefix: str,
+    watch: Watch,
 ) -> None:
-    observer = watch.observer_of(_full_name(prefix, found.name, found.module))
+    """Observes one of them at this layout; `whole` is that of all tokens, as it was found."""
+    full_name = _full_name(prefix, found.name, found.module)
+    observer = watch.observer(full_name, found.layout, whole)
     run = functools.partial(_run_twin, _twin_site(found, layout, observer), observer)
     watch.stack.enter_context(_around_forward(found.module, before=run))
     if found.kind.map_of:
