@@ -188,6 +188,14 @@ def test_no_number_is_an_error():
         correctness.judged({"out": 0.0, "query": float("nan")}, 1.0)
 
 
+def test_other_programs_fail_or_take_too_long(monkeypatch):
+    assert correctness._in_process(["echo", "fine"]) == {"output": "fine\n"}
+    with pytest.raises(AssertionError, match="no such option"):
+        correctness._in_process(["sh", "-c", "echo no such option; exit 3"])
+    monkeypatch.setattr(correctness, "SECONDS", 0.2)
+    assert correctness._in_process(["sleep", "600"]) == {"skipped": "it takes more than 0.2 s"}
+
+
 @pytest.mark.parametrize(
     ("other", "passed", "skipped", "proven"),
     [

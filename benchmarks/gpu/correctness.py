@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from posenc.terms import ValueLookup
 ROOT = Path(__file__).parents[2]
 # What these find may lie outside the kernels, and they are the last: a cut here proves no less.
 NOT_OF_KERNELS = "backends"
+SECONDS = 90  # of another process
 EXTRA = ("autotuned", "sanitizer", "suite")
 # As a mask in 16 bits a bias loses digits in proportion to its size; wide factors do in float32.
 ROUGH = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.25}
@@ -162,9 +164,9 @@ def checks(sizes: Sizes) -> dict[str, Task]:
         **_of_widths(sizes),
         **_of_plain(sizes),
         **_of_compilers(sizes),
+        **{f"sanitizer: {tool}": partial(sanitized, tool) for tool in sizes.sanitizers},
         **_of_backends(sizes),
         **_of_autotuning(sizes),
-        **{f"sanitizer: {tool}": partial(sanitized, tool) for tool in sizes.sanitizers},
         **{f"suite: {file}": partial(suite, file) for file in sizes.suite},
     }
 
@@ -367,8 +369,8 @@ def encoding(
     expected, exact = gradients_of(definition.train(), exact_tensors, upstream)
     errors = _errors([out, *found], [expected, *exact])
     with torch.no_grad():
-        for time in ("first", "second"):
-            errors[f"eval, {time}"] = _error(module.eval()(*tensors), expected)
+        for call in ("first", "second"):
+            errors[f"eval, {call} call"] = _error(module.eval()(*tensors), expected)
     return judged(errors, allowed or tolerance(out.dtype))
 
 
@@ -487,22 +489,28 @@ def suite(file: str) -> Row:
 
 
 def _in_process(command: list[str]) -> Row:
-    """The end of its output.
+    """The end of its output; a command that takes too long says nothing.
 
     Raises:
         AssertionError: it failed.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
+    process = subprocess.Popen(
         command,
         cwd=ROOT,
         env={**environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
         preexec_fn=die_with_parent,
     )
-    output = (done.stdout + done.stderr)[-3000:]
-    assert done.returncode == 0, f"{' '.join(command)}\n{output}"
+    try:
+        output, _ = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # what it started, too
+        return {"skipped": f"it takes more than {SECONDS} s"}
+    assert process.returncode == 0, f"{' '.join(command)}\n{output[-3000:]}"
     return {"output": output[-300:]}
 
 

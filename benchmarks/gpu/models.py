@@ -106,6 +106,7 @@ def one_run(
 ) -> Callable[[], Any]:
     """What is timed."""
     if cell.compiled:
+        torch.compiler.reset()  # else models of a class share a limited number of graphs
         model = torch.compile(model, backend="aot_eager" if dry else "inductor")
     step = (training_step if cell.backward else forward)(model, images)
 

@@ -159,7 +159,7 @@ def cells(names: tuple[str, ...], irpe_repo: Path | None, dry: bool) -> Iterator
     masks = [MaskBy(kernel) for kernel in ("default", "efficient", "cudnn")]
     ours = [Ours(parse_case(label), "triton") for label in FIRST]
     yield from _both([*plain, *ours], main)
-    yield Cell(ours[0], main, backward=True, deterministic=True)
+    yield from (Cell(one, main, backward=True, deterministic=True) for one in ours[:2])
     peers = [peer for label in FIRST for peer in peers_of(parse_case(label), irpe_repo)]
     by_others = [
         Ours(parse_case(label), backend)

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, NamedTuple
 
+LIBC = ctypes.CDLL(None)  # now: a process that was just forked should not load anything
 Task = Callable[[], Any]  # which pickle can send
 
 
@@ -109,7 +110,7 @@ class _Worker:
 def die_with_parent() -> None:
     """Asks Linux to end this process when its parent ends, however that ends."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        LIBC.prctl(1, signal.SIGKILL)
 
 
 def _serve(connection: Connection, start: Task) -> None:
