@@ -49,7 +49,7 @@ class Sizes:
     combined: tuple[str, ...]  # kinds that have most of the others in them
     dtypes: tuple[str, ...]
     layouts: tuple[Grid, ...]
-    terms_per_layout: bool  # or on the last one only, and in one dtype but for the combined
+    in_full: bool  # each kind of term in each dtype and layout, or fewer
     widths: tuple[tuple[int, int], ...]  # head_dim, Dv; the first for all other checks
     masks: tuple[str, ...]
     masked: tuple[str | None, ...]  # kinds of terms beside a mask
@@ -70,7 +70,7 @@ REAL = Sizes(
     combined=("static", "query", "value and all"),
     dtypes=("bfloat16", "float32", "float16"),
     layouts=((14, 14, 1), (16, 8, 0), (9, 31, 2), (25, 23, 5)),
-    terms_per_layout=True,
+    in_full=True,
     widths=((64, 64), (16, 20), (48, 80), (128, 128), (256, 40)),
     masks=("BHNN", "B11N", "1HNN", "N1", "NN"),
     masked=("static", "value and all", None),
@@ -89,7 +89,7 @@ DRY = Sizes(
     combined=("value and all",),
     dtypes=("float32", "float16"),
     layouts=((2, 3, 1), (3, 2, 0), (1, 5, 2), (2, 2, 5)),
-    terms_per_layout=False,
+    in_full=False,
     widths=((16, 16), (16, 20)),
     masks=("B1NN", "N1"),
     masked=("static",),
@@ -172,38 +172,37 @@ def checks(sizes: Sizes) -> dict[str, Task]:
 
 
 def _of_terms(sizes: Sizes, dtypes: tuple[str, ...]) -> dict[str, Task]:
-    in_full = sizes.terms_per_layout
     return {
         f"terms: {kind}, {dtype}, {_text(layout)}": partial(
             terms, kind, layout, dtype, sizes.widths[0]
         )
         for dtype in dtypes
-        for kind in (sizes.kinds if in_full or dtype == sizes.dtypes[0] else sizes.combined)
-        for layout in (sizes.layouts if in_full else sizes.layouts[-1:])
+        for kind in (sizes.kinds if sizes.in_full or dtype == sizes.dtypes[0] else sizes.combined)
+        for layout in (sizes.layouts if sizes.in_full else sizes.layouts[-1:])
     }
 
 
 def _of_encodings(sizes: Sizes) -> dict[str, Task]:
     """Each dtype on a layout of its own."""
-    dtypes = sizes.dtypes[: 2 if sizes.terms_per_layout else 1]
     return {
         f"encodings: {label}, {dtype}, {_text(layout)}": partial(
             encoding, label, "triton", sizes.encoded, layout, dtype
         )
-        for dtype, layout in zip(dtypes, sizes.layouts, strict=False)
-        for label in (*attention_encodings(), *OPTIONS)
+        for dtype, layout in zip(sizes.dtypes[: 1 + sizes.in_full], sizes.layouts, strict=False)
+        for label in (*attention_encodings(), *(OPTIONS if sizes.in_full else ()))
     }
 
 
 def _of_backends(sizes: Sizes) -> dict[str, Task]:
     """The others, which are built on kernels of PyTorch."""
+    labels = (*attention_encodings(), *OPTIONS) if sizes.in_full else ("swin",)
     return {
         f"{NOT_OF_KERNELS}: {backend}, {label}, {dtype}": partial(
             encoding, label, backend, sizes.encoded, sizes.layouts[0], dtype, ROUGH[dtype]
         )
         for backend in sizes.backends
         for dtype in sizes.dtypes[:2]
-        for label in ((*attention_encodings(), *OPTIONS) if sizes.terms_per_layout else ("swin",))
+        for label in labels
     }
 
 
@@ -495,7 +494,7 @@ def _in_process(command: list[str]) -> Row:
         AssertionError: it failed.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         cwd=ROOT,
         env={**environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
@@ -504,12 +503,12 @@ def _in_process(command: list[str]) -> Row:
         text=True,
         start_new_session=True,
         preexec_fn=die_with_parent,
-    )
-    try:
-        output, _ = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # what it started, too
-        return {"skipped": f"it takes more than {SECONDS} s"}
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # what it started, too
+            return {"skipped": f"it takes more than {SECONDS} s"}
     assert process.returncode == 0, f"{' '.join(command)}\n{output[-3000:]}"
     return {"output": output[-300:]}
 

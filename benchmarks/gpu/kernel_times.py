@@ -11,12 +11,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 
-def kernel_milliseconds(
-    run: Callable[[], object], device: torch.device, calls: int = 3
-) -> Counter[str]:
+def kernel_milliseconds(run: Callable[[], object], device: torch.device) -> Counter[str]:
     """Name -> milliseconds of a call; on the CPU, those of PyTorch's operators."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     on_cpu = device.type == "cpu"
+    calls = 1 if on_cpu else 3
     activity = ProfilerActivity.CPU if on_cpu else ProfilerActivity.CUDA
     run()
     with profile(activities=[activity], acc_events=True) as profiled:
