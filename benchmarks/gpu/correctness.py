@@ -476,7 +476,8 @@ def sanitized(tool: str) -> Row:
         if torch.cuda.is_available():
             return {"skipped": "no compute-sanitizer"}
         command = []  # the call itself, at least
-    return _in_process([*command, sys.executable, str(Path(__file__).with_name("small_case.py"))])
+    command += [sys.executable, str(Path(__file__).with_name("small_case.py"))]
+    return _in_process(command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")  # so that bounds are seen
 
 
 def suite(file: str) -> Row:
@@ -487,17 +488,17 @@ def suite(file: str) -> Row:
     return _in_process([sys.executable, "-m", "pytest", path, "-p", "no:cacheprovider"])
 
 
-def _in_process(command: list[str]) -> Row:
+def _in_process(command: list[str], **variables: str) -> Row:
     """The end of its output; a command that takes too long says nothing.
 
     Raises:
         AssertionError: it failed.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    path = os.pathsep.join(filter(None, sys.path))
     with subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        env={**os.environ, "PYTHONPATH": path, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
