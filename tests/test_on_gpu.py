@@ -13,6 +13,7 @@ import interpreter
 import on_gpu
 import pytest
 import torch
+from cases import all_cases
 from gpu import correctness, picker, ratios, tiles
 from gpu.ahead import compile_ahead
 from gpu.part import Part
@@ -136,9 +137,9 @@ def test_without_a_device_it_says_what_to_do(tmp_path, monkeypatch):
 
 def test_the_checks_are_of_everything():
     names = list(correctness.checks(correctness.REAL))
-    for encoding in correctness.attention_encodings():
+    for case in all_cases():
         for dtype in ("bfloat16", "float32"):
-            assert any(name.startswith(f"encodings: {encoding}, {dtype}") for name in names)
+            assert any(name.startswith(f"encodings: {case.label}, {dtype}") for name in names)
     for kind in correctness.KINDS:
         for dtype in ("bfloat16", "float32", "float16"):
             of_kind = [name for name in names if name.startswith(f"terms: {kind}, {dtype}, ")]

@@ -18,7 +18,7 @@ import kernel_calls
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Shape, inputs, parse_case
+from cases import Shape, all_cases, inputs, parse_case
 from contenders import Ours
 from passes import gradients as gradients_of
 from random_calls import mask_of
@@ -28,7 +28,6 @@ import posenc
 from gpu.part import Part, Row, write_json
 from gpu.workers import Outcome, Task, Workers, die_with_parent
 from posenc.attention import attention_matrix
-from posenc.registry import encoding_class
 from posenc.terms import ValueLookup
 
 ROOT = Path(__file__).parents[2]
@@ -189,13 +188,13 @@ def _of_encodings(sizes: Sizes) -> dict[str, Task]:
             encoding, label, "triton", sizes.encoded, layout, dtype
         )
         for dtype, layout in zip(sizes.dtypes[: 1 + sizes.in_full], sizes.layouts, strict=False)
-        for label in (*attention_encodings(), *(OPTIONS if sizes.in_full else ()))
+        for label in (*(case.label for case in all_cases()), *(OPTIONS if sizes.in_full else ()))
     }
 
 
 def _of_backends(sizes: Sizes) -> dict[str, Task]:
     """The others, which are built on kernels of PyTorch."""
-    labels = (*attention_encodings(), *OPTIONS) if sizes.in_full else ("swin",)
+    labels = (*(case.label for case in all_cases()), *OPTIONS) if sizes.in_full else ("swin",)
     return {
         f"{NOT_OF_KERNELS}: {backend}, {label}, {dtype}": partial(
             encoding, label, backend, sizes.encoded, sizes.layouts[0], dtype, ROUGH[dtype]
@@ -273,12 +272,6 @@ def _of_autotuning(sizes: Sizes) -> dict[str, Task]:
 def _text(layout: Grid) -> str:
     height, width, prefix = layout
     return f"{height}x{width}+{prefix}"
-
-
-def attention_encodings() -> list[str]:
-    """Registered names of those that act inside attention."""
-    names = posenc.list_encodings()
-    return [n for n in names if issubclass(encoding_class(n), posenc.AttentionEncoding)]
 
 
 def start() -> None:

@@ -100,10 +100,13 @@ def _watch_patched(model: nn.Module, layout: TokenLayout | None, watch: _Watch) 
             "its layout: leave layout= out, or call posenc.set_layout(model, layout)"
         )
     prefix, module = named_backbone(model)
-    observed = {n: m for n, m in site_modules(module).items() if m._posenc.attention}
+    selected = {n: m for n, m in site_modules(module).items() if m._posenc.num_heads}
+    observed = {n: m for n, m in selected.items() if m._posenc.attention}
     source: LayoutSource | None = module._posenc_record.layout
     if family_of(module) is None:
-        watch.leave_out(prefix, _unpatched_outside_timm(module, observed))
+        watch.leave_out(prefix, _unpatched_outside_timm(module, selected))
+        for found in [_found(n, m) for n, m in selected.items() if n not in observed]:
+            _watch_twin(found, found.layout, prefix, watch)
     else:
         given = source.default() if isinstance(source, GivenLayout | SeenLayout) else None
         backbone = examine_originals(module, given)
@@ -141,10 +144,10 @@ def _check_not_bypassed(model: nn.Module, caller: str) -> None:
             )
 
 
-def _unpatched_outside_timm(module: nn.Module, observed: dict[str, Any]) -> dict[str, str]:
-    """Its attention modules may belong to other tokens: their layout is not known."""
+def _unpatched_outside_timm(module: nn.Module, selected: dict[str, Any]) -> dict[str, str]:
+    """Its other attention modules may belong to other tokens: their layout is not known."""
     reason = "it is not patched, and the model's layout may not be that of its tokens"
-    there = set(map(id, observed.values()))
+    there = set(map(id, selected.values()))
     return {
         name: reason
         for name, each in module.named_modules()
@@ -158,12 +161,26 @@ def _watch_twins(
     """Observes attention modules that are not patched; `layout` is that of all tokens."""
     watch.leave_out(prefix, _reasons(backbone))
     for found in backbone.attention:
-        observer = watch.observer_of(_full_name(prefix, found.name, found.module))
         own = layout if found.layout is backbone.layout else found.layout
-        run = functools.partial(_run_twin, _twin_site(found, own, observer), observer)
-        watch.stack.enter_context(_around_forward(found.module, before=run))
-        if found.kind.map_of:
-            watch.stack.enter_context(_see_map(found))
+        _watch_twin(found, own, prefix, watch)
+
+
+def _found(name: str, module: Any) -> AttentionSite:
+    """An attention module of a patch, whose own attention stays, as it was found."""
+    kind: Any = adapted_of(module)
+    site: Site = module._posenc
+    sizes = site.num_heads, site.head_dim, site.value_dim
+    return AttentionSite(name, module, kind, site.layout, *sizes, width=None)
+
+
+def _watch_twin(
+    found: AttentionSite, layout: LayoutSource | None, prefix: str, watch: _Watch
+) -> None:
+    observer = watch.observer_of(_full_name(prefix, found.name, found.module))
+    run = functools.partial(_run_twin, _twin_site(found, layout, observer), observer)
+    watch.stack.enter_context(_around_forward(found.module, before=run))
+    if found.kind.map_of:
+        watch.stack.enter_context(_see_map(found))
 
 
 def _see_map(found: AttentionSite) -> contextlib.AbstractContextManager[None]:
