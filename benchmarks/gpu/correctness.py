@@ -188,21 +188,24 @@ def _of_encodings(sizes: Sizes) -> dict[str, Task]:
             encoding, label, "triton", sizes.encoded, layout, dtype
         )
         for dtype, layout in zip(sizes.dtypes[: 1 + sizes.in_full], sizes.layouts, strict=False)
-        for label in (*(case.label for case in all_cases()), *(OPTIONS if sizes.in_full else ()))
+        for label in _labels(sizes)
     }
 
 
 def _of_backends(sizes: Sizes) -> dict[str, Task]:
     """The others, which are built on kernels of PyTorch."""
-    labels = (*(case.label for case in all_cases()), *OPTIONS) if sizes.in_full else ("swin",)
     return {
         f"{NOT_OF_KERNELS}: {backend}, {label}, {dtype}": partial(
             encoding, label, backend, sizes.encoded, sizes.layouts[0], dtype, ROUGH[dtype]
         )
         for backend in sizes.backends
         for dtype in sizes.dtypes[:2]
-        for label in labels
+        for label in (_labels(sizes) if sizes.in_full else ["swin"])
     }
+
+
+def _labels(sizes: Sizes) -> list[str]:
+    return [*(case.label for case in all_cases()), *(OPTIONS if sizes.in_full else ())]
 
 
 def _of_repetitions(sizes: Sizes) -> dict[str, Task]:
