@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from cases import CPU_SHAPES, ENCODINGS, GPU_SHAPES, SHAPES, Case, Shape, all_cases, parse_case
+from cases import CPU_SHAPES, ENCODINGS, GPU_SHAPES, SHAPES, Case, all_cases, parse_case
 from check import TOLERANCE
 from contenders import Contender, Ours, expand_backends
-from measure import Roof, Setting, measure
+from measure import Roof, Setting, head, measure
 from peers import find_official, peers_of
-from table import Row, markdown
+from table import markdown
 from timing import environment, measured_bandwidth, measured_ceiling
 
 from posenc.attention.api import BACKENDS
@@ -126,18 +126,6 @@ def rows_of(case: Case, args: argparse.Namespace) -> list[Contender]:
     """One encoding by each backend, then what others have to compare with it."""
     ours = [Ours(case, backend) for backend in args.backends]
     return [*ours, *peers_of(case, args.irpe_repo)]
-
-
-def head(contender: Contender, name: str, shape: Shape) -> Row:
-    return {
-        "case": contender.case,
-        "backend": contender.backend,
-        "shape": name,
-        "layout": str(shape.layout),
-        "batch": shape.batch,
-        "heads": shape.heads,
-        "head_dim": shape.head_dim,
-    }
 
 
 if __name__ == "__main__":
