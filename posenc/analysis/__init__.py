@@ -3,6 +3,8 @@
 from posenc.analysis.capture import capture_attention
 from posenc.analysis.crops import crops_of
 from posenc.analysis.distance import mean_attention_distance
+from posenc.analysis.fourier import fourier_log_amplitude
+from posenc.analysis.gradient_rollout import gradient_rollout
 from posenc.analysis.logits import LogitShares, split_logits
 from posenc.analysis.positions import bias_map, position_biases, position_similarity
 from posenc.analysis.recorder import CapturedAttention
@@ -15,6 +17,8 @@ __all__ = [
     "bias_map",
     "capture_attention",
     "crops_of",
+    "fourier_log_amplitude",
+    "gradient_rollout",
     "mean_attention_distance",
     "position_biases",
     "position_similarity",

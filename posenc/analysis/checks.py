@@ -33,3 +33,23 @@ def check_pairs(matrix: Any, layout: TokenLayout, name: str, dims: int | None = 
             "(captured.layouts has it)"
         )
     return matrix
+
+
+def check_tokens(tokens: Any, layout: TokenLayout, name: str) -> Tensor:
+    """Raises unless `tokens` is `[B, N, C]` with the tokens of `layout`.
+
+    Args:
+        tokens: what was passed.
+        layout: of these tokens.
+        name: of function and argument, for messages.
+    """
+    check_layout(layout, name)
+    if not isinstance(tokens, Tensor) or not tokens.is_floating_point():
+        got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise TypeError(f"{name} must be a floating point tensor, got {got}")
+    if tokens.dim() != 3 or tokens.shape[1] != layout.num_tokens:
+        raise ValueError(
+            f"{name} must be [B, {layout.num_tokens}, C] for the layout {layout}, got "
+            f"{list(tokens.shape)}; pass the layout of these tokens"
+        )
+    return tokens

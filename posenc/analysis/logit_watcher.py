@@ -1,4 +1,4 @@
-"""Watches attention modules while images pass twice: first for means, then for what is around them."""
+"""Watches attention modules while images pass twice: for means, then for what is around them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Passes:
         self.watchers: dict[str, Watcher] = {}
 
     def watch(self, name: str) -> Watcher:
+        """A new watcher of a module."""
         self.watchers[name] = Watcher(name, self)
         return self.watchers[name]
 
@@ -57,16 +58,19 @@ class Sums:
         self.rest: dict[str, Tensor] = {}
 
     def add(self, group: int, query: Tensor, key: Tensor) -> None:
+        """Images of a group, in the first pass: `[B, windows, heads, n, D]`."""
         self.query[group] += query.sum(dim=0)
         self.key[group] += key.sum(dim=0)
         self.counts[group] += len(query)
 
     def means_without(self, group: int) -> Means:
+        """The means of all other groups."""
         others = [g for g in range(len(self.query)) if g != group]
         counts = self.counts[others]
         return Means(self.query[others] / counts, self.key[others] / counts)
 
     def measure(self, group: int, query: Tensor, key: Tensor, rest: dict[str, Tensor]) -> None:
+        """Images of a group, in the second pass, and sums over them of what needs no means."""
         means = self.means_without(group)
         fixed = fixed_sides(means)
         for one_query, one_key in zip(query, key, strict=True):

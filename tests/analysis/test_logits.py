@@ -269,7 +269,7 @@ def test_errors():
     ]:
         with pytest.raises(error, match=message):
             split_logits(model, wrong, **options)
-    with pytest.raises(ValueError, match="training mode.*model.eval"):
+    with pytest.raises(ValueError, match=r"training mode.*model\.eval"):
         split_logits(model.train(), images)
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module"):
         split_logits("model", images)
