@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from posenc.analysis.checks import check_images
 from posenc.analysis.crops import crops_of
 from posenc.analysis.logit_parts import FEWEST_MEANS
 from posenc.analysis.logit_watcher import Passes, Watcher
 from posenc.layout import TokenLayout
-from posenc.patching.models.examine import check_module
 from posenc.patching.observe import observe_attention
 from posenc.patching.own_positions import ROTARY, own_positions
 from posenc.patching.select import Blocks
@@ -92,8 +92,8 @@ def split_logits(
     Args:
         model: any model that `posenc.patch_model` could patch, or one that it has patched.
         images: `[B, 3, H, W]`, whose content does not depend on the place more than usual: at
-            least 5, better 30 and more. One image, `[1, 3, H, W]` or `[3, H, W]`, is replaced by
-            30 crops of it (`posenc.analysis.crops_of`), and the result says `approximate`.
+            least 5, better 30 and more. One image, `[1, 3, H, W]`, is replaced by 30 crops of
+            it (`posenc.analysis.crops_of`), and the result says `approximate`.
         blocks: as for `patch_model`: indices, a slice or a predicate on names.
         layout: as for `capture_attention`.
         batch_size: images in one forward.
@@ -112,9 +112,9 @@ def split_logits(
     >>> {name: len(parts["content.content"]) for name, parts in split.shares.items()}
     {'blocks.1.attn': 3}
     """
-    _check(model, images, batch_size)
-    single = images.dim() == 3 or len(images) == 1
-    pictures = crops_of(images) if single else images
+    check_images(model, images, batch_size, "split_logits")
+    _check_count(images)
+    pictures = crops_of(images) if len(images) == 1 else images
     passes = Passes(groups=min(NUM_GROUPS, len(pictures)))
     with torch.no_grad(), observe_attention(model, layout, passes.watch, "split_logits") as left:
         passes.select(model, blocks)
@@ -124,11 +124,20 @@ def split_logits(
                 passes.group, passes.num_images = group, len(chunk)
                 model(chunk)
     result = LogitShares(
-        num_images=len(pictures), approximate=single, notes=_notes(model), left_out=dict(left)
+        num_images=len(pictures),
+        approximate=len(images) == 1,
+        notes=_notes(model),
+        left_out=dict(left),
     )
     for name, watcher in passes.watchers.items():
         _report(name, watcher, result)
     return result
+
+
+def _chunks(images: Tensor, groups: int, size: int) -> Iterator[tuple[int, Tensor]]:
+    for group, members in enumerate(images.tensor_split(groups)):
+        for chunk in members.split(size):
+            yield group, chunk
 
 
 def _report(name: str, watcher: Watcher, result: LogitShares) -> None:
@@ -156,30 +165,9 @@ def _notes(model: nn.Module) -> tuple[str, ...]:
     )
 
 
-def _check(model: nn.Module, images: Tensor, batch_size: int) -> None:
-    check_module(model)
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"split_logits: images must be a floating point tensor, got {got}")
-    if images.dim() not in (3, 4):
-        raise ValueError(
-            f"split_logits: images must be [B, 3, H, W], or one [3, H, W], got {list(images.shape)}"
-        )
-    if images.dim() == 4 and len(images) != 1 and len(images) <= FEWEST_MEANS:
+def _check_count(images: Tensor) -> None:
+    if len(images) != 1 and len(images) <= FEWEST_MEANS:
         raise ValueError(
             f"split_logits: {len(images)} images are too few for means over images: pass at least "
             f"{FEWEST_MEANS + 1}, better 30, or one image, of which crops are made"
         )
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"split_logits: batch_size must be a positive int, got {batch_size!r}")
-    if model.training:
-        raise ValueError(
-            "split_logits: the model is in training mode, where its two passes may differ: call "
-            "model.eval() first"
-        )
-
-
-def _chunks(images: Tensor, groups: int, size: int) -> Iterator[tuple[int, Tensor]]:
-    for group, members in enumerate(images.tensor_split(groups)):
-        for chunk in members.split(size):
-            yield group, chunk
