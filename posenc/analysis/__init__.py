@@ -11,7 +11,9 @@ from posenc.analysis.gradient_rollout import gradient_rollout
 from posenc.analysis.logits import LogitShares, split_logits
 from posenc.analysis.positions import bias_map, position_biases, position_similarity
 from posenc.analysis.prefix_share import prefix_share
+from posenc.analysis.properties import invariance, monotonicity, symmetry
 from posenc.analysis.recorder import CapturedAttention
+from posenc.analysis.reshape import reshape_transform
 from posenc.analysis.rollout import attention_rollout
 from posenc.analysis.subspace import PositionSubspace, debias, position_subspace
 
@@ -30,10 +32,14 @@ __all__ = [
     "effective_rank",
     "fourier_log_amplitude",
     "gradient_rollout",
+    "invariance",
     "mean_attention_distance",
+    "monotonicity",
     "position_biases",
     "position_similarity",
     "position_subspace",
     "prefix_share",
+    "reshape_transform",
     "split_logits",
+    "symmetry",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from posenc.analysis.checks import check_images
 from posenc.layout import TokenLayout
+from posenc.patching.models.examine import Backbone
 from posenc.patching.observe import follow_layout
 from posenc.patching.select import Blocks, choose
 
@@ -59,23 +61,32 @@ def block_tokens(
     """
     check_images(model, images, batch_size, "block_tokens")
     with follow_layout(model, layout, "block_tokens") as (backbone, source):
-        chosen = choose(backbone.blocks, blocks)
+        names = _block_names(backbone)
+        chosen = choose(names, blocks)
         if not chosen:
             raise ValueError(
-                f"block_tokens: blocks={blocks!r} selects none of the {len(backbone.blocks)} blocks"
+                f"block_tokens: blocks={blocks!r} selects none of the {len(names)} blocks"
             )
         modules = {name: backbone.module.get_submodule(name) for name in chosen}
-        names = {name: ".".join(filter(None, [backbone.name, name])) for name in chosen}
-        kept: dict[str, list[Tensor]] = {names[name]: [] for name in chosen}
+        kept: dict[str, list[Tensor]] = {name: [] for name in chosen}
         with torch.no_grad(), contextlib.ExitStack() as stack:
             for name, module in modules.items():
-                stack.enter_context(_keeping(module, kept[names[name]]))
+                stack.enter_context(_keeping(module, kept[name]))
             for chunk in images.split(batch_size):
                 model(chunk)
         seen = source.latest()
     for name, parts in kept.items():
         _check_tokens(name, parts, seen)
-    return BlockTokens({name: torch.cat(parts) for name, parts in kept.items()}, seen)
+    prefix = f"{backbone.name}." if backbone.name else ""
+    return BlockTokens({prefix + name: torch.cat(parts) for name, parts in kept.items()}, seen)
+
+
+def _block_names(backbone: Backbone) -> list[str]:
+    """Blocks in order; outside timm what counts them in the names of attention modules."""
+    if backbone.family.blocks:
+        return backbone.blocks
+    found = (re.match(r".*\d(?=\.)", site.name) for site in backbone.attention)
+    return list(dict.fromkeys(match[0] for match in found if match))
 
 
 @contextlib.contextmanager

@@ -80,6 +80,11 @@ def follow_layout(
     """
     with contextlib.ExitStack() as stack:
         backbone, source = told_layout(model, layout, caller)
+        if source is None:
+            raise UnsupportedModelError(
+                f"{caller}: the stages or windows of {type(backbone.module).__name__} have grids "
+                "of their own, so its blocks have no common layout"
+            )
         if find_patched(model) is None and backbone.sees_images is not None:
             stack.enter_context(_follow_images(backbone, *backbone.sees_images))
         yield backbone, source
@@ -87,11 +92,11 @@ def follow_layout(
 
 def told_layout(
     model: nn.Module, layout: TokenLayout | None, caller: str
-) -> tuple[Backbone, LayoutSource]:
-    """The backbone of a model and what tells the layout of its tokens.
+) -> tuple[Backbone, LayoutSource | None]:
+    """The backbone of a model and what tells the layout of its tokens; None where stages do.
 
     Raises:
-        ValueError: as `follow_layout`.
+        ValueError: the model is not known.
     """
     if find_patched(model) is not None:
         _check_knows_layout(layout, caller)
@@ -102,11 +107,6 @@ def told_layout(
     else:
         backbone = examine_originals(model, layout)
         source = backbone.layout
-    if source is None:
-        raise UnsupportedModelError(
-            f"{caller}: the stages or windows of {type(backbone.module).__name__} have grids of "
-            "their own, so its blocks have no common layout"
-        )
     return backbone, source
 
 
