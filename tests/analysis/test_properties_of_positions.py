@@ -44,9 +44,8 @@ def falls(matrix, height, width):
                      for x in (j, k))  # fmt: skip
         if near < far:
             total += 1
-            right += (
-                1.0 if matrix[i, j] > matrix[i, k] else 0.5 * bool(matrix[i, j] == matrix[i, k])
-            )
+            difference = (matrix[i, j] - matrix[i, k]).item()
+            right += 0.5 if difference == 0 else difference > 0
     return right / total
 
 
@@ -114,7 +113,7 @@ def test_of_encodings():
     maps = position_similarity(table, layout).reshape(12, 12)
     assert invariance(maps, layout) > 0.99
     assert symmetry(maps, layout) > 0.99
-    swin = posenc.Swin(layout, 2, 8)
+    swin = posenc.SwinBias(layout, 2, 8)
     swin.table.data.normal_()
     full = torch.zeros(1, 2, 13, 8)
     bias = swin(full, full, layout)[0].dense()[0].detach()

@@ -68,7 +68,7 @@ def test_maps_of_windowed_models_are_turned():
         img_size=16, patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=0, neck_chans=8
     )
     maps = numbered(TokenLayout(4, 4)).view(2, 4, 4, 4)
-    assert_places(reshape_transform(sam)(maps), 4, 4)
+    assert_places(reshape_transform(sam, layout=TokenLayout(4, 4))(maps), 4, 4)
     with pytest.raises(ValueError, match="have grids of their own"):
         reshape_transform(windowed_models.hiera())
 
