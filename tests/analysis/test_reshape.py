@@ -8,7 +8,6 @@ import windowed_models
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
-import posenc
 from posenc import TokenLayout, patch_model
 from posenc.analysis import block_tokens, reshape_transform
 
@@ -109,35 +108,80 @@ def test_errors():
         reshape_transform(nn.Linear(2, 2))
 
 
-def grad_cam_model():
-    model = tiny_vit.vit(5, dtype=torch.float32)
-    return posenc.patch_model(model, "swin")
+def cam_model():
+    model = patch_model(tiny_vit.vit(5, dtype=torch.float32), "swin")
+    return model, tiny_vit.images(model), reshape_transform(model)
+
+
+def grad_cam(model, images, target):
+    """Of the class, at the input of the last block's attention: `[B, 3, 5]`."""
+    kept = []
+
+    def keep(module, args, result):
+        result.retain_grad()
+        kept.append(result)
+
+    handle = model.blocks[-1].norm1.register_forward_hook(keep)
+    model(images)[:, target].sum().backward()
+    handle.remove()
+    (tokens,) = kept
+    weights = tokens.grad[:, 5:].mean(1, keepdim=True)
+    return (weights * tokens[:, 5:]).sum(-1).relu().detach().view(-1, 3, 5)
+
+
+def normalised(maps):
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low)
 
 
 def test_in_pytorch_grad_cam():
     package = pytest.importorskip("pytorch_grad_cam", reason="pytorch-grad-cam is not installed")
-    model = grad_cam_model()
-    layers = [model.blocks[-1].norm1]
-    with package.GradCAM(model, layers, reshape_transform=reshape_transform(model)) as cam:
-        maps = cam(tiny_vit.images(model))
-    assert maps.shape == (2, 12, 20)
+    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
+    model, images, transform = cam_model()
+    layer = model.blocks[-1].norm1
+    with package.GradCAM(model, [layer], reshape_transform=transform) as cam:
+        cam(images, targets=[targets.ClassifierOutputTarget(2)] * 2)
+        activations = cam.activations_and_grads.activations[0]
+        maps = cam.get_cam_image(
+            images, layer, None, activations.numpy(),
+            cam.activations_and_grads.gradients[0].numpy(), False,
+        )  # fmt: skip
+    expected = grad_cam(model, images, 2)
+    torch.testing.assert_close(torch.from_numpy(maps).relu(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_in_captum():
     attr = pytest.importorskip("captum.attr", reason="captum is not installed")
-    model = grad_cam_model()
-    found = attr.LayerActivation(model, model.blocks[-1].norm1).attribute(tiny_vit.images(model))
-    assert reshape_transform(model)(found).shape == (2, 16, 3, 5)
+    model, images, transform = cam_model()
+    layer = model.blocks[-1].norm1
+    kept = transform(attr.LayerActivation(model, layer).attribute(images))
+    product = transform(attr.LayerGradientXActivation(model, layer).attribute(images, target=2))
+    weights = (product / kept).mean((2, 3), keepdim=True)
+    maps = (weights * kept).sum(1).relu()
+    expected = grad_cam(model, images, 2)
+    torch.testing.assert_close(maps.detach(), expected, rtol=1e-3, atol=1e-5)
+
+
+class ThroughMaps(nn.Module):
+    """A layer followed by its maps, for packages that hook a layer that puts out maps."""
+
+    def __init__(self, layer, transform):
+        super().__init__()
+        self.layer, self.transform, self.maps = layer, transform, nn.Identity()
+
+    def forward(self, x):
+        tokens = self.layer(x)
+        maps = self.maps(self.transform(tokens))
+        prefix = tokens[:, : tokens.shape[1] - maps[0, 0].numel()]
+        return torch.cat([prefix, maps.flatten(2).transpose(1, 2)], dim=1)
 
 
 def test_in_torchcam():
     methods = pytest.importorskip("torchcam.methods", reason="torchcam is not installed")
-    model, images = grad_cam_model(), tiny_vit.images(grad_cam_model())
-    transform = reshape_transform(model)
-
-    class Maps(nn.Identity):
-        def forward(self, x):
-            return transform(x)
-
-    assert methods.GradCAM is not None
-    assert Maps()(model.forward_features(images)).shape == (2, 16, 3, 5)
+    model, images, transform = cam_model()
+    expected = grad_cam(model, images, 2)
+    block = model.blocks[-1]
+    block.norm1 = ThroughMaps(block.norm1, transform)
+    with methods.GradCAM(model, target_layer=block.norm1.maps) as cam:
+        (maps,) = cam(2, model(images))
+    torch.testing.assert_close(maps, normalised(expected), rtol=1e-4, atol=1e-5)
