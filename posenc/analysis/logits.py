@@ -157,11 +157,13 @@ def _report(name: str, watcher: Watcher, result: LogitShares) -> None:
 
 
 def _notes(model: nn.Module) -> tuple[str, ...]:
-    return tuple(
-        f"{source} of the model: queries and keys are read after it has turned them, so the mean "
-        "of turned queries counts as position, and how content meets content depends on the offset"
-        for source in own_positions(model)
-        if source.startswith(ROTARY)
+    turning = [source for source in own_positions(model) if source.startswith(ROTARY)]
+    if not turning:
+        return ()
+    return (
+        f"{' and '.join(turning)} of the model: queries and keys are read after it has turned "
+        "them, so the mean of turned queries counts as position, and how content meets content "
+        "depends on the offset",
     )
 
 

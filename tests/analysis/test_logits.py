@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import tiny_vit
+import tiny_windowed
 import torch
 import windowed_models
 from random_encodings import randomise_encodings
@@ -295,3 +296,19 @@ def test_crops():
     ]:
         with pytest.raises(error, match=message):
             crops_of(wrong, **options)
+
+
+FAMILIES = ["swin", "davit", "maxvit", "nest", "twins_svt", "visformer", "volo", "crossvit"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_windows_of_an_image_follow_each_other(name):
+    """Otherwise the places of an image would depend on the images beside it."""
+    model = tiny_windowed.build(name)
+    images = tiny_windowed.images(name, batch=13)
+    together, alone = (split_logits(model, images, batch_size=size) for size in (8, 1))
+    assert together.shares
+    assert together.left_out == alone.left_out
+    for module, shares in together.shares.items():
+        for part, share in shares.items():
+            torch.testing.assert_close(share, alone.shares[module][part])
