@@ -12,27 +12,31 @@ from posenc.attention.call import AttentionCall
 from posenc.layout import TokenLayout
 from posenc.terms import Rotation
 
+Sides = tuple[Tensor, Tensor]
+
 UNSEEN = 50.0  # so far below its row's maximum a bias hides a pair: e^-50 is 2e-22
 
 
 def measure_pairs(
-    call: AttentionCall, layout: TokenLayout, logits: list[Tensor], unturned: list[Tensor] | None
+    call: AttentionCall, layout: TokenLayout, sides: Sides, unturned: Sides | None
 ) -> dict[str, Tensor]:
     """Sums over images of variances over queries and keys: name -> `[heads]`.
 
     Args:
         call: whose biases are read.
         layout: of its tokens.
-        logits: without biases, of each image: `[windows, heads, n, n]` of its patches.
+        sides: queries, scaled, and keys, centered, of its patches: `[B, windows, heads, n, D]`.
         unturned: the same without the rotations of posenc's encodings; None without any.
     """
-    native = _per_image(_native_bias(call), layout, len(logits))
-    ours = _per_image(dense_bias(call.terms, call.query), layout, len(logits))
+    count = len(sides[0])
+    native = _per_image(_native_bias(call), layout, count)
+    ours = _per_image(dense_bias(call.terms, call.query), layout, count)
     sums: dict[str, Tensor] = {}
-    for index, scores in enumerate(logits):
+    for index in range(count):  # one image at a time: these are matrices of all pairs
+        scores = _logits(sides, index)
         values = _of_image(scores, native[index], ours[index])
         if unturned is not None:
-            values["rotation"] = _variance(scores - unturned[index], None)
+            values["rotation"] = _variance(scores - _logits(unturned, index), None)
         for name, value in values.items():
             sums[name] = sums[name] + value if name in sums else value
     return sums
@@ -42,6 +46,11 @@ def without_rotations(call: AttentionCall) -> AttentionCall | None:
     """The call whose queries and keys no encoding turns; None where none does."""
     left = tuple(term for term in call.terms if not isinstance(term, Rotation))
     return replace(call, terms=left) if len(left) < len(call.terms) else None
+
+
+def _logits(sides: Sides, index: int) -> Tensor:
+    query, key = sides
+    return query[index] @ key[index].transpose(-2, -1)
 
 
 def _of_image(scores: Tensor, native: Tensor | None, ours: Tensor | None) -> dict[str, Tensor]:

@@ -120,8 +120,8 @@ class Watcher:
             sums.add(group, query, key)
             return
         plain = without_rotations(call)
-        unturned = None if plain is None else _logits(*_sides(plain, layout, count))
-        sums.measure(group, query, key, measure_pairs(call, layout, _logits(query, key), unturned))
+        unturned = None if plain is None else _sides(plain, layout, count)
+        sums.measure(group, query, key, measure_pairs(call, layout, (query, key), unturned))
 
     def variances(self) -> dict[str, Tensor]:
         """Sums over images: name -> `[heads]`, the heads of further calls behind each other."""
@@ -150,8 +150,3 @@ def _sides(call: AttentionCall, layout: TokenLayout, num_images: int) -> tuple[T
     sides = (query, lowered.key.to(call.dtype))
     query, key = (x[..., layout.prefix :, :].unflatten(0, (num_images, -1)) for x in sides)
     return query, centered(key)
-
-
-def _logits(query: Tensor, key: Tensor) -> list[Tensor]:
-    """`[windows, heads, n, n]` of each image."""
-    return [q @ k.transpose(-2, -1) for q, k in zip(query, key, strict=True)]
