@@ -54,8 +54,8 @@ def gradient_rollout(
     Returns:
         `[B, height, width]`, 0 to 1, in at least float32.
 
-    Reference: Abnar and Zuidema 2020, arXiv 2005.00928, section 3, with the weights of Chefer et
-    al. 2021, arXiv 2103.15679, equation 5.
+    Reference: Abnar and Zuidema 2020, arXiv 2005.00928, section 3, with weights after Chefer et
+    al. 2021, arXiv 2103.15679, who take the positive part before the mean over heads.
 
     >>> import torch
     >>> attention = torch.full((1, 1, 7, 7), 1 / 7)
