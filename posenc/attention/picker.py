@@ -135,9 +135,12 @@ def _is_mask(call: AttentionCall) -> bool:
 
 def _is_remembered(call: AttentionCall) -> bool:
     """Static biases in eval, as long as the memory for them lasts."""
-    memos = [term.memo for term in call.biases if term.memo is not None]
-    if len(memos) < len(call.biases):
+    biases = call.biases
+    memos = [term.memo for term in biases if term.memo is not None]
+    if len(memos) < len(biases):
         return False
+    if not any(memo.is_empty for memo in memos):  # the usual case, without the size
+        return True
     size = _mask_bytes(call)
     return all(memo.may_hold(size) for memo in memos)
 
