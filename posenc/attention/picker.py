@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from posenc.attention import trust
 from posenc.attention.backends import lowrank, sdpa, tiled, triton
 from posenc.attention.call import AttentionCall
@@ -15,7 +17,8 @@ from posenc.terms import DenseBias
 # Measured on CPUs. Below, a loop over tiles costs more than it saves: for biases that differ
 # between images, and for those that do not;
 TILED_TOKENS = (128, 160)
-# up to here, where tiles are not possible, plain mathematics trains as fast as a mask.
+# up to here, where tiles are not possible, plain mathematics trains as fast as a mask, and in
+# torch.compile faster than tiles what differs between images.
 EAGER_TOKENS = 600
 # A larger mask is mapped into memory anew at each call, which costs more than filling it.
 MASK_BYTES = 2**25
@@ -44,7 +47,7 @@ def pick(call: AttentionCall) -> Choice:
 
 def _with_values(call: AttentionCall) -> Choice:
     """Value tables need the attention matrix, or its sums per row and column."""
-    can_tile = tiled.rejects(call) is None
+    can_tile = _can_tile(call)
     if lowrank.rejects(call) is None and not (can_tile and call.trains_biases):
         return "lowrank", "fused attention that returns the attention summed per row and column"
     if can_tile:
@@ -55,7 +58,7 @@ def _with_values(call: AttentionCall) -> Choice:
 def _training(call: AttentionCall) -> Choice:
     if _prefers_columns(call):
         return "lowrank", "fused attention in O(N) memory"
-    if _is_long_enough(call) and tiled.rejects(call) is None:
+    if _is_long_enough(call) and _can_tile(call):
         return "tiled", "SDPA would leave its fused path for the gradient of a mask"
     if call.query.shape[2] <= EAGER_TOKENS:
         return "reference", f"as fast as SDPA with a learned mask up to {EAGER_TOKENS} tokens"
@@ -68,9 +71,21 @@ def _inference(call: AttentionCall) -> Choice:
     if _prefers_columns(call):
         return "lowrank", "fused attention in O(N) memory"
     # In this order: while something traces the call, the batch may be a symbol.
-    if tiled.rejects(call) is None and _prefers_tiles(call):
+    if _can_tile(call) and _prefers_tiles(call):
         return "tiled", "biases are looked up where the cache holds them"
     return "sdpa", WITH_MASK
+
+
+def _can_tile(call: AttentionCall) -> bool:
+    """Whether tiles are possible, and where code is compiled, not slower than what it fuses."""
+    if tiled.rejects(call) is not None:
+        return False
+    if not torch.compiler.is_compiling():
+        return True
+    is_long = call.query.shape[2] > EAGER_TOKENS
+    if call.value_terms:
+        return is_long or not torch.is_grad_enabled()
+    return call.trains_biases and (is_long or not _is_per_image(call))
 
 
 def _prefers_columns(call: AttentionCall) -> bool:
