@@ -59,7 +59,7 @@ def run_forward(
     for tiles in scores.groups():
         shared = scores.shared(tiles[0])
         for tile in tiles:
-            attention = scores.attention(tile, shared)
+            attention = scores.attention(tile, shared, keeps)
             if keeps:
                 kept.append(attention)
             result = _matmul(attention, tile.of(value))
@@ -99,6 +99,7 @@ class _Scores:
         biases, self.tables = plan.split(tensors)
         parts = [part for part, _ in plan.biases]
         self.biases: list[tuple[TileBias, Tensors]] = list(zip(parts, biases, strict=True))
+        self._scores, self._attention = _Memory(query), _Memory(query)
 
     def groups(self) -> Iterator[list[Tile]]:
         """Tiles with the same queries and heads, for all images."""
@@ -110,43 +111,57 @@ class _Scores:
         biases = [part.read(own, tile) for part, own in self.biases if is_static(own)]
         return functools.reduce(operator.add, biases) if biases else None
 
-    def attention(self, tile: Tile, shared: Tensor | None) -> Tensor:
-        """`[images, heads, queries, N]`; a fully masked row is zero."""
+    def attention(self, tile: Tile, shared: Tensor | None, keeps: bool = False) -> Tensor:
+        """`[images, heads, queries, N]`, until the next tile if not kept.
+
+        A fully masked row is zero.
+        """
         query, key = tile.queries_of(self.query), tile.of(self.key)
         shape = torch.Size((*query.shape[:3], key.shape[2]))
-        scores = self._bias(tile, shared, shape)
+        scores = self._scores.of(shape)
+        self._add_up(scores, tile, shared)
         scores.view(shape[0] * shape[1], *shape[2:]).baddbmm_(
             query.flatten(0, 1), key.flatten(0, 1).transpose(-2, -1), alpha=self.plan.scale
         )
         if self.plan.is_wide and not self.plan.may_mask_rows:
             # Else far keys get subnormal weights, with which processors compute slowly.
             torch.maximum(scores, scores.amax(-1, keepdim=True) - NEGLIGIBLE, out=scores)
-        attention = scores.softmax(-1)
+        attention = query.new_empty(shape) if keeps else self._attention.of(shape)
+        torch.softmax(scores, -1, out=attention)
         if self.plan.may_mask_rows:
             attention.masked_fill_(scores.amax(-1, keepdim=True) == float("-inf"), 0.0)
         return attention
 
-    def _bias(self, tile: Tile, shared: Tensor | None, shape: torch.Size) -> Tensor:
-        """The sum of all, contiguous in memory of its own: the scores are added in place."""
+    def _add_up(self, scores: Tensor, tile: Tile, shared: Tensor | None) -> None:
+        """The sum of all biases, in the memory of the scores, which are then added in place."""
         parts = list(self.per_image())
         if not parts:
-            return self._own(shared, shape, False)
+            scores.zero_() if shared is None else scores.copy_(shared)
+            return
         (first, tensors), *others = parts
-        total = self._own(first.read(tensors, tile), shape, first.is_fresh)
-        for part, tensors in others:
-            part.add_to(total, tensors, tile)
-        return total if shared is None else total.add_(shared)
-
-    def _own(self, bias: Tensor | None, shape: torch.Size, is_fresh: bool) -> Tensor:
-        if bias is None:
-            return self.query.new_zeros(shape)
-        if is_fresh and bias.shape == shape:
-            return bias.contiguous()
-        return bias.expand(shape).clone(memory_format=torch.contiguous_format)
+        first.write_to(scores, tensors, tile)
+        for part, own in others:
+            part.add_to(scores, own, tile)
+        if shared is not None:
+            scores.add_(shared)
 
     def per_image(self) -> Iterator[tuple[TileBias, Tensors]]:
         """The biases that differ between images."""
         return ((part, own) for part, own in self.biases if not is_static(own))
+
+
+class _Memory:
+    """Of one tile after the other: the pages of new memory cost more than what is done there."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._flat = like.new_empty(0)
+
+    def of(self, shape: torch.Size) -> Tensor:
+        """Contiguous, whatever is in it."""
+        size = shape.numel()
+        if self._flat.numel() < size:
+            self._flat = self._flat.new_empty(size)
+        return self._flat[:size].view(shape)
 
 
 class _Backward:

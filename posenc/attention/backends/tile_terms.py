@@ -95,11 +95,13 @@ class _GatherIndex:
 class TileBias(ABC):
     """How one bias is read from its tensors, and its gradient summed into theirs."""
 
-    is_fresh = True  # whether `read` returns memory of its own
-
     @abstractmethod
     def read(self, tensors: Tensors, tile: Tile) -> Tensor:
         """What is added to the scores: `[images or 1, heads or 1, queries or 1, N or 1]`."""
+
+    def write_to(self, scores: Tensor, tensors: Tensors, tile: Tile) -> None:
+        """Writes it over what is there."""
+        scores.copy_(self.read(tensors, tile))
 
     def add_to(self, scores: Tensor, tensors: Tensors, tile: Tile) -> None:
         """Adds it in place."""
@@ -120,6 +122,15 @@ class TileLookup(TileBias):
         """By gathering."""
         lookup = tile.of(tensors[0])
         return read_pairs(lookup.flatten(-2), self.gather_index.of(tile, lookup.device))
+
+    def write_to(self, scores: Tensor, tensors: Tensors, tile: Tile) -> None:
+        """By gathering straight into the scores, where no image or head shares the table."""
+        flat = tile.of(tensors[0]).flatten(-2)
+        if flat.shape[:2] != scores.shape[:2]:
+            super().write_to(scores, tensors, tile)
+            return
+        where = self.gather_index.of(tile, flat.device).reshape(-1)
+        torch.gather(flat, -1, where.expand(*flat.shape[:-1], -1), out=scores.flatten(-2))
 
     def collect(self, grads: Grads, tensors: Tensors, tile: Tile, scores: Tensor) -> None:
         """By sums per entry."""
@@ -148,9 +159,16 @@ class TileLines(TileBias):
         """By gathering for lines."""
         values = self._values(tensors, tile)
         out = values.new_empty(*values.shape[:-1], self.index.layout.num_tokens)
-        for target, source in self._parts(out, values):
-            target.copy_(source)
+        self._spread(out, values)
         return out
+
+    def write_to(self, scores: Tensor, tensors: Tensors, tile: Tile) -> None:
+        """Without a tensor of all pairs."""
+        self._spread(scores, self._values(tensors, tile))
+
+    def _spread(self, scores: Tensor, values: Tensor) -> None:
+        for target, source in self._parts(scores, values):
+            target.copy_(source)
 
     def add_to(self, scores: Tensor, tensors: Tensors, tile: Tile) -> None:
         """Without a tensor of all pairs."""
@@ -194,8 +212,6 @@ class TileLines(TileBias):
 
 class TileDense(TileBias):
     """`DenseBias`, or a float mask, of one tensor."""
-
-    is_fresh = False
 
     def read(self, tensors: Tensors, tile: Tile) -> Tensor:
         """A slice."""
