@@ -328,7 +328,7 @@ def test_rejects_with_the_reason():
         attend(q, q, q, backend="tiled")
     with pytest.raises(ValueError, match="could not drop the same"):
         attend(q, q, q, bias, dropout_p=0.1, backend="tiled")
-    with pytest.raises(ValueError, match="for eager mode and torch.compile"):
+    with pytest.raises(ValueError, match=r"for eager mode and torch\.compile"):
         torch.vmap(lambda x: attend(x, x, x, bias, backend="tiled"))(q[None])
     terms = build("irpe on=qkv", layout, torch.float32)(q, q, layout)
     assert explain(q, q, q, terms, dropout_p=0.1).choice == "reference"
