@@ -17,9 +17,10 @@ from posenc.terms import DenseBias
 # Measured on CPUs. Below, a loop over tiles costs more than it saves: for biases that differ
 # between images, and for those that do not;
 TILED_TOKENS = (128, 160)
-# up to here, where tiles are not possible, plain mathematics trains as fast as a mask, and in
-# torch.compile faster than tiles what differs between images.
+# up to here, where tiles are not possible, plain mathematics trains as fast as a mask.
 EAGER_TOKENS = 600
+# In torch.compile, up to which plain mathematics is fused to be as fast as tiles, or faster.
+FUSED_TOKENS = (600, 400)
 # A larger mask is mapped into memory anew at each call, which costs more than filling it.
 MASK_BYTES = 2**25
 # The thin encodings have 3 to 8 columns; a row and a column table of 14x14 patches have 30.
@@ -82,10 +83,11 @@ def _can_tile(call: AttentionCall) -> bool:
         return False
     if not torch.compiler.is_compiling():
         return True
-    is_long = call.query.shape[2] > EAGER_TOKENS
-    if call.value_terms:
-        return is_long or not torch.is_grad_enabled()
-    return call.trains_biases and (is_long or not _is_per_image(call))
+    if call.value_terms and not torch.is_grad_enabled():
+        return True
+    is_varied = bool(call.value_terms) or _is_per_image(call)
+    is_long = call.query.shape[2] > FUSED_TOKENS[0 if is_varied else 1]
+    return is_long and (bool(call.value_terms) or call.trains_biases)
 
 
 def _prefers_columns(call: AttentionCall) -> bool:

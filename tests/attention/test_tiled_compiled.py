@@ -225,19 +225,20 @@ def test_fakes_and_gradients_as_torch_wants_them():
 
 
 LONG = TokenLayout(35, 20, 1)
+MIDDLE = TokenLayout(30, 15, 1)
 SHORT = TokenLayout(20, 10, 1)
 
 
 @pytest.mark.parametrize(
     ("case", "layout", "trains", "expected"),
     [
-        ("swin", SHORT, True, True),
-        ("swin", TokenLayout(10, 10, 1), True, False),
-        ("swin", SHORT, False, False),
-        ("irpe on=k", SHORT, True, False),
+        ("swin", MIDDLE, True, True),
+        ("swin", SHORT, True, False),
+        ("swin", MIDDLE, False, False),
+        ("irpe on=k", MIDDLE, True, False),
         ("irpe on=k", LONG, True, True),
-        ("irpe on=k", SHORT, False, False),
-        ("irpe on=qkv", SHORT, True, False),
+        ("irpe on=k", LONG, False, False),
+        ("irpe on=qkv", MIDDLE, True, False),
         ("irpe on=qkv", SHORT, False, True),
     ],
     ids=str,
