@@ -31,6 +31,16 @@ def is_tracing() -> bool:
     return torch._C._get_tracing_state() is not None
 
 
+def constant_under_dynamo(function: F) -> F:
+    """As `torch.compiler.assume_constant_result`, without its import of all of Dynamo.
+
+    Dynamo calls the function while it traces, with constants, and does not look inside.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_under_dynamo
 def is_function_transformed() -> bool:
     """Whether a transform of `torch.func` is at work (vmap, grad, jvp)."""
     return torch._C._functorch.peek_interpreter_stack() is not None
@@ -97,15 +107,6 @@ def is_symbolic(size: Any) -> bool:
     from torch.fx.experimental.symbolic_shapes import has_static_value  # slow to import
 
     return isinstance(size, (int, torch.SymInt)) and not has_static_value(size)
-
-
-def constant_under_dynamo(function: F) -> F:
-    """As `torch.compiler.assume_constant_result`, without its import of all of Dynamo.
-
-    Dynamo calls the function while it traces, with constants, and does not look inside.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 @constant_under_dynamo

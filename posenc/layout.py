@@ -67,7 +67,7 @@ class TokenLayout:
     @property
     def num_tokens(self) -> int:
         """Number of all tokens, prefix included."""
-        return self.prefix + self.num_grid
+        return self.prefix + self.height * self.width
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}" + (f" + {self.prefix} prefix" if self.prefix else "")

@@ -118,6 +118,7 @@ class Memo:
 
     def __init__(self) -> None:
         self._values: dict[Hashable, torch.Tensor] = {}
+        self.fits: Hashable = None  # what the term's shapes were last found to fit
         self._held = [0]  # bytes; a list of its own, which the finalizer reads when self is gone
         weakref.finalize(self, Memo._release, self._held)
         with _lock:
@@ -127,9 +128,14 @@ class Memo:
         """The remembered tensor, or None."""
         return self._values.get(key)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is remembered."""
+        return not self._values
+
     def may_hold(self, size: int) -> bool:
         """Whether it holds something already, or has room for so many bytes."""
-        return bool(self._values) or Memo.held_bytes + size <= Memo.LIMIT_BYTES
+        return not self.is_empty or Memo.held_bytes + size <= Memo.LIMIT_BYTES
 
     def keep(self, key: Hashable, value: torch.Tensor) -> None:
         """Remembers `value` if the budget allows."""

@@ -120,6 +120,14 @@ class OffsetTable(NamedTuple):
         """Of all pairs of these places, `[queries, keys]`."""
         return read_pairs(self.buckets, query[:, None] - key)
 
+    def gather_index(self, read_by: str, num_buckets: int, block: slice = ALL) -> Tensor:
+        """As `PairIndex.gather_index`."""
+        where = self.read(self.query[block], self.key)
+        if read_by == "one":
+            return where
+        starts = torch.arange(len(self.key), device=where.device) * num_buckets
+        return where + (starts[block, None] if read_by == "query" else starts)
+
 
 class Lines(NamedTuple):
     """Tokens that an axis does not tell apart, the prefix tokens first."""
@@ -151,12 +159,7 @@ def _remembered_index(index: PairIndex, read_by: str, device: torch.device) -> T
 
 
 def _gather_index(index: PairIndex, read_by: str, device: torch.device, block: slice) -> Tensor:
-    table, tokens = index.offset_table(device), index.layout.num_tokens
-    where = table.read(table.query[block], table.key)
-    starts = torch.arange(tokens, device=device) * index.num_buckets
-    if read_by == "one":
-        return where
-    return where + (starts[block, None] if read_by == "query" else starts)
+    return index.offset_table(device).gather_index(read_by, index.num_buckets, block)
 
 
 @memoised

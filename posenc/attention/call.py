@@ -254,9 +254,19 @@ def _check_terms(call: AttentionCall) -> None:
     batch, heads, tokens, head_dim = call.query.shape
     shape = CallShape(batch, heads, tokens, head_dim, call.value.shape[-1])
     for term in call.terms:
-        for name, tensor in term.tensors().items():
-            _check_device(f"{type(term).__name__}.{name}", tensor, call)
-        term.check(shape)
+        _check_term(term, shape, call)
+
+
+def _check_term(term: Term, shape: CallShape, call: AttentionCall) -> None:
+    # Only a term that cannot change has a memo: what it fitted once it fits always.
+    memo = getattr(term, "memo", None)
+    if memo is not None and memo.fits == (shape, call.query.device):
+        return
+    for name, tensor in term.tensors().items():
+        _check_device(f"{type(term).__name__}.{name}", tensor, call)
+    term.check(shape)
+    if memo is not None:
+        memo.fits = (shape, call.query.device)
 
 
 def as_terms(terms: Sequence[Term] | Term) -> tuple[Term, ...]:

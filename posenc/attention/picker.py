@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from posenc.attention import trust
 from posenc.attention.backends import lowrank, sdpa, tiled, triton
 from posenc.attention.call import AttentionCall
@@ -17,6 +19,8 @@ from posenc.terms import DenseBias, LowRankBias
 TILED_TOKENS = (128, 160)
 # up to here, where tiles are not possible, plain mathematics trains as fast as a mask.
 EAGER_TOKENS = 600
+# In torch.compile, up to which plain mathematics is fused to be as fast as tiles, or faster.
+FUSED_TOKENS = (600, 400)
 # A larger mask is mapped into memory anew at each call, which costs more than filling it.
 MASK_BYTES = 2**25
 # The thin encodings have 3 to 8 columns; a row and a column table of 14x14 patches have 30.
@@ -44,7 +48,7 @@ def pick(call: AttentionCall) -> Choice:
 
 def _with_values(call: AttentionCall) -> Choice:
     """Value tables need the attention matrix, or its sums per row and column."""
-    can_tile = tiled.rejects(call) is None
+    can_tile = _can_tile(call)
     if lowrank.rejects(call) is None and not (can_tile and call.trains_biases):
         return "lowrank", "fused attention that returns the attention summed per row and column"
     if can_tile:
@@ -55,7 +59,7 @@ def _with_values(call: AttentionCall) -> Choice:
 def _training(call: AttentionCall) -> Choice:
     if _prefers_columns(call):
         return "lowrank", "fused attention in O(N) memory"
-    if _is_long_enough(call) and tiled.rejects(call) is None:
+    if _is_long_enough(call) and _can_tile(call):
         return "tiled", "SDPA would leave its fused path for the gradient of a mask"
     if call.query.shape[2] <= EAGER_TOKENS:
         return "reference", f"as fast as SDPA with a learned mask up to {EAGER_TOKENS} tokens"
@@ -68,9 +72,22 @@ def _inference(call: AttentionCall) -> Choice:
     if _prefers_columns(call) or _has_thin_factors(call):
         return "lowrank", "fused attention in O(N) memory"
     # In this order: while something traces the call, the batch may be a symbol.
-    if tiled.rejects(call) is None and _prefers_tiles(call):
+    if _can_tile(call) and _prefers_tiles(call):
         return "tiled", "biases are looked up where the cache holds them"
     return "sdpa", WITH_MASK
+
+
+def _can_tile(call: AttentionCall) -> bool:
+    """Whether tiles are possible, and where code is compiled, not slower than what it fuses."""
+    if tiled.rejects(call) is not None:
+        return False
+    if not torch.compiler.is_compiling():
+        return True
+    if call.value_terms and not torch.is_grad_enabled():
+        return True
+    is_varied = bool(call.value_terms) or _is_per_image(call)
+    is_long = call.query.shape[2] > FUSED_TOKENS[0 if is_varied else 1]
+    return is_long and (bool(call.value_terms) or call.trains_biases)
 
 
 def _prefers_columns(call: AttentionCall) -> bool:
@@ -146,9 +163,12 @@ def _is_mask(call: AttentionCall) -> bool:
 
 def _is_remembered(call: AttentionCall) -> bool:
     """Static biases in eval, as long as the memory for them lasts."""
-    memos = [term.memo for term in call.biases if term.memo is not None]
-    if len(memos) < len(call.biases):
+    biases = call.biases
+    memos = [term.memo for term in biases if term.memo is not None]
+    if len(memos) < len(biases):
         return False
+    if not any(memo.is_empty for memo in memos):  # the usual case, without the size
+        return True
     size = _mask_bytes(call)
     return all(memo.may_hold(size) for memo in memos)
 

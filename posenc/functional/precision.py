@@ -18,9 +18,10 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype of autocast on this device, or None where it is off or does not exist."""
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+    kind = device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return None
-    return torch.get_autocast_dtype(device.type)
+    return torch.get_autocast_dtype(kind)
 
 
 def at_least_float32(*dtypes: torch.dtype) -> torch.dtype:

@@ -52,9 +52,10 @@ def _is_positional(call: AttentionCall) -> bool:
     """Whether the attention follows from one static bias alone, and may be remembered."""
     biases = call.biases
     # The memo first: a compiled call has none, and its symbolic scale must not be compared.
-    if len(biases) != 1 or biases[0].memo is None or _images_and_heads(biases[0])[0] != 1:
+    if len(biases) != 1 or biases[0].memo is None or call.given_scale != 0:
         return False
-    return call.given_scale == 0 and call.dropout_p == 0 and not call.may_mask_rows
+    is_static = _images_and_heads(biases[0])[0] == 1
+    return is_static and call.dropout_p == 0 and not call.may_mask_rows
 
 
 def _weights(call: AttentionCall) -> Tensor:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
-from posenc.pairs import PairIndex, add_pairs, read_pairs, sum_buckets
+from posenc.layout import TokenLayout
+from posenc.pairs import add_pairs, read_pairs, sum_buckets
 from posenc.terms import DenseBias, LookupBias
 
 Tensors = tuple[Tensor, ...]
@@ -30,6 +31,11 @@ class Tile:
     heads: slice
     queries: slice
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its scores, without the keys."""
+        return tuple(part.stop - part.start for part in (self.images, self.heads, self.queries))
+
     def of(self, tensor: Tensor) -> Tensor:
         """The images and heads of the tile, a view."""
         return tensor[
@@ -42,10 +48,39 @@ class Tile:
         return self.of(tensor)[:, :, self.queries if tensor.shape[2] > 1 else slice(None)]
 
 
+class Pairs(Protocol):
+    """What is asked of a `PairIndex`; the operator of compiled code has another answer."""
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The tokens."""
+        ...
+
+    @property
+    def num_buckets(self) -> int:
+        """Number of buckets."""
+        ...
+
+    @property
+    def axis(self) -> str | None:
+        """The axis that the bucket of a pair depends on, None for both."""
+        ...
+
+    def gather_index(
+        self, read_by: str, device: torch.device, block: slice | None = None
+    ) -> Tensor:
+        """Where the pairs of some queries read."""
+        ...
+
+    def line_index(self, read_by: str, device: torch.device) -> Tensor:
+        """Where each token reads for each line."""
+        ...
+
+
 class _GatherIndex:
     """Where the queries of a tile read; kept until others come, since many tiles share them."""
 
-    def __init__(self, index: PairIndex, read_by: str) -> None:
+    def __init__(self, index: Pairs, read_by: str) -> None:
         self.index, self.read_by = index, read_by
         self._block: tuple[slice, Tensor] | None = None
 
@@ -60,11 +95,13 @@ class _GatherIndex:
 class TileBias(ABC):
     """How one bias is read from its tensors, and its gradient summed into theirs."""
 
-    is_fresh = True  # whether `read` returns memory of its own
-
     @abstractmethod
     def read(self, tensors: Tensors, tile: Tile) -> Tensor:
         """What is added to the scores: `[images or 1, heads or 1, queries or 1, N or 1]`."""
+
+    def write_to(self, scores: Tensor, tensors: Tensors, tile: Tile) -> None:
+        """Writes it over what is there."""
+        scores.copy_(self.read(tensors, tile))
 
     def add_to(self, scores: Tensor, tensors: Tensors, tile: Tile) -> None:
         """Adds it in place."""
@@ -78,13 +115,22 @@ class TileBias(ABC):
 class TileLookup(TileBias):
     """`LookupBias`, of one contiguous tensor: gathered from the flattened table."""
 
-    def __init__(self, term: LookupBias) -> None:
-        self.gather_index = _GatherIndex(term.index, term.read_by)
+    def __init__(self, index: Pairs, read_by: str) -> None:
+        self.gather_index = _GatherIndex(index, read_by)
 
     def read(self, tensors: Tensors, tile: Tile) -> Tensor:
         """By gathering."""
         lookup = tile.of(tensors[0])
         return read_pairs(lookup.flatten(-2), self.gather_index.of(tile, lookup.device))
+
+    def write_to(self, scores: Tensor, tensors: Tensors, tile: Tile) -> None:
+        """By gathering straight into the scores, where no image or head shares the table."""
+        flat = tile.of(tensors[0]).flatten(-2)
+        if flat.shape[:2] != scores.shape[:2]:
+            super().write_to(scores, tensors, tile)
+            return
+        where = self.gather_index.of(tile, flat.device).reshape(-1)
+        torch.gather(flat, -1, where.expand(*flat.shape[:-1], -1), out=scores.flatten(-2))
 
     def collect(self, grads: Grads, tensors: Tensors, tile: Tile, scores: Tensor) -> None:
         """By sums per entry."""
@@ -105,7 +151,7 @@ class TileLines(TileBias):
     each pair, and its gradient is a sum.
     """
 
-    def __init__(self, index: PairIndex) -> None:
+    def __init__(self, index: Pairs) -> None:
         self.index = index
         self.spread = -1 if index.axis == "rows" else -2  # of the keys as `[height, width]`
 
@@ -113,9 +159,16 @@ class TileLines(TileBias):
         """By gathering for lines."""
         values = self._values(tensors, tile)
         out = values.new_empty(*values.shape[:-1], self.index.layout.num_tokens)
-        for target, source in self._parts(out, values):
-            target.copy_(source)
+        self._spread(out, values)
         return out
+
+    def write_to(self, scores: Tensor, tensors: Tensors, tile: Tile) -> None:
+        """Without a tensor of all pairs."""
+        self._spread(scores, self._values(tensors, tile))
+
+    def _spread(self, scores: Tensor, values: Tensor) -> None:
+        for target, source in self._parts(scores, values):
+            target.copy_(source)
 
     def add_to(self, scores: Tensor, tensors: Tensors, tile: Tile) -> None:
         """Without a tensor of all pairs."""
@@ -159,8 +212,6 @@ class TileLines(TileBias):
 
 class TileDense(TileBias):
     """`DenseBias`, or a float mask, of one tensor."""
-
-    is_fresh = False
 
     def read(self, tensors: Tensors, tile: Tile) -> Tensor:
         """A slice."""
@@ -208,7 +259,7 @@ class TileKeep(TileBias):
 class TileValues:
     """`ValueLookup`, of its table: the attention summed per bucket, times the table."""
 
-    def __init__(self, index: PairIndex) -> None:
+    def __init__(self, index: Pairs) -> None:
         self.index = index
         self.buckets = _GatherIndex(index, "one")
 
@@ -258,7 +309,7 @@ def tile_biases(call: AttentionCall) -> list[tuple[TileBias, Tensors]]:
 def _tile_bias(term: Any, dtype: torch.dtype) -> tuple[TileBias, Tensors]:
     if isinstance(term, LookupBias):
         is_line = term.index.axis is not None and term.read_by == "query"
-        part = TileLines(term.index) if is_line else TileLookup(term)
+        part = TileLines(term.index) if is_line else TileLookup(term.index, term.read_by)
         return part, (term.lookup.to(dtype).contiguous(),)
     if isinstance(term, DenseBias):
         return TileDense(), (term.bias.to(dtype),)

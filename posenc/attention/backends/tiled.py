@@ -7,20 +7,18 @@ backward, as flash attention recomputes its scores: no `N x N` tensor per image 
 
 from __future__ import annotations
 
-import functools
 import itertools
-import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from posenc.attention.backends.tile_terms import Tensors, Tile, TileBias, TileValues, tile_biases
+from posenc._torch import constant_under_dynamo, is_exporting, is_function_transformed
+from posenc.attention.backends import tiled_op
+from posenc.attention.backends.tile_loop import Plan, run_backward, run_forward
+from posenc.attention.backends.tile_terms import TileValues, tile_biases
 from posenc.attention.call import AttentionCall
-from posenc.functional.precision import without_autocast
 from posenc.memo import is_transformed
 
 CPU_SCORES = 2**19  # of one tile and thread: 2 MiB in float32, measured best of 2**17 to 2**20
@@ -29,7 +27,6 @@ DEVICE_SCORES = 2**26
 # was measured to save a sixth of the time. A ViT block keeps 16 numbers per token and column for
 # backward anyway: the weights add a fifth to that at 197 tokens, and at most two thirds.
 KEPT_TOKENS = 10
-NEGLIGIBLE = 80.0  # logits below the largest: a weight of 2e-35
 
 
 def rejects(call: AttentionCall) -> str | None:
@@ -38,82 +35,63 @@ def rejects(call: AttentionCall) -> str | None:
         return "there is no term to read per tile"
     if call.dropout_p > 0:
         return "backward computes the attention again, but could not drop the same weights"
+    if torch.compiler.is_compiling():
+        return _rejects_graph()
     if is_transformed(call.query, call.key, call.value):
         return (
-            "a loop over tiles is for plain eager mode, not for torch.compile, export, function "
+            "a loop over tiles is for eager mode and torch.compile, not for export, function "
             "transforms, dispatch modes or tensor subclasses"
         )
     return None
 
 
+def _rejects_graph() -> str | None:
+    """In `torch.compile` an operator of ours does the work, where no transform is inside it."""
+    if is_exporting():
+        return "an exported program would need posenc's own operator wherever it is loaded"
+    if is_function_transformed():
+        return "a function transform cannot see through posenc's own operator"
+    return None
+
+
 def compute(call: AttentionCall) -> Tensor:
     """`[B, heads, N, Dv]`."""
-    query, key, value = (x.to(call.dtype) for x in (call.query, call.key, call.value))
-    biases = tile_biases(call)
-    batch, heads, tokens, _ = query.shape
-    plan = _Plan(
-        call.scale,
-        call.may_mask_rows,
-        call.is_wide,
-        tile_sizes(batch, heads, tokens, _num_scores(query.device)),
-        [(part, len(tensors)) for part, tensors in biases],
-        [TileValues(term.index) for term in call.value_terms],
-    )
-    tensors = [tensor for _, own in biases for tensor in own]
+    parts = tile_biases(call)
+    tensors = [tensor for _, own in parts for tensor in own]
     tensors += [term.table.to(call.dtype) for term in call.value_terms]
-    out: Tensor = _TiledAttention.apply(plan, query, key, value, *tensors)
+    biases = [(part, len(own)) for part, own in parts]
+    values = [TileValues(term.index) for term in call.value_terms]
+    query, key, value = (x.to(call.dtype) for x in (call.query, call.key, call.value))
+    plan = Plan(
+        call.scale, call.may_mask_rows, call.is_wide, _tile_scores(query.device), biases, values
+    )
+    out = _apply(plan, query, key, value, tensors)
     # Tokens came before heads, as after SDPA: the model's transpose and reshape is then free.
     return out.transpose(1, 2).to(call.query.dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """All that is not a tensor."""
-
-    scale: float
-    may_mask_rows: bool
-    is_wide: bool
-    sizes: tuple[int, int, int]  # of a tile: images, heads, queries
-    biases: Sequence[tuple[TileBias, int]]  # and how many tensors each has
-    values: Sequence[TileValues]
-
-    def split(self, tensors: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """Tuples of those of each bias, and those of the values, one each."""
-        rest = iter(tensors)
-        biases = [tuple(itertools.islice(rest, count)) for _, count in self.biases]
-        return biases, list(rest)
+def _apply(plan: Plan, query: Tensor, key: Tensor, value: Tensor, tensors: list[Tensor]) -> Tensor:
+    keeps = keeps_attention(*query.shape[2:])
+    if torch.compiler.is_compiling():
+        return tiled_op.compute(plan, query, key, value, tensors, keeps)
+    out: Tensor = _TiledAttention.apply(plan, keeps, query, key, value, *tensors)
+    return out
 
 
 class _TiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, plan: _Plan, query: Tensor, key: Tensor, value: Tensor, *tensors: Tensor
+        ctx: Any,
+        plan: Plan,
+        keeps: bool,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *tensors: Tensor,
     ) -> Tensor:
-        batch, heads, tokens, _ = query.shape
-        out = value.new_empty(batch, tokens, heads, value.shape[-1])
-        scores = _Scores(plan, query, key, tensors)
         trains = any(ctx.needs_input_grad)
-        kept: list[Tensor] = []  # the attention of each tile, or nothing
-        keeps = trains and keeps_attention(tokens, query.shape[-1])
-        all_sums = [
-            query.new_empty(batch, heads, tokens, part.index.num_buckets)
-            if trains and part.keeps_sums
-            else None
-            for part in plan.values
-        ]
-        for tiles in scores.groups():
-            shared = scores.shared(tiles[0])
-            for tile in tiles:
-                attention = scores.attention(tile, shared)
-                if keeps:
-                    kept.append(attention)
-                result = _matmul(attention, tile.of(value))
-                for part, table, sums in zip(plan.values, scores.tables, all_sums, strict=True):
-                    now = part.sums(attention, tile)
-                    result += part.read(table, now, tile)
-                    if sums is not None:
-                        tile.queries_of(sums).copy_(now)
-                tile.queries_of(out.transpose(1, 2)).copy_(result)
+        inputs = (query, key, value, tensors)
+        out, all_sums, kept = run_forward(plan, *inputs, trains, trains and keeps)
         ctx.plan, ctx.num_tensors = plan, len(tensors)
         ctx.save_for_backward(query, key, value, out, *tensors, *all_sums, *kept)
         return out
@@ -124,157 +102,9 @@ class _TiledAttention(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)  # which may be asked for once
         counts = 4, ctx.num_tensors, len(ctx.plan.values)
         inputs, tensors, sums = (tuple(itertools.islice(saved, count)) for count in counts)
-        backward = _Backward(ctx.plan, inputs, tensors, sums, tuple(saved), ctx.needs_input_grad)
-        with without_autocast(out_grad.device):
-            backward.run(out_grad.transpose(1, 2))
-        return None, *backward.grads
-
-
-class _Scores:
-    """The attention of every tile, computed from the biases' tensors when it is needed."""
-
-    def __init__(self, plan: _Plan, query: Tensor, key: Tensor, tensors: Sequence[Tensor]) -> None:
-        self.plan, self.query, self.key = plan, query, key
-        biases, self.tables = plan.split(tensors)
-        parts = [part for part, _ in plan.biases]
-        self.biases: list[tuple[TileBias, Tensors]] = list(zip(parts, biases, strict=True))
-
-    def groups(self) -> Iterator[list[Tile]]:
-        """Tiles with the same queries and heads, for all images."""
-        batch, heads, tokens, _ = self.query.shape
-        images, some_heads, queries = map(_cut, (batch, heads, tokens), self.plan.sizes)
-        # Images are innermost: they share the static biases, which are then read once for all.
-        for some, head in itertools.product(queries, some_heads):
-            yield [Tile(image, head, some) for image in images]
-
-    def shared(self, tile: Tile) -> Tensor | None:
-        """The sum of the biases that are the same for all images, read once for all of them."""
-        biases = [part.read(own, tile) for part, own in self.biases if is_static(own)]
-        return functools.reduce(operator.add, biases) if biases else None
-
-    def attention(self, tile: Tile, shared: Tensor | None) -> Tensor:
-        """`[images, heads, queries, N]`; a fully masked row is zero."""
-        query, key = tile.queries_of(self.query), tile.of(self.key)
-        shape = torch.Size((*query.shape[:3], key.shape[2]))
-        scores = self._bias(tile, shared, shape)
-        scores.view(shape[0] * shape[1], *shape[2:]).baddbmm_(
-            query.flatten(0, 1), key.flatten(0, 1).transpose(-2, -1), alpha=self.plan.scale
-        )
-        if self.plan.is_wide and not self.plan.may_mask_rows:
-            # Else far keys get subnormal weights, with which processors compute slowly.
-            torch.maximum(scores, scores.amax(-1, keepdim=True) - NEGLIGIBLE, out=scores)
-        attention = scores.softmax(-1)
-        if self.plan.may_mask_rows:
-            attention.masked_fill_(scores.amax(-1, keepdim=True) == float("-inf"), 0.0)
-        return attention
-
-    def _bias(self, tile: Tile, shared: Tensor | None, shape: torch.Size) -> Tensor:
-        """The sum of all, contiguous in memory of its own: the scores are added in place."""
-        parts = list(self.per_image())
-        if not parts:
-            return self._own(shared, shape, False)
-        (first, tensors), *others = parts
-        total = self._own(first.read(tensors, tile), shape, first.is_fresh)
-        for part, tensors in others:
-            part.add_to(total, tensors, tile)
-        return total if shared is None else total.add_(shared)
-
-    def _own(self, bias: Tensor | None, shape: torch.Size, is_fresh: bool) -> Tensor:
-        if bias is None:
-            return self.query.new_zeros(shape)
-        if is_fresh and bias.shape == shape:
-            return bias.contiguous()
-        return bias.expand(shape).clone(memory_format=torch.contiguous_format)
-
-    def per_image(self) -> Iterator[tuple[TileBias, Tensors]]:
-        """The biases that differ between images."""
-        return ((part, own) for part, own in self.biases if not is_static(own))
-
-
-class _Backward:
-    """The gradients, summed tile by tile."""
-
-    def __init__(
-        self,
-        plan: _Plan,
-        inputs: Tensors,
-        tensors: Tensors,
-        all_sums: Sequence[Tensor | None],
-        kept: Tensors,
-        needed: Sequence[bool],
-    ) -> None:
-        query, key, self.value, out = inputs
-        self.plan, self.out, self.all_sums = plan, out.transpose(1, 2), all_sums
-        self.kept = iter(kept) if kept else None
-        self.scores = _Scores(plan, query, key, tensors)
-        leaves = (query, key, self.value, *tensors)
-        self.grads = [
-            torch.zeros(leaf.shape, dtype=leaf.dtype, device=leaf.device) if need else None
-            for leaf, need in zip(leaves, needed[1:], strict=True)
-        ]
-        self.bias_grads, self.table_grads = plan.split(self.grads[3:])
-
-    def run(self, out_grad: Tensor) -> None:
-        """All tiles."""
-        for tiles in self.scores.groups():
-            shared = None if self.kept else self.scores.shared(tiles[0])
-            total = None
-            for tile in tiles:
-                attention = next(self.kept) if self.kept else self.scores.attention(tile, shared)
-                grad = self._through_attention(tile, attention, out_grad)
-                self._to_biases(tile, grad, static=False)
-                if self._has_static:
-                    grad = grad.sum(0, keepdim=True) if len(grad) > 1 else grad
-                    total = grad if total is None else total.add_(grad)
-            if total is not None:  # one scatter into the table for all images
-                self._to_biases(tiles[0], total, static=True)
-
-    @property
-    def _has_static(self) -> bool:
-        return any(
-            is_static(own) and any(grad is not None for grad in grads)
-            for (_, own), grads in zip(self.scores.biases, self.bias_grads, strict=True)
-        )
-
-    def _through_attention(self, tile: Tile, attention: Tensor, all_out_grad: Tensor) -> Tensor:
-        """Gradients of query, key, value and value tables; returns that of the scores."""
-        query_grad, key_grad, value_grad = self.grads[:3]
-        scale, out_grad = self.plan.scale, tile.queries_of(all_out_grad)
-        if value_grad is not None:
-            tile.of(value_grad).add_(_matmul(attention.transpose(-2, -1), out_grad))
-        grad = _matmul(out_grad, tile.of(self.value).transpose(-2, -1))
-        self._through_tables(tile, attention, grad, out_grad)
-        # Through softmax: sum_j attention_ij grad_ij = out_i . out_grad_i.
-        grad.sub_((out_grad * tile.queries_of(self.out)).sum(-1, keepdim=True)).mul_(attention)
-        if query_grad is not None:
-            of_query = _matmul(grad, tile.of(self.scores.key)).mul_(scale)
-            tile.queries_of(query_grad).copy_(of_query)
-        if key_grad is not None:
-            of_key = _matmul(grad.transpose(-2, -1), tile.queries_of(self.scores.query))
-            tile.of(key_grad).add_(of_key, alpha=scale)
-        return grad
-
-    def _through_tables(
-        self, tile: Tile, attention: Tensor, grad: Tensor, out_grad: Tensor
-    ) -> None:
-        """Adds to the gradient of the attention, and to those of the value tables."""
-        for part, table, table_grad, kept in zip(
-            self.plan.values, self.scores.tables, self.table_grads, self.all_sums, strict=True
-        ):
-            part.add_to_gradient(grad, table, out_grad, tile)
-            if table_grad is not None:
-                sums = part.sums(attention, tile) if kept is None else tile.queries_of(kept)
-                part.collect(table_grad, sums, out_grad, tile)
-
-    def _to_biases(self, tile: Tile, grad: Tensor, static: bool) -> None:
-        for (part, own), grads in zip(self.scores.biases, self.bias_grads, strict=True):
-            if is_static(own) == static:
-                part.collect(grads, own, tile, grad)
-
-
-def is_static(tensors: Tensors) -> bool:
-    """Whether all images share them."""
-    return all(tensor.shape[0] == 1 for tensor in tensors)
+        needs = ctx.needs_input_grad[2:]
+        grads = run_backward(ctx.plan, inputs, tensors, sums, tuple(saved), needs, out_grad)
+        return None, None, *grads
 
 
 def keeps_attention(tokens: int, head_dim: int) -> bool:
@@ -282,30 +112,8 @@ def keeps_attention(tokens: int, head_dim: int) -> bool:
     return tokens <= KEPT_TOKENS * head_dim
 
 
-def tile_sizes(batch: int, heads: int, tokens: int, scores: int) -> tuple[int, int, int]:
-    """Images, heads and queries of a tile with about this many scores."""
-    queries = max(1, scores // tokens)
-    if queries < tokens:
-        return 1, 1, queries
-    pairs = max(1, scores // tokens**2)
-    # Along images or heads, not both: such a slice of a packed projection needs no copy.
-    return (min(batch, pairs), 1, tokens) if batch > heads else (1, min(heads, pairs), tokens)
-
-
-def _num_scores(device: torch.device) -> int:
+@constant_under_dynamo
+def _tile_scores(device: torch.device) -> int:
     if device.type != "cpu":
         return DEVICE_SCORES
     return int(CPU_SCORES * torch.get_num_threads())
-
-
-def _cut(total: int, size: int) -> list[slice]:
-    """Slices of about equal length; one that is empty when there is nothing."""
-    count = max(1, -(-total // max(1, size)))
-    edges = [total * i // count for i in range(count + 1)]
-    return [slice(*edge) for edge in itertools.pairwise(edges)]
-
-
-def _matmul(left: Tensor, right: Tensor) -> Tensor:
-    """Of slices along images or heads: flattening them is free."""
-    result = torch.bmm(left.flatten(0, 1), right.flatten(0, 1))
-    return result.unflatten(0, left.shape[:2])
