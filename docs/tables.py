@@ -26,7 +26,7 @@ from golden_loads import loaded  # noqa: E402
 from table import markdown  # noqa: E402
 
 import posenc  # noqa: E402
-from posenc.cli import Description, describe  # noqa: E402
+from posenc.cli.listing import Description, describe  # noqa: E402
 from posenc.encodings.base import PLACEMENTS, Encoding  # noqa: E402
 from posenc.terms import Term  # noqa: E402
 

@@ -124,7 +124,10 @@ def test_what_goes_wrong_is_said(capsys, arguments, code, message):
 def test_wrong_arguments(capsys, arguments):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
-    assert "usage: posenc" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith("posenc")
+    assert err.endswith("--help` tells more)\n")
+    assert err.count("\n") == 1
 
 
 def test_as_a_module():

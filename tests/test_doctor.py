@@ -23,7 +23,9 @@ def test_a_machine_without_a_gpu(capsys):
 
 
 def test_something_broken_is_an_exit_code(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "examine", lambda: iter([doctor.Finding("broken", "all of it")]))
+    monkeypatch.setattr(
+        cli.checkup, "examine", lambda: iter([doctor.Finding("broken", "all of it")])
+    )
     assert cli.main(["doctor"]) == 1
     assert capsys.readouterr().out == "broken  all of it\n"
 
