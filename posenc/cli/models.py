@@ -48,8 +48,8 @@ def create(name: str, img_size: list[int] | None, *, pretrained: bool = False) -
     if not timm.is_model(name):
         near = (timm.list_models(f"{name}*") or timm.list_models(f"*{name}*"))[:3]
         raise UsageError(
-            f"{name!r} is no encoding and no timm model.{did_you_mean(near)} "
-            "`posenc list` has the encodings, timm.list_models() the models"
+            f"{name!r} is no timm model.{did_you_mean(near)} timm.list_models() has them, "
+            "`posenc list` the encodings"
         )
     if img_size is not None and min(img_size) < 1:
         raise UsageError(f"--img-size must be positive, got {img_size[0]} {img_size[1]}")
