@@ -62,7 +62,7 @@ def test_the_classifier_does_not_matter(classes):
 
 
 def test_the_table_of_another_size_is_resampled():
-    model = vit(img_size=(96, 64))
+    model = vit(img_size=(96, 96))
     torch.save(model.state_dict(), FILE)
     loaded = load(vit())
     assert loaded.pos_embed.shape == (1, 25, 192)
@@ -93,6 +93,7 @@ def test_a_plain_one_fits_a_patched_model():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"img_size": (96, 80)}, r"pos_embed is \[1, 31, 192\] in the file"),
         ({"depth": 1}, r"blocks\.1\.norm1\.weight is missing in the file"),
         ({"depth": 3}, r"blocks\.2\.norm1\.weight is missing in the model"),
         ({"embed_dim": 96}, r"cls_token is \[1, 1, 96\] in the file and \[1, 1, 192\] in the"),

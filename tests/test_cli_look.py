@@ -57,13 +57,16 @@ def test_the_picture_is_in_the_folder(capsys, tmp_path):
 
 
 def test_what_the_model_saw_is_what_is_drawn():
-    figure = drawn(*SMALL, "--query", 1, 4, "--layer", "blocks.3.attn")
+    name = "deit_tiny_patch16_224"  # with another mean than standard deviation
+    size = ["--img-size", 64, 96]
+    figure = drawn("--model", name, *size, "--query", 1, 4, "--layer", "blocks.3.attn")
     first, rolled, *rest = panels(figure)
     torch.manual_seed(0)
-    model = timm.create_model(MODEL, img_size=(64, 96)).eval()
+    model = timm.create_model(name, img_size=(64, 96)).eval()
     config = timm.data.resolve_model_data_config(model) | {"input_size": (3, 64, 96)}
     image = timm.data.create_transform(**config)(Image.open(PHOTO).convert("RGB"))
-    np.testing.assert_allclose(numbers(first), image.permute(1, 2, 0) / 2 + 0.5, atol=1e-6)
+    seen = image.permute(1, 2, 0) * torch.tensor(config["std"]) + torch.tensor(config["mean"])
+    np.testing.assert_allclose(numbers(first), seen, atol=1e-6)
     with torch.no_grad(), capture_attention(model) as captured:
         model(image[None])
     row = captured.attention["blocks.3.attn"][0, :, 1 + 1 * 6 + 4, 1:].view(3, 4, 6)
@@ -133,6 +136,21 @@ def test_encodings_of_a_file(tmp_path):
     bias = posenc.analysis.position_biases(model)["blocks.11.attn"]
     expected = posenc.analysis.bias_map(bias, posenc.TokenLayout(4, 6, 1), (0, 5))
     np.testing.assert_allclose(numbers(panels(figure)[-3]), expected[0], atol=1e-5)
+
+
+def test_encodings_of_a_file_go_before_those_of_a_checkpoint():
+    model = posenc.patch_model(timm.create_model(MODEL, img_size=(64, 96)), "swin")
+    posenc.save_encodings(model, "zeros.safetensors")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.05)
+    torch.save(model.state_dict(), "model.pth")
+    figure = drawn(*SMALL, "--encodings", "zeros.safetensors", "--checkpoint", "model.pth")
+    assert figure.get_suptitle().endswith("weights of model.pth, encodings of zeros.safetensors")
+    assert not numbers(panels(figure)[-1]).any()
+    figure = drawn(*SMALL, "--encoding", "swin", "--checkpoint", "model.pth")
+    assert figure.get_suptitle().endswith("weights of model.pth, encoding swin")
+    assert numbers(panels(figure)[-1]).any()
 
 
 def test_a_photo_is_turned_as_its_camera_was_held():

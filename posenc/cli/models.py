@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import warnings
 from pathlib import Path
@@ -83,7 +84,8 @@ def patch(model: nn.Module, encoding: str) -> None:
 def load_checkpoint(model: nn.Module, name: str, path: Path, *, encodings: bool) -> None:
     """Loads a state dict of timm or PyTorch, without running code that it may hold.
 
-    Tables of positions are resampled as timm does. The classifier, which attention does not
+    Tables of positions are resampled as timm does: from squares, and one of 8x16 patches is taken
+    for one of 16x8, which have the same count. The classifier, which attention does not
     depend on, keeps its random weights where the file has one of another size, or none.
 
     Args:
@@ -98,10 +100,10 @@ def load_checkpoint(model: nn.Module, name: str, path: Path, *, encodings: bool)
     from timm.models import load_state_dict
 
     try:
-        state = load_state_dict(str(path), weights_only=True)
-        state = _adapted(state, model)
+        state = dict(load_state_dict(str(path), weights_only=True))
     except Exception as error:
         raise ValueError(f"{path} is no checkpoint that can be read: {one_line(error)}") from error
+    state = _adapted(state, model)
     if not encodings:
         state = {key: value for key, value in state.items() if not is_of_encoding(key)}
     own = model.state_dict()
@@ -118,13 +120,14 @@ def load_checkpoint(model: nn.Module, name: str, path: Path, *, encodings: bool)
         raise ValueError(f"{path} does not fit {name}: {one_line(error)}") from error
 
 
-def _adapted(state: Any, model: nn.Module) -> dict[str, Any]:
-    """As the family in timm converts checkpoints, such as tables of another size."""
+def _adapted(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """As the family in timm converts checkpoints, such as tables of another size, where it can."""
     for cls in type(model).__mro__:  # a patch may have put a class of its own first
         convert = getattr(sys.modules[cls.__module__], "checkpoint_filter_fn", None)
         if convert is not None:
-            return dict(convert(state, model))
-    return dict(state)
+            with contextlib.suppress(Exception):  # what is wrong with it is found below
+                return dict(convert(state, model))
+    return state
 
 
 def _classifiers(model: Any) -> tuple[str, ...]:
