@@ -61,6 +61,55 @@ def observe_attention(
         yield watch
 
 
+@contextlib.contextmanager
+def follow_layout(
+    model: nn.Module, layout: TokenLayout | None, caller: str
+) -> Iterator[tuple[Backbone, LayoutSource]]:
+    """Inside, the source that is yielded knows the layout of the tokens that the model sees.
+
+    Args:
+        model: any model that could be patched, or is.
+        layout: as for `patch_model`.
+        caller: who asks, for messages.
+
+    Raises:
+        ValueError: the model is not known, or its stages or windows have grids of their own.
+
+    Yields:
+        The backbone, whose `name` is that in the model, and the source.
+    """
+    with contextlib.ExitStack() as stack:
+        backbone, source = told_layout(model, layout, caller)
+        if source is None:
+            raise UnsupportedModelError(
+                f"{caller}: the stages or windows of {type(backbone.module).__name__} have grids "
+                "of their own, so its blocks have no common layout"
+            )
+        if find_patched(model) is None and backbone.sees_images is not None:
+            stack.enter_context(_follow_images(backbone, *backbone.sees_images))
+        yield backbone, source
+
+
+def told_layout(
+    model: nn.Module, layout: TokenLayout | None, caller: str
+) -> tuple[Backbone, LayoutSource | None]:
+    """The backbone of a model and what tells the layout of its tokens; None where stages do.
+
+    Raises:
+        ValueError: the model is not known.
+    """
+    if find_patched(model) is not None:
+        _check_knows_layout(layout, caller)
+        name, module = named_backbone(model)
+        source: LayoutSource | None = module._posenc_record.layout
+        given = source.default() if isinstance(source, GivenLayout | SeenLayout) else None
+        backbone = dataclasses.replace(examine_originals(module, given), name=name)
+    else:
+        backbone = examine_originals(model, layout)
+        source = backbone.layout
+    return backbone, source
+
+
 def is_replayed() -> bool:
     """Whether activation checkpointing runs a forward again, inside backward."""
     return backward_task() != NO_BACKWARD
@@ -111,11 +160,7 @@ def _check_recordable(model: Any, caller: str) -> None:
 
 def _watch_patched(model: nn.Module, layout: TokenLayout | None, watch: Watch) -> None:
     """Observes the sites of a patched model, and the attention modules that are none."""
-    if layout is not None:
-        raise ValueError(
-            f"{watch.caller}: layout={layout} was passed, but the model is patched and knows "
-            "its layout: leave layout= out, or call posenc.set_layout(model, layout)"
-        )
+    _check_knows_layout(layout, watch.caller)
     prefix, module = named_backbone(model)
     selected = {n: m for n, m in site_modules(module).items() if m._posenc.num_heads}
     observed = {n: m for n, m in selected.items() if m._posenc.attention}
@@ -134,6 +179,14 @@ def _watch_patched(model: nn.Module, layout: TokenLayout | None, watch: Watch) -
         full_name = _full_name(prefix, name, site_module)
         observer = watch.observer(full_name, site_module._posenc.layout, source)
         _observe_site(site_module, observer, watch.stack)
+
+
+def _check_knows_layout(layout: TokenLayout | None, caller: str) -> None:
+    if layout is not None:
+        raise ValueError(
+            f"{caller}: layout={layout} was passed, but the model is patched and knows its "
+            "layout: leave layout= out, or call posenc.set_layout(model, layout)"
+        )
 
 
 def _watch_plain(model: nn.Module, layout: TokenLayout | None, watch: Watch) -> None:
