@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import posenc
-from posenc.cli import checkup, inspection, listing, look
+from posenc.cli import bench, checkup, inspection, listing, look
 from posenc.cli.errors import UsageError, one_line
 
 EPILOG = (
@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments = parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser().parse_args(given)
+    arguments.given = given[1:]
     try:
         return int(arguments.command(arguments))
     except ValueError as error:
@@ -53,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     command = Parser("posenc", description=posenc.__doc__, epilog=EPILOG)
     command.add_argument("--version", action="version", version=f"posenc {posenc.__version__}")
     commands = command.add_subparsers(required=True, metavar="COMMAND")
-    for module in (listing, inspection, look, checkup):
+    for module in (listing, inspection, look, bench, checkup):
         name, text = module.NAME, module.HELP
         one = commands.add_parser(name, help=text, description=text, epilog=EPILOG)
         module.add_arguments(one)

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from posenc.cli.errors import UsageError
+import torch
+
+from posenc.cli.errors import UsageError, one_line
 
 
 def check_readable(path: Path) -> None:
@@ -20,9 +22,28 @@ def check_readable(path: Path) -> None:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
 
 
+def check_writable(path: Path) -> None:
+    """Raises unless a file can be written there; nothing is."""
+    with replacing(path, keep=False):
+        pass
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raises unless tensors can be there."""
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # of many kinds
+        reason = one_line(str(error).partition("\n")[0])
+        raise UsageError(f"--device {device}: {reason}") from None
+
+
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, keep: bool = True) -> Iterator[IO[bytes]]:
     """A file beside the path that takes its place at the end; after an exception nothing is left.
+
+    Args:
+        path: of the file.
+        keep: else nothing is left in any case.
 
     Raises:
         UsageError: nothing can be written there, which is known before anything is computed.
@@ -39,7 +60,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     try:
         with file:
             yield file
-        unfinished.replace(path)
+        if keep:
+            unfinished.replace(path)
+        else:
+            unfinished.unlink()
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise

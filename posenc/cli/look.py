@@ -93,11 +93,7 @@ def _check(arguments: argparse.Namespace) -> None:
             files.check_readable(path)
     if arguments.out is not None:
         _check_out(arguments.out, arguments.image)
-    try:
-        torch.empty(0, device=arguments.device)
-    except Exception as error:  # of many kinds
-        reason = one_line(str(error).partition("\n")[0])
-        raise UsageError(f"--device {arguments.device}: {reason}") from None
+    files.check_device(arguments.device)
 
 
 def _check_out(out: Path, image: Path) -> None:
