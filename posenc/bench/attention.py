@@ -113,7 +113,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--encodings",
         nargs="+",
         type=cases_argument,
-        default=[[parse_case(label)] for label in ENCODINGS],
         metavar="LABEL",
         help='such as swin or "irpe on=qk mode=bias"; `all` is every encoding inside attention',
     )
@@ -140,7 +139,8 @@ def complete(args: argparse.Namespace) -> None:
         FileNotFoundError: the official iRPE is not there.
     """
     args.dtype = DTYPES[args.dtype]
-    args.encodings = list(itertools.chain.from_iterable(args.encodings))
+    cases = args.encodings or [[parse_case(label)] for label in ENCODINGS]
+    args.encodings = list(itertools.chain.from_iterable(cases))
     args.backends = expand_backends(args.backends)
     args.shapes = args.shapes or (CPU_SHAPES if args.device.type == "cpu" else GPU_SHAPES)
     if args.irpe_repo:
