@@ -22,10 +22,10 @@ from pathlib import Path
 
 import timm
 import torch
-from timing import environment, paired_ratio
 from torch import Tensor, nn
 
 import posenc
+from posenc.bench.timing import environment, paired_ratio
 
 
 def main() -> None:

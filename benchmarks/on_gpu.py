@@ -126,7 +126,8 @@ def facts(dry: bool) -> Row:
     """What results depend on."""
     import torch
     import triton
-    from timing import environment
+
+    from posenc.bench.timing import environment
 
     if dry:
         torch.set_num_threads(1)

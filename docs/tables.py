@@ -21,12 +21,12 @@ TESTS = ROOT / "tests"
 sys.path[:0] = [str(ROOT / "benchmarks"), str(TESTS / "support")]
 
 import torch  # noqa: E402
-from cases import ENCODINGS, SHAPES  # noqa: E402
 from golden_loads import loaded  # noqa: E402
-from table import markdown  # noqa: E402
 
 import posenc  # noqa: E402
-from posenc.cli import Description, describe  # noqa: E402
+from posenc.bench.cases import ENCODINGS, SHAPES  # noqa: E402
+from posenc.bench.table import markdown  # noqa: E402
+from posenc.cli.listing import Description, describe  # noqa: E402
 from posenc.encodings.base import PLACEMENTS, Encoding  # noqa: E402
 from posenc.terms import Term  # noqa: E402
 

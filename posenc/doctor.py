@@ -16,6 +16,8 @@ from posenc.attention.api import make_call
 from posenc.attention.backends import triton
 from posenc.attention.fused import loses_gradients
 from posenc.layout import TokenLayout
+from posenc.patching.models.examine import check_fused_flag
+from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.terms import DenseBias, Term
 
 REQUIRED = ("torch", "timm", "einops", "safetensors")
@@ -42,8 +44,9 @@ def examine() -> Iterator[Finding]:
     yield Finding("ok", f"posenc {posenc.__version__}, Python {platform.python_version()}")
     yield Finding("ok", ", ".join(f"{name} {_version(name)}" for name in REQUIRED))
     yield Finding("ok", ", ".join(f"{name} {_version(name) or 'absent'}" for name in OPTIONAL))
+    yield _timm()
     yield Finding("ok", f"cpu: {torch.get_num_threads()} threads, {_sdpa(torch.device('cpu'))}")
-    yield _agreement(torch.device("cpu"))
+    yield from _agreements(torch.device("cpu"))
     for number in range(torch.cuda.device_count()):
         yield from _examine_gpu(torch.device("cuda", number))
     if not torch.cuda.is_available():
@@ -53,16 +56,32 @@ def examine() -> Iterator[Finding]:
 def _examine_gpu(device: torch.device) -> Iterator[Finding]:
     name, architecture = torch.cuda.get_device_name(device), trust.architecture(device.index)
     yield Finding("ok", f"{device}: {name} ({architecture}), {_sdpa(device)}")
-    yield _agreement(device)
-    capability = torch.cuda.get_device_capability(device)
-    if loses_gradients(64, capability, torch.backends.cudnn.version()):
-        yield Finding(
-            "note",
-            f"{device}: cuDNN's attention can return NaN as the gradient of queries beside a mask "
-            "(PyTorch 196678); posenc takes another kernel there",
-        )
+    yield from _agreements(device)
+    yield _cudnn(device)
     for kind in KINDS:
         yield _kernels(kind, device)
+
+
+def _timm() -> Finding:
+    """Whether its models call the attention that posenc replaces."""
+    try:
+        check_fused_flag()
+    except UnsupportedModelError as error:
+        return Finding("broken", str(error))
+    return Finding("ok", "timm's fused attention is switched on")
+
+
+def _cudnn(device: torch.device) -> Finding:
+    """Whether its attention has a known fault here."""
+    capability, version = torch.cuda.get_device_capability(device), torch.backends.cudnn.version()
+    label = f"{device}: cuDNN {version}'s attention"
+    if not loses_gradients(64, capability, version):
+        return Finding("ok", f"{label} has right gradients beside a mask")
+    return Finding(
+        "note",
+        f"{label} can return NaN as the gradient of queries beside a mask (PyTorch 196678); posenc "
+        "takes another kernel there",
+    )
 
 
 def _version(name: str) -> str | None:
@@ -86,9 +105,15 @@ def _kernel(query: Tensor, *terms: Term) -> str:
     return found.sdpa_kernel or "an unknown kernel"
 
 
-def _agreement(device: torch.device) -> Finding:
+def _agreements(device: torch.device) -> Iterator[Finding]:
+    """In 16 bit too: kernels were known to read masks of 32 bit wrongly there (PyTorch 191612)."""
+    yield _agreement(device, torch.float32, 1e-2)
+    yield _agreement(device, torch.bfloat16, 0.1)
+
+
+def _agreement(device: torch.device, dtype: torch.dtype, most: float) -> Finding:
     """Whether `auto` gives what the definition gives: a small call with a table."""
-    query = _queries(device, torch.float32)
+    query = _queries(device, dtype)
     terms = _terms("swin", {}, query)
     with torch.no_grad():
         auto, exact = (
@@ -96,8 +121,9 @@ def _agreement(device: torch.device) -> Finding:
             for name in ("auto", "reference")
         )
     error = (auto - exact).abs().max().item()
-    text = f"{device}: attention with a table is {error:.1g} off plain mathematics"
-    return Finding("ok" if error < 1e-2 else "broken", text)
+    name = str(dtype).removeprefix("torch.")
+    text = f"{device}: attention with a table in {name} is {error:.1g} off plain mathematics"
+    return Finding("ok" if error < most else "broken", text)
 
 
 def _kernels(kind: str, device: torch.device) -> Finding:

@@ -2,21 +2,19 @@
 
 import json
 
-import bench_attention
-import check
 import pytest
-import table
 import torch
-from cases import SHAPES, Shape, inputs, parse_case
-from contenders import Encoded, Ours, Plain, expand_backends
-from measure import Roof, Setting, absolute, term_bytes
-from memory import allocations, peak_bytes
-from peers import OfficialPeer, find_official, peers_of
-from timing import Times, measured_bandwidth, measured_ceiling, paired_times
 
 import posenc
 from posenc.attention import api
 from posenc.attention.backends import sdpa
+from posenc.bench import attention, check, table
+from posenc.bench.cases import SHAPES, Shape, inputs, parse_case
+from posenc.bench.contenders import Encoded, Ours, Plain, expand_backends
+from posenc.bench.measure import Roof, Setting, absolute, term_bytes
+from posenc.bench.memory import allocations, peak_bytes
+from posenc.bench.peers import OfficialPeer, find_official, peers_of
+from posenc.bench.timing import Times, measured_bandwidth, measured_ceiling, paired_times
 
 CPU = torch.device("cpu")
 TINY = Shape(batch=2, heads=2, head_dim=16, height=2, width=3)
@@ -30,7 +28,7 @@ def tiny(monkeypatch):
 def run(tmp_path, *arguments):
     """The rows of a run at the tiny shape."""
     out = tmp_path / "out.json"
-    bench_attention.main(["--shapes", "tiny", "--pairs", "3", "--json", str(out), *arguments])
+    attention.main(["--shapes", "tiny", "--pairs", "3", "--json", str(out), *arguments])
     return json.loads(out.read_text())
 
 

@@ -96,7 +96,11 @@ def test_a_refused_model(capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["inspect", "irpa"], 2, "'irpa' is no encoding and no timm model. `posenc list` has"),
+        (
+            ["inspect", "irpa"],
+            2,
+            "'irpa' is no timm model. timm.list_models() has them, `posenc list`",
+        ),
         (["inspect", "vit_tiny"], 2, "timm model. Did you mean 'vit_tiny_patch16_224'"),
         ([*SMALL, "--encoding", "wxyz"], 2, "unknown encoding 'wxyz'. There are: "),
         ([*SMALL, "--encoding", "peg+APE"], 2, "unknown encoding 'APE'. Did you mean 'learned'?"),
@@ -124,7 +128,10 @@ def test_what_goes_wrong_is_said(capsys, arguments, code, message):
 def test_wrong_arguments(capsys, arguments):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
-    assert "usage: posenc" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith("posenc")
+    assert err.endswith("--help` tells more)\n")
+    assert err.count("\n") == 1
 
 
 def test_as_a_module():

@@ -23,17 +23,44 @@ def test_a_machine_without_a_gpu(capsys):
 
 
 def test_something_broken_is_an_exit_code(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "examine", lambda: iter([doctor.Finding("broken", "all of it")]))
+    monkeypatch.setattr(
+        cli.checkup, "examine", lambda: iter([doctor.Finding("broken", "all of it")])
+    )
     assert cli.main(["doctor"]) == 1
     assert capsys.readouterr().out == "broken  all of it\n"
 
 
 def test_a_backend_that_is_wrong_is_found(monkeypatch):
-    assert doctor._agreement(CPU).state == "ok"
+    assert [found.state for found in doctor._agreements(CPU)] == ["ok", "ok"]
     compute = reference.compute
-    monkeypatch.setattr(reference, "compute", lambda call: compute(call) + 0.1)
-    found = doctor._agreement(CPU)
-    assert found == ("broken", "cpu: attention with a table is 0.1 off plain mathematics")
+    monkeypatch.setattr(reference, "compute", lambda call: compute(call) + 0.3)
+    assert list(doctor._agreements(CPU)) == [
+        ("broken", f"cpu: attention with a table in {dtype} is 0.3 off plain mathematics")
+        for dtype in ("float32", "bfloat16")
+    ]
+
+
+def test_timm_without_fused_attention(monkeypatch):
+    assert doctor._timm() == ("ok", "timm's fused attention is switched on")
+    monkeypatch.setattr("timm.layers.use_fused_attn", lambda: False)
+    found = doctor._timm()
+    assert found.state == "broken"
+    assert "call timm.layers.set_fused_attn(True)" in found.text
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "words"),
+    [
+        (92500, "note", "can return NaN as the gradient of queries beside a mask"),
+        (92600, "ok", "has right gradients beside a mask"),
+    ],
+)
+def test_a_known_fault_of_cudnn(monkeypatch, version, state, words):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    found = doctor._cudnn(torch.device("cuda", 0))
+    assert found.state == state
+    assert found.text.startswith(f"cuda:0: cuDNN {version}'s attention {words}")
 
 
 @pytest.mark.slow

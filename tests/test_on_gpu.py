@@ -13,7 +13,6 @@ import interpreter
 import on_gpu
 import pytest
 import torch
-from cases import all_cases
 from gpu import correctness, picker, ratios, tiles
 from gpu.ahead import compile_ahead
 from gpu.part import Part
@@ -23,6 +22,7 @@ from gpu.workers import Workers
 from posenc.attention.backends import triton
 from posenc.attention.kernels import blocks
 from posenc.attention.kernels.blocks import Blocks, Load
+from posenc.bench.cases import all_cases
 
 FACTS = {"architecture": "sm_90", "triton": "3.6.0", "torch": "2.11.0", "commit": "abc"}
 CALL = "terms: static, bfloat16, 14x14+1"

@@ -18,9 +18,6 @@ import kernel_calls
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Shape, all_cases, inputs, parse_case
-from contenders import Ours
-from passes import gradients as gradients_of
 from random_calls import mask_of
 from torch import Tensor
 
@@ -28,6 +25,9 @@ import posenc
 from gpu.part import Part, Row, write_json
 from gpu.workers import Outcome, Task, Workers, die_with_parent
 from posenc.attention import attention_matrix
+from posenc.bench.cases import Shape, all_cases, inputs, parse_case
+from posenc.bench.contenders import Ours
+from posenc.bench.passes import gradients as gradients_of
 from posenc.terms import ValueLookup
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import timing
 import timm
 import torch
 from bench_model import forward, patched_copy, training_step
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from gpu.ahead import compile_ahead
 from gpu.part import Part, Row
 from gpu.workers import device_works
+from posenc.bench import timing
 
 MODELS = {"vit_small_patch16_224": 128, "vit_base_patch16_224": 64}  # images of a batch
 DRY_MODELS = {"vit_tiny_patch16_224": 2}

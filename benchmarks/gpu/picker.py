@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
-from cases import Shape, inputs, parse_case
-from contenders import Ours
 
 import posenc
 from gpu.part import Part, Row
 from gpu.ratios import DRY_SHAPES, SHAPES, of_run
 from posenc.attention.api import BACKENDS
+from posenc.bench.cases import Shape, inputs, parse_case
+from posenc.bench.contenders import Ours
 
 TOLERATED = 1.05  # of the fastest: no rule is worth less
 

@@ -9,13 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import timing
 import torch
 import torch.nn.functional as F
-from cases import Shape, inputs, parse_case
-from contenders import Contender, Ours, Plain
-from measure import Roof, Setting, head, measure, no_numbers
-from peers import peers_of
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -24,6 +19,11 @@ from gpu.kernel_times import kernel_milliseconds
 from gpu.part import Part, Row
 from gpu.workers import device_works
 from posenc._torch import chosen_sdpa_kernel
+from posenc.bench import timing
+from posenc.bench.cases import Shape, inputs, parse_case
+from posenc.bench.contenders import Contender, Ours, Plain
+from posenc.bench.measure import Roof, Setting, head, measure, no_numbers
+from posenc.bench.peers import peers_of
 
 # By number of tokens, in order of importance.
 SHAPES = {

@@ -17,9 +17,6 @@ from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 import torch
-from cases import Shape, inputs, parse_case
-from contenders import Ours
-from passes import training
 
 from gpu.ahead import compile_ahead
 from gpu.kernel_times import kernel_milliseconds
@@ -28,6 +25,9 @@ from gpu.ratios import DRY_SHAPES, SHAPES, of_run
 from gpu.workers import device_works
 from posenc.attention.kernels import blocks
 from posenc.attention.kernels.blocks import Blocks
+from posenc.bench.cases import Shape, inputs, parse_case
+from posenc.bench.contenders import Ours
+from posenc.bench.passes import training
 
 ROOT = Path(__file__).parents[2]
 

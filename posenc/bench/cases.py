@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import posenc
+from posenc.encodings.base import AttentionEncoding
 from posenc.registry import check_options, encoding_class
 
 
@@ -76,7 +78,7 @@ class Case:
 
     label: str
     name: str
-    options: dict[str, object]
+    options: dict[str, Any]
 
     def build(self, shape: Shape, device: torch.device) -> nn.Module:
         """With parameters that are not zero: zeros would hide a wrong result."""
@@ -97,7 +99,7 @@ class Case:
 def all_cases() -> list[Case]:
     """Every registered encoding that acts inside attention, with its default options."""
     classes = {name: encoding_class(name) for name in posenc.list_encodings()}
-    inside = [name for name, cls in classes.items() if issubclass(cls, posenc.AttentionEncoding)]
+    inside = [name for name, cls in classes.items() if issubclass(cls, AttentionEncoding)]
     return [Case(name, name, {}) for name in inside]
 
 
@@ -109,9 +111,9 @@ def parse_case(label: str) -> Case:
             word that is not key=value.
     """
     name, *words = label.split()
-    if not issubclass(encoding_class(name), posenc.AttentionEncoding):
+    if not issubclass(encoding_class(name), AttentionEncoding):
         raise ValueError(f"{name} acts on tokens, not inside attention")
-    options = {}
+    options: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals:

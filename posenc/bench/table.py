@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from timing import Ratio
+from typing import Any
 
-Row = dict  # a dictionary of the JSON report
+from posenc.bench.timing import Ratio
+
+Row = dict[str, Any]  # of the JSON report
 
 
 def markdown(rows: list[Row]) -> str:

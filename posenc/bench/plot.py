@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from table import Row, backend_text
+from posenc.bench.table import Row, backend_text
 
 COLORS = {"ours": "tab:blue", "peer": "tab:orange"}
 
@@ -17,15 +16,10 @@ def draw(rows: list[Row], title: str, out: Path) -> None:
     """One panel per shape, a dot with its quartiles per encoding and backend, plain SDPA at 1."""
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
     lines = list(dict.fromkeys((row["case"], row["backend"]) for row in rows))
-    figure, panels = plt.subplots(
-        1,
-        len(shapes),
-        figsize=(2.5 + 2.6 * len(shapes), 1.3 + 0.32 * len(lines)),
-        sharex=True,  # one axis of ratios, to compare the panels
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    size = 2.5 + 2.6 * len(shapes), 1.3 + 0.32 * len(lines)
+    figure = Figure(figsize=size, layout="constrained")
+    # One axis of ratios, to compare the panels.
+    panels = figure.subplots(1, len(shapes), sharex=True, sharey=True, squeeze=False)
     for panel, shape in zip(panels[0], shapes, strict=True):
         of_shape = [row for row in rows if row["shape"] == shape]
         for row in of_shape:
@@ -40,10 +34,9 @@ def draw(rows: list[Row], title: str, out: Path) -> None:
     figure.suptitle(title, fontsize=10)
     figure.supxlabel("time over plain SDPA (dashed), median and quartiles", fontsize=9)
     figure.savefig(out, dpi=150)
-    plt.close(figure)
 
 
-def _scale(panel: plt.Axes, rows: list[Row]) -> None:
+def _scale(panel: Axes, rows: list[Row]) -> None:
     """Logarithmic, so that half and double look alike; it starts at 1 unless some are faster."""
     measured = [row for row in rows if row["median"] is not None]
     low = min([1.0, *(row["low"] for row in measured)])
@@ -53,7 +46,7 @@ def _scale(panel: plt.Axes, rows: list[Row]) -> None:
     panel.xaxis.set_major_formatter("{x:g}")
 
 
-def _draw_row(panel: plt.Axes, row: Row, place: int) -> None:
+def _draw_row(panel: Axes, row: Row, place: int) -> None:
     color = COLORS["peer" if row["backend"] == "peer" else "ours"]
     if row["median"] is None:
         panel.text(1.05, place, row["failure"], color="gray", fontsize=7, va="center")

@@ -125,12 +125,15 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of this repository, "-dirty" with changes; "unknown" outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*", "--abbrev=12"]
+    """Of this repository, "-dirty" with changes; "unknown" where this file is not in it."""
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # not that of an environment in it
+        return _git("describe", "--always", "--dirty", "--exclude", "*", "--abbrev=12")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _git(*command: str) -> str:
+    folder = Path(__file__).parent
+    done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip()

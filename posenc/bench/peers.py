@@ -15,12 +15,11 @@ from types import ModuleType
 
 import torch
 import torch.nn.functional as F
-from cases import Case, Shape, parse_case
-from contenders import Contender, definition
-from timm.layers import RelPosBias, RotaryEmbeddingCat, apply_rot_embed_cat
 from torch import Tensor, nn
 
 import posenc
+from posenc.bench.cases import Case, Shape, parse_case
+from posenc.bench.contenders import Contender, definition
 from posenc.registry import encoding_class, resolved_options
 
 TEMPERATURE = 10_000.0  # of the rotary embedding
@@ -187,6 +186,8 @@ class TimmBias(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
+        from timm.layers import RelPosBias
+
         layout = shape.layout
         self.bias = RelPosBias(layout.grid, shape.heads, prefix_tokens=layout.prefix)
 
@@ -211,6 +212,8 @@ class TimmRope(nn.Module):
     """As timm's EVA does it: the grid's tokens are rotated, prefix tokens are not."""
 
     def __init__(self, shape: Shape) -> None:
+        from timm.layers import RotaryEmbeddingCat
+
         super().__init__()
         self.prefix = shape.prefix
         self.rope = RotaryEmbeddingCat(
@@ -226,6 +229,8 @@ class TimmRope(nn.Module):
         return F.scaled_dot_product_attention(self._rotate(q, angles), self._rotate(k, angles), v)
 
     def _rotate(self, x: Tensor, angles: Tensor) -> Tensor:
+        from timm.layers import apply_rot_embed_cat
+
         prefix, grid = x[:, :, : self.prefix], x[:, :, self.prefix :]
         return torch.cat([prefix, apply_rot_embed_cat(grid, angles)], dim=2)
 

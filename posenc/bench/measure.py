@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from cases import Shape, inputs
-from check import find_error
-from contenders import Contender, Encoded, Plain
-from memory import peak_bytes
-from passes import inference, training
-from table import Row
-from timing import Times, paired_times
 from torch import Tensor, nn
 
 import posenc.memo
+from posenc.bench.cases import Shape, inputs
+from posenc.bench.check import find_error
+from posenc.bench.contenders import Contender, Encoded, Plain
+from posenc.bench.memory import peak_bytes
+from posenc.bench.passes import inference, training
+from posenc.bench.table import Row
+from posenc.bench.timing import Times, paired_times
 
 BACKWARD_FLOPS = 2.5  # of forward's: five matrix products instead of two
 # Each tensor is read or written once in forward and once in backward, and its gradient as well.

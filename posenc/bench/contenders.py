@@ -9,18 +9,25 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from cases import Case, Shape
 from torch import Tensor, nn
 
 import posenc
 from posenc.attention.api import BACKENDS
+from posenc.bench.cases import Case, Shape
 
 
 class Contender(Protocol):
     """A row of the table: its first two columns, and what it runs."""
 
-    case: str
-    backend: str
+    @property
+    def case(self) -> str:
+        """Its label."""
+        ...
+
+    @property
+    def backend(self) -> str:
+        """That of posenc, or "peer"."""
+        ...
 
     def build(
         self, shape: Shape, device: torch.device, dtype: torch.dtype

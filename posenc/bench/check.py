@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from passes import gradients
 from torch import Tensor, nn
+
+from posenc.bench.passes import gradients
 
 # Of the largest value of a tensor. 16-bit inputs are exact in the definition, so that this is
 # the rounding of the computation: 8 bits of bfloat16 are 0.004, 11 of float16 0.0005. Gradients of

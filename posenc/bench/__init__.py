@@ -1,0 +1,1 @@
+"""What position encodings cost: the command `posenc bench`, and how all benchmarks measure."""

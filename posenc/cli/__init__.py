@@ -1,0 +1,63 @@
+"""The command `posenc`, also `python -m posenc`: what there is, what fits a model, what it sees.
+
+Exit codes: 0; 1 for a model, an encoding or a file that posenc refuses, and where `doctor` finds
+something broken; 2 for wrong arguments and unknown names. Messages go to stderr, one line each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import posenc
+from posenc.cli import bench, checkup, inspection, listing, look
+from posenc.cli.errors import UsageError, one_line
+
+EPILOG = (
+    "Exit codes: 0; 1 for what posenc refuses, or doctor finds broken; 2 for wrong arguments and "
+    "unknown names."
+)
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command with these arguments, default those of the process.
+
+    Returns:
+        The exit code.
+    """
+    given = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser().parse_args(given)
+    arguments.given = given[1:]
+    try:
+        return int(arguments.command(arguments))
+    except ValueError as error:
+        print(f"posenc: {one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+class Parser(argparse.ArgumentParser):
+    """With usage errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints it and leaves the process with 2."""
+        self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` tells more)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command with all that it can do."""
+    command = Parser("posenc", description=posenc.__doc__, epilog=EPILOG)
+    command.add_argument("--version", action="version", version=f"posenc {posenc.__version__}")
+    commands = command.add_subparsers(required=True, metavar="COMMAND")
+    for module in (listing, inspection, look, bench, checkup):
+        name, text = module.NAME, module.HELP
+        one = commands.add_parser(name, help=text, description=text, epilog=EPILOG)
+        module.add_arguments(one)
+        one.set_defaults(command=module.main)
+    return command

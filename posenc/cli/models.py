@@ -1,0 +1,159 @@
+"""Models by their name, and what is loaded into them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+import posenc
+from posenc.cli.errors import UsageError, one_line
+from posenc.patching.names import is_of_encoding
+from posenc.registry import did_you_mean, encoding_class
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """The option `--img-size`."""
+    parser.add_argument(
+        "--img-size",
+        nargs=2,
+        type=int,
+        metavar=("H", "W"),
+        help="size of the images in pixels, default that of the model",
+    )
+
+
+def check_encodings(names: str | None) -> None:
+    """Raises for a name, or one of several joined by "+", that is not registered."""
+    for name in [] if names is None else names.split("+"):
+        try:
+            encoding_class(name.strip())
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+
+def create(name: str, img_size: list[int] | None, *, pretrained: bool = False) -> nn.Module:
+    """A timm model in eval.
+
+    Raises:
+        UsageError: an unknown name, or a size that it cannot have.
+        ValueError: there are no pretrained weights, or they cannot be had.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        near = (timm.list_models(f"{name}*") or timm.list_models(f"*{name}*"))[:3]
+        raise UsageError(
+            f"{name!r} is no timm model.{did_you_mean(near)} timm.list_models() has them, "
+            "`posenc list` the encodings"
+        )
+    if img_size is not None and min(img_size) < 1:
+        raise UsageError(f"--img-size must be positive, got {img_size[0]} {img_size[1]}")
+    options = {} if img_size is None else {"img_size": tuple(img_size)}
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:
+        if pretrained:
+            raise ValueError(f"no pretrained weights of {name}: {one_line(error)}") from error
+        if img_size is None:
+            raise
+        raise UsageError(f"{name} cannot have images of {img_size}: {error}") from error
+    return model.eval()
+
+
+def input_size(model: Any, img_size: list[int] | None) -> tuple[int, int]:
+    """Height and width of images in pixels, as asked for or those that timm trained it with."""
+    height, width = img_size or model.pretrained_cfg["input_size"][1:]
+    return int(height), int(width)
+
+
+def patch(model: nn.Module, encoding: str) -> None:
+    """Patches the model; what `patch_model` warns of goes to stderr."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        posenc.patch_model(model, encoding)
+    for warning in caught:
+        print(one_line(str(warning.message)), file=sys.stderr)
+
+
+def load_checkpoint(model: nn.Module, name: str, path: Path, *, encodings: bool) -> None:
+    """Loads a state dict of timm or PyTorch, without running code that it may hold.
+
+    Tables of positions are resampled as timm does: from squares, and one of 8x16 patches is taken
+    for one of 16x8, which have the same count. The classifier, which attention does not
+    depend on, keeps its random weights where the file has one of another size, or none.
+
+    Args:
+        model: patched or not.
+        name: of the model, for messages.
+        path: of the file.
+        encodings: load those of posenc too, where the file has any.
+
+    Raises:
+        ValueError: the file cannot be read safely, or is that of another model.
+    """
+    from timm.models import load_state_dict
+
+    try:
+        state = dict(load_state_dict(str(path), weights_only=True))
+    except Exception as error:
+        raise ValueError(f"{path} is no checkpoint that can be read: {one_line(error)}") from error
+    state = _adapted(state, model)
+    if not encodings:
+        state = {key: value for key, value in state.items() if not is_of_encoding(key)}
+    own = model.state_dict()
+    heads = _classifiers(model)
+    state = {
+        key: value
+        for key, value in state.items()
+        if not key.startswith(heads) or _shape(own.get(key)) == _shape(value)
+    }
+    _check(state, own, heads, f"{path} is not a checkpoint of {name}")
+    try:
+        model.load_state_dict(state, strict=False)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit {name}: {one_line(error)}") from error
+
+
+def _adapted(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """As the family in timm converts checkpoints, such as tables of another size, where it can."""
+    for cls in type(model).__mro__:  # a patch may have put a class of its own first
+        convert = getattr(sys.modules[cls.__module__], "checkpoint_filter_fn", None)
+        if convert is not None:
+            with contextlib.suppress(Exception):  # what is wrong with it is found below
+                return dict(convert(state, model))
+    return state
+
+
+def _classifiers(model: Any) -> tuple[str, ...]:
+    names = model.pretrained_cfg.get("classifier") or ()
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+
+
+def _check(
+    state: dict[str, Any], own: dict[str, Any], heads: tuple[str, ...], refusal: str
+) -> None:
+    """Raises for the first entry that is missing, too much or of another shape."""
+    has_encodings = any(map(is_of_encoding, state))
+    for key in own:
+        may_be_absent = key.startswith(heads) or (is_of_encoding(key) and not has_encodings)
+        if key not in state and not may_be_absent:
+            raise ValueError(f"{refusal}: {key} is missing in the file")
+    for key, value in state.items():
+        if key not in own:
+            advice = "; name its encoding by --encoding" if is_of_encoding(key) else ""
+            raise ValueError(f"{refusal}: {key} is missing in the model{advice}")
+        if _shape(value) != _shape(own[key]):
+            raise ValueError(
+                f"{refusal}: {key} is {_shape(value)} in the file and {_shape(own[key])} in the "
+                "model"
+            )
+
+
+def _shape(value: Any) -> list[int] | None:
+    return list(value.shape) if isinstance(value, Tensor) else None
