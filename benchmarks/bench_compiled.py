@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 
 import torch
-from cases import SHAPES, inputs, parse_case
-from contenders import Encoded, Plain
-from memory import peak_bytes
-from passes import inference, training
-from timing import paired_ratio
 from torch import nn
+
+from posenc.bench.cases import SHAPES, inputs, parse_case
+from posenc.bench.contenders import Encoded, Plain
+from posenc.bench.memory import peak_bytes
+from posenc.bench.passes import inference, training
+from posenc.bench.timing import paired_ratio
 
 CPU = torch.device("cpu")
 CELLS = [
