@@ -48,13 +48,15 @@ KINDS = {
 }
 
 
-# Loops that walk over tiles, and the widths of the products that a tile of scores needs there.
-WIDTHS = {
-    "forward": lambda head, value: (head + value, head),  # the second pass sums weights
-    "exact_deltas": lambda head, value: (head + value,),
-    "query_gradients": lambda head, value: (2 * head + value,),
-    "key_gradients": lambda head, value: (2 * head + 2 * value,),
-    "table_gradient": lambda head, value: (head + value,),
+# How often a tile of scores is multiplied in one pass of a kernel's main loop: columns of heads,
+# of values, of factors, and how many blocks of factors. A second pass of forward sums weights.
+PRODUCTS = {
+    "forward": (1, 1, 1),
+    "second pass": (1, 0, 1),
+    "exact_deltas": (1, 1, 1),
+    "query_gradients": (2, 1, 3),
+    "key_gradients": (2, 2, 3),
+    "table_gradient": (1, 1, 1),
 }
 
 
@@ -84,7 +86,10 @@ def inspect(kinds: list[str], options: argparse.Namespace) -> Iterator[dict[str,
 
     def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **given: Any) -> Any:
         kernel = original(self, *args, grid=grid, warmup=True, **given)
-        compiled.append(_report(self.__name__, kernel, args[-1], given["num_stages"], options))
+        passes = [self.__name__]
+        if self.__name__ == "forward" and args[3] is not None:
+            passes.append("second pass")
+        compiled.append(_report(passes, kernel, args[-1], given["num_stages"], options))
 
     JITFunction.run = compile_only
     try:
@@ -118,7 +123,7 @@ def _run(kind: str, options: argparse.Namespace) -> None:
 
 
 def _report(
-    name: str, kernel: Any, shape: Any, stages: int, options: argparse.Namespace
+    passes: list[str], kernel: Any, shape: Any, stages: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     capability = options.capability
     tools = triton.knobs.nvidia
@@ -127,7 +132,7 @@ def _report(
     made = sass.compile_ptx(kernel.asm["ptx"], (assembler.path, tools.nvdisasm.path), gpu)
     warps, shared = kernel.metadata.num_warps, kernel.metadata.shared
     return {
-        "kernel": name,
+        "kernel": passes[0],
         "tile": f"{shape.ROWS.value}x{shape.COLUMNS.value}",
         "warps": warps,
         "stages": stages,
@@ -136,24 +141,23 @@ def _report(
         "shared": shared,
         "resident_warps": sass.resident_warps(made.registers, shared, warps, capability),
         "serialised": made.is_serialised,
-        **_passes(name, made.loops, warps, shape, capability),
+        **_passes(passes, made.loops, warps, shape, capability),
     }
 
 
 def _passes(
-    name: str, loops: list[sass.Loop], warps: int, shape: Any, capability: int
+    passes: list[str], loops: list[sass.Loop], warps: int, shape: Any, capability: int
 ) -> dict[str, Any]:
     """Per score, summed over the passes that a kernel makes over all tiles."""
-    if name not in WIDTHS:
-        return {}
-    widths = WIDTHS[name](shape.HEAD_BLOCK.value, shape.VALUE_BLOCK.value)
     area = shape.ROWS.value * shape.COLUMNS.value
     totals: Counter[str] = Counter()
-    for width, loop in zip(widths, _main_loops(loops, warps), strict=False):
-        # Compilers unroll, and programs of too many warps do some work twice: the products of a
-        # pass say how many scores it makes.
+    for name, loop in zip(passes, _main_loops(loops, len(passes), warps), strict=False):
+        # Compilers unroll: the products of a pass say how many tiles it makes. They are more than
+        # needed where warps are too many for a tile, and then do some work twice.
         made = sass.products(loop, warps)
-        tiles = max(1, made // (area * width))
+        tiles = made // (area * _width(name, shape))
+        if not tiles:
+            raise SystemExit(f"{name}: {made} products are too few for {area} scores")
         scale = warps * 32 / (area * tiles)
         operations = sass.operations(loop)
         totals["instructions_per_score"] += len(loop) * scale
@@ -173,9 +177,18 @@ def _passes(
     return {**{key: round(number, 2) for key, number in totals.items()}, "bound": round(bound, 4)}
 
 
-def _main_loops(loops: list[sass.Loop], warps: int) -> list[sass.Loop]:
-    """Those with the most products; what a loop does at the edges of the keys has fewer."""
-    return [loop for loop in loops if sass.products(loop, warps)]
+def _width(name: str, shape: Any) -> int:
+    heads, values, factors = PRODUCTS[name]
+    width = heads * shape.HEAD_BLOCK.value + values * shape.VALUE_BLOCK.value
+    return width + factors * shape.RANK_BLOCK.value * shape.FOLDED.value
+
+
+def _main_loops(loops: list[sass.Loop], passes: int, warps: int) -> list[sass.Loop]:
+    """Of each pass the loop that does most; the others are at the edges of a walk."""
+    loops = [loop for loop in loops if sass.products(loop, warps)]
+    each = max(1, len(loops) // passes)
+    parts = (loops[start : start + each] for start in range(0, len(loops), each))
+    return [max(part, key=lambda loop: (sass.products(loop, warps), -len(loop))) for part in parts]
 
 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
