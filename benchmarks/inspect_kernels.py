@@ -54,7 +54,7 @@ PRODUCTS = {
     "forward": (1, 1, 1),
     "second pass": (1, 0, 1),
     "exact_deltas": (1, 1, 1),
-    "query_gradients": (2, 1, 3),
+    "query_gradients": (2, 1, 3),  # factors also by both halves of a gradient
     "key_gradients": (2, 2, 3),
     "table_gradient": (1, 1, 1),
 }
@@ -149,6 +149,8 @@ def _passes(
     passes: list[str], loops: list[sass.Loop], warps: int, shape: Any, capability: int
 ) -> dict[str, Any]:
     """Per score, summed over the passes that a kernel makes over all tiles."""
+    if not any(sass.products(loop, warps) for loop in loops):
+        return {}  # float32 without tensor cores
     area = shape.ROWS.value * shape.COLUMNS.value
     totals: Counter[str] = Counter()
     for name, loop in zip(passes, _main_loops(loops, len(passes), warps), strict=False):
@@ -168,8 +170,6 @@ def _passes(
         totals["atomics"] += sass.atomics(loop) * scale
         for kind, count in sass.loads(loop).items():
             totals[kind] += count * scale
-    if not totals["products"]:
-        return {}  # float32 without tensor cores
     bound = sass.clocks(
         *(totals["instructions_per_score"], totals.pop("exponentials"), totals["products"]),
         capability,
@@ -186,8 +186,9 @@ def _width(name: str, shape: Any) -> int:
 def _main_loops(loops: list[sass.Loop], passes: int, warps: int) -> list[sass.Loop]:
     """Of each pass the loop that does most; the others are at the edges of a walk."""
     loops = [loop for loop in loops if sass.products(loop, warps)]
-    each = max(1, len(loops) // passes)
-    parts = (loops[start : start + each] for start in range(0, len(loops), each))
+    parts = [loops]
+    if passes == 2:  # the second one adds to sums
+        parts = [[x for x in loops if bool(sass.atomics(x)) == adds] for adds in (False, True)]
     return [max(part, key=lambda loop: (sass.products(loop, warps), -len(loop))) for part in parts]
 
 

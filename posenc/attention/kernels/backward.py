@@ -21,6 +21,7 @@ from posenc.attention.kernels.forward import walk_of_keys
 from posenc.attention.kernels.slots import own_slots, pair_slots
 from posenc.attention.kernels.tiles import (
     add,
+    add_lookup,
     add_to_lookup,
     dropout_tile,
     exponent_unit,
@@ -31,7 +32,6 @@ from posenc.attention.kernels.tiles import (
     of_queries,
     origin,
     own_tile,
-    read_lookup,
     score_tile,
     store_rows,
     tokens_at,
@@ -87,7 +87,8 @@ def gradient_tile(
     weights = tl.exp2(s * exponent_unit(call, shape) - of_queries(lse, BY_KEY))
     grad = multiply(g, v, shape.PRECISION, BY_KEY)
     if up.sums_grad is not None:
-        grad += read_lookup(up.sums_grad, image, head, slots, of_queries(queries, BY_KEY))
+        tokens = of_queries(queries, BY_KEY)
+        grad = add_lookup(grad, up.sums_grad, image, head, slots, tokens)
     dropped = weights
     if call.seed is not None:
         factors = dropout_tile(call, image, head, i, j, BY_KEY)
@@ -100,9 +101,10 @@ def gradient_tile(
 def add_factor_products(sums, ds, factors, shape):
     """Adds `ds factors`; the gradient of the scores is more exact than 16 bits hold."""
     if shape.FOLDED:
-        high = ds.to(factors.dtype)
-        sums = tl.dot(high, factors, sums)
-        sums = tl.dot((ds - high.to(tl.float32)).to(factors.dtype), factors, sums)
+        # The upper half of a float32 is a number in bfloat16: cut off, not rounded, in one step.
+        high = (ds.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+        sums = tl.dot(high.to(factors.dtype), factors, sums)
+        sums = tl.dot((ds - high).to(factors.dtype), factors, sums)
     else:
         sums = tl.dot(ds, factors, sums, input_precision=shape.FACTOR_PRECISION)
     return sums
@@ -208,7 +210,7 @@ def add_to_queries(
     of_query = tl.dot(ds.to(k.dtype), k, of_query, input_precision=shape.PRECISION)
     if lookup_grad is not None:
         tokens, starts = of_queries(queries, False), call.query_lookup.starts
-        add_to_lookup(lookup_grad, starts, image, head, slots, tokens, ds, unit)
+        add_to_lookup(lookup_grad, starts, image, head, slots, tokens, ds, None, unit)
     if left_grad is not None:
         of_left = add_factor_products(of_left, ds, right, shape)
     return of_query, of_left
@@ -279,8 +281,8 @@ def add_to_keys(
     if lookup_grad is not None:
         tokens, starts = of_keys(keys, True), call.key_lookup.starts
         # Keys behind the last are the last again.
-        ds = tl.where(of_keys(j < call.keys, True), ds, 0.0)
-        add_to_lookup(lookup_grad, starts, image, head, slots, tokens, ds, unit)
+        inside = tl.broadcast_to(of_keys(j < call.keys, True), ds.shape)
+        add_to_lookup(lookup_grad, starts, image, head, slots, tokens, ds, inside, unit)
     if right_grad is not None:
         of_right = add_factor_products(of_right, ds, left, shape)
     return of_key, of_value, of_right
@@ -337,4 +339,4 @@ def add_pairs(call, up, table_grad, unit, first, last, head, i, start, shape, ED
         )  # fmt: skip
         total += ds
     # Behind the last query or key nothing is added, wherever that may be.
-    add(origin(table_grad, first, head) + slots, total, unit)
+    add(origin(table_grad, first, head) + slots, total, None, unit)

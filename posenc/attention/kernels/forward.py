@@ -132,4 +132,4 @@ def sum_weights(
     if call.seed is not None:
         weights *= dropout_tile(call, image, head, i, j, False)
     tokens = of_queries(queries, False)
-    add_to_lookup(sums, value_starts, image, head, slots, tokens, weights, unit)
+    add_to_lookup(sums, value_starts, image, head, slots, tokens, weights, None, unit)

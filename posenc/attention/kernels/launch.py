@@ -67,11 +67,11 @@ class Launcher:
         return heads * triton.cdiv(queries, size.queries) * triton.cdiv(keys, size.keys)
 
     def starts(self, buckets: Tensor | None) -> tuple[Tensor, ...]:
-        """Where the row of a pair's bucket begins in `[T, N]` entries: by slot, for each term."""
+        """Where the row of a pair's bucket begins in `[T, N]` entries, in bytes: by slot, for each term."""
         if buckets is None:
             return ()
-        tokens = self.operands.query.shape[2]
-        return (buckets * tokens).index_select(-1, self.slot_offsets()).unbind()
+        size = self.operands.query.shape[2] * torch.float32.itemsize
+        return (buckets * size).index_select(-1, self.slot_offsets()).unbind()
 
     def slot_offsets(self) -> Tensor:
         """The entry of an operand that each slot copies."""

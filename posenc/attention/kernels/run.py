@@ -151,7 +151,7 @@ class _Backward:
             sums=[] if lookup is None else [lookup.buffer],
         )
         if left is not None and self.readable.is_folded:
-            left = unfold_left(left)
+            left = unfold_left(left, self.grads[6].shape[-1])
         self._finish(4, lookup, 6, left)
 
     def _by_key(self, delta: Tensor) -> None:
@@ -165,7 +165,7 @@ class _Backward:
             sums=[] if lookup is None else [lookup.buffer],
         )
         if right is not None and self.readable.is_folded:
-            right = unfold_right(right, self.operands.scale)
+            right = unfold_right(right, self.grads[7].shape[-1], self.operands.scale)
         self._finish(5, lookup, 7, right)
 
     def _by_pair(self, delta: Tensor) -> None:

@@ -48,7 +48,7 @@ class Lookup(NamedTuple):
 
     Tokens are side by side: neighbours in a row of the grid mostly have the same bucket, so that
     the processors that work on neighbours read neighbours. A table has for each slot where the
-    row of its bucket begins.
+    row of its bucket begins, in bytes of numbers of 32 bits.
     """
 
     entries: Rows  # `values` is a name that tuples in Triton have
@@ -177,30 +177,40 @@ def of_keys(x, BY_KEY: tl.constexpr):
 
 
 @triton.jit
-def read_lookup(lookup, image, head, slots, tokens):
-    """The sum over all tables of buckets."""
-    # Tokens first: the pointer of a token is the same in all tiles, and one addition remains.
-    pointers = origin(lookup.entries, image, head) + tokens
-    total = 0.0
+def add_lookup(sums, lookup, image, head, slots, tokens):
+    """Adds the entries of these pairs, from all tables of buckets."""
     for table in tl.static_range(len(lookup.starts)):
-        total += tl.load(pointers + tl.load(lookup.starts[table] + slots))
-    return total
+        start = tl.load(lookup.starts[table] + slots)
+        sums += tl.load(entry_pointers(lookup.entries, image, head, tokens, start))
+    return sums
 
 
 @triton.jit
-def add_to_lookup(entries, starts, image, head, slots, tokens, numbers, unit):
-    """The reverse: each number is added where `read_lookup` reads."""
-    pointers = origin(entries, image, head) + tokens
+def add_to_lookup(entries, starts, image, head, slots, tokens, numbers, inside, unit):
+    """The reverse: each number is added to the entry of its pair."""
     for table in tl.static_range(len(starts)):
-        add(pointers + tl.load(starts[table] + slots), numbers, unit)
+        start = tl.load(starts[table] + slots)
+        add(entry_pointers(entries, image, head, tokens, start), numbers, inside, unit)
 
 
 @triton.jit
-def add(pointers, numbers, unit):
+def entry_pointers(entries, image, head, tokens, start):
+    """Of the entries of some tokens in rows that begin at `start`."""
+    # In bytes and without a sign, so that an address is one addition of 64 bits; tokens before
+    # rows, since the pointers of tokens are the same in all tiles.
+    pointers = origin(entries, image, head) + tokens
+    dtype: tl.constexpr = pointers.dtype.scalar
+    size: tl.constexpr = dtype.element_ty.primitive_bitwidth // 32
+    offsets = (start * size).to(tl.uint32).to(tl.uint64)
+    return (pointers.to(tl.pointer_type(tl.uint8)) + offsets).to(dtype)
+
+
+@triton.jit
+def add(pointers, numbers, inside, unit):
     """Atomically. With a unit, as integers: their sum does not depend on the order."""
     if unit is not None:
         numbers = (numbers * tl.load(unit)).to(tl.int64)
-    tl.atomic_add(pointers, numbers, sem="relaxed")
+    tl.atomic_add(pointers, numbers, mask=inside, sem="relaxed")
 
 
 @triton.jit
@@ -282,9 +292,9 @@ def score_tile(
     if call.table is not None:
         s += tl.load(origin(call.table, image, head) + slots)
     if call.query_lookup is not None:
-        s += read_lookup(call.query_lookup, image, head, slots, queries)
+        s = add_lookup(s, call.query_lookup, image, head, slots, queries)
     if call.key_lookup is not None:
-        s += read_lookup(call.key_lookup, image, head, slots, keys)
+        s = add_lookup(s, call.key_lookup, image, head, slots, keys)
     if call.left is not None and not shape.FOLDED:
         s += multiply(left, right, shape.FACTOR_PRECISION, BY_KEY)
     if call.mask is not None:
@@ -302,10 +312,12 @@ def score_tile(
 
 @triton.jit
 def load_factors(x, image, head, tokens, shape):
-    """Of these tokens; none where there are no factors."""
+    """Of these tokens; anything where there are no factors."""
     if x is not None:
-        x = load_rows(x, image, head, tokens, shape.RANK, shape.RANK_BLOCK)
-    return x
+        factors = load_rows(x, image, head, tokens, shape.RANK, shape.RANK_BLOCK)
+    else:
+        factors = tokens
+    return factors
 
 
 @triton.jit
