@@ -41,7 +41,7 @@ def own_slots(places, is_prefix, call, shape):
             column = tl.where(is_prefix, shape.WIDTH, column) * shape.WIDTH
         else:
             column = tl.where(is_prefix, 2 * shape.WIDTH - 1, column) + shape.WIDTH - 1
-        # Not to be seen by the compiler, and what allows it to read a run at once.
+        # The compiler does not see that a block has rows of whole runs.
         return tl.multiple_of(row * pitch(shape) + column, shape.RUN)
 
 
@@ -54,8 +54,7 @@ def walked_slots(places, shape):
         row = places // shape.WIDTH * pitch(shape)
         column = places % shape.WIDTH
         if shape.BLOCKED:
-            # A tile begins at a multiple of 16, the width is one of RUN: so do runs of a row.
-            slots = tl.max_contiguous(tl.multiple_of(column - row, shape.RUN), shape.RUN)
+            slots = column - row
         else:
             slots = -column - row
         return slots
@@ -72,5 +71,7 @@ def pair_slots(own, own_is_prefix, places, count, call, shape, EDGE: tl.constexp
     else:
         slots = own[:, None] + walked_slots(places, shape)[None, :]
         if shape.BLOCKED:
+            # Tiles and rows of the grid both begin at multiples of a run, so that a run of places
+            # is one of columns. Promised, it is read at once.
             slots = tl.max_contiguous(tl.multiple_of(slots, [1, shape.RUN]), [1, shape.RUN])
     return slots

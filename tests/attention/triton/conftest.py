@@ -2,6 +2,7 @@
 
 import math
 
+import hints
 import pytest
 import torch
 from kernel_calls import DEVICE, run, set_tiles
@@ -15,6 +16,8 @@ def _interpreted(monkeypatch):
     if DEVICE == "cpu":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         monkeypatch.setattr(interpreter, "_patch_lang_tensor", _with_index)
+        # A false promise would be a wrong number on a device, and the interpreter only notes it.
+        monkeypatch.setattr(interpreter.TensorHandle, "set_attr", hints.set_attr)
 
 
 _patch_lang_tensor = interpreter._patch_lang_tensor
