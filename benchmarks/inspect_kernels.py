@@ -58,6 +58,7 @@ PRODUCTS = {
     "key_gradients": (2, 2, 3),
     "table_gradient": (1, 1, 1),
 }
+KERNELS = ["row_deltas", *(name for name in PRODUCTS if name != "second pass")]
 
 
 class _Target:
@@ -84,7 +85,9 @@ def inspect(kinds: list[str], options: argparse.Namespace) -> Iterator[dict[str,
     compiled: list[Any] = []
     original = JITFunction.run
 
-    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **given: Any) -> Any:
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
+        if self.__name__ not in options.kernels:
+            return
         kernel = original(self, *args, grid=grid, warmup=True, **given)
         passes = [self.__name__]
         if self.__name__ == "forward" and args[3] is not None:
@@ -223,6 +226,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--kernels", nargs="+", default=KERNELS, choices=KERNELS)
     parser.add_argument("--grid", type=int, nargs=2, default=(32, 32))
     parser.add_argument("--prefix", type=int, default=1)
     parser.add_argument("--dropout", action="store_true")

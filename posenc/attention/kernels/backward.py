@@ -91,7 +91,7 @@ def gradient_tile(
         grad = add_lookup(grad, up.sums_grad, image, head, slots, tokens)
     dropped = weights
     if call.seed is not None:
-        factors = dropout_tile(call, image, head, i, j, BY_KEY)
+        factors = dropout_tile(call, image, head, queries, keys, BY_KEY)
         dropped = weights * factors
         grad *= factors
     return dropped, weights * (grad - of_queries(delta, BY_KEY))

@@ -42,12 +42,12 @@ class Form(NamedTuple):
 
 
 def form_of(height: int, width: int) -> Form:
-    """In blocks, unless they are large."""
+    """In blocks, unless they are large, or nothing needs a grid."""
     wanted = os.environ.get("POSENC_TABLES")
-    if wanted is not None:
+    if wanted is not None and width > 0:
         return Form(height, width, _is_blocked(wanted))
     slots = (2 * height - 1) * (width + 1) * width
-    return Form(height, width, slots <= MOST_SLOTS)
+    return Form(height, width, 0 < slots <= MOST_SLOTS)
 
 
 @memoised

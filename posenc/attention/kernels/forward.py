@@ -108,7 +108,7 @@ def add_keys(
     total = total * rescale + tl.sum(weights, 1)
     # After `total`: dropout drops weights of the softmax, it does not change the softmax.
     if call.seed is not None:
-        weights *= dropout_tile(call, image, head, i, j, False)
+        weights *= dropout_tile(call, image, head, queries, keys, False)
     v = load_rows(call.value, image, head, keys, shape.VALUE_DIM, shape.VALUE_BLOCK)
     result = result * rescale[:, None]
     result = tl.dot(weights.to(v.dtype), v, result, input_precision=shape.PRECISION)
@@ -130,6 +130,6 @@ def sum_weights(
     )
     weights = tl.exp2(s * exponent_unit(call, shape) - normaliser[:, None])
     if call.seed is not None:
-        weights *= dropout_tile(call, image, head, i, j, False)
+        weights *= dropout_tile(call, image, head, queries, keys, False)
     tokens = of_queries(queries, False)
     add_to_lookup(sums, value_starts, image, head, slots, tokens, weights, None, unit)

@@ -45,7 +45,7 @@ class Readable(NamedTuple):
 
 def run_forward(operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
     """(out, lse, sums), see `forward.py`."""
-    given, readable = operands, _readable(_with_positive_scale(operands))
+    given, readable = operands, _readable(operands)
     operands = readable.operands
     out, lse, sums = empty_forward(operands)
     if _is_empty(operands):
@@ -82,6 +82,8 @@ def run_backward(
         return [grad.zero_() for grad in empty_gradients(given, needs)]
     out, out_grad = (x.to(operands.query.dtype) for x in (out, out_grad))
     grads = _Backward(given, readable, out, lse, sums, out_grad, sums_grad, needs).run()
+    if given.scale < 0:
+        grads[0].neg_()
     return [
         grad.to(operand.dtype) if need and operand is not None else empty(given.query, 0)
         for grad, operand, need in zip(grads, given.differentiable, needs, strict=True)
@@ -264,8 +266,10 @@ def _largest_norm(tensor: Tensor) -> Tensor:
 
 
 def _readable(operands: Operands) -> Readable:
-    if operands.scale == 0:
-        operands = operands._replace(scale=SMALLEST_SCALE)
+    # Scores are compared before they are scaled, so that the scale must be positive.
+    if operands.scale < 0:
+        operands = operands._replace(query=-operands.query)
+    operands = operands._replace(scale=abs(operands.scale) or SMALLEST_SCALE)
     left, right = operands.left, operands.right
     is_folded = operands.query.itemsize <= 2 and not operands.is_wide
     if is_folded and left is not None and right is not None:
@@ -282,13 +286,6 @@ def _interpretable(operands: Operands) -> Operands:
         x.float() if isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x for x in operands
     )
     return Operands(*tensors)
-
-
-def _with_positive_scale(operands: Operands) -> Operands:
-    """Forward looks for the largest score before it scales them."""
-    if operands.scale >= 0:
-        return operands
-    return operands._replace(query=-operands.query, scale=-operands.scale)
 
 
 def _is_empty(operands: Operands) -> bool:

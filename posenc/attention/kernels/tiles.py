@@ -321,11 +321,11 @@ def load_factors(x, image, head, tokens, shape):
 
 
 @triton.jit
-def dropout_tile(call, image, head, i, j, BY_KEY: tl.constexpr):
+def dropout_tile(call, image, head, queries, keys, BY_KEY: tl.constexpr):
     """0 where a weight is dropped, else what it is multiplied with: from the seed and the pair."""
-    # From the place of the pair, not from the order of calls: forward and both backward kernels,
-    # whose tiles differ, drop the same weights without storing which.
-    counter = of_queries(i, BY_KEY) * call.keys + of_keys(j, BY_KEY)
+    # From the tokens, not from the order of calls: forward and both backward kernels, whose tiles
+    # differ, drop the same weights without storing which.
+    counter = of_queries(queries, BY_KEY) * call.keys + of_keys(keys, BY_KEY)
     zero = counter * 0
     pair = zero + (image * call.heads + head).to(tl.int32)
     number, _, _, _ = tl.philox(tl.load(call.seed), counter, pair, zero, zero)
