@@ -195,6 +195,20 @@ def _main_loops(loops: list[sass.Loop], passes: int, warps: int) -> list[sass.Lo
     return [max(part, key=lambda loop: (sass.products(loop, warps), -len(loop))) for part in parts]
 
 
+def peers(rows: list[dict[str, Any]], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Plain attention's kernels of those tiles that have none yet."""
+    known = {_tile(row) for row in rows if row["kind"] == "plain"}
+    given, default = blocks.candidates, options.kernels
+    for row in rows:
+        if "bound" not in row or _tile(row) in known or row["kernel"] == "table_gradient":
+            continue
+        known.add(_tile(row))
+        block = blocks.Blocks(*map(int, row["tile"].split("x")), row["warps"], row["stages"])
+        blocks.candidates, options.kernels = lambda *_, block=block: (block,), [row["kernel"]]
+        yield from inspect(["plain"], options)
+    blocks.candidates, options.kernels = given, default
+
+
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Adds how many times the bound of plain attention's kernel of the same tile each bound is."""
     plain = {_tile(row): row for row in rows if row["kind"] == "plain"}
@@ -206,7 +220,7 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _tile(row: dict[str, Any]) -> tuple[object, ...]:
-    return row["kernel"], row["tile"], row["warps"]
+    return row["kernel"], row["tile"], row["warps"], row["stages"]
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -248,6 +262,8 @@ def main() -> None:
     for row in inspect(options.kinds, options):
         rows.append(row)
         print(_line(row), flush=True)
+    if "plain" in options.kinds:
+        rows += peers(rows, options)
     if options.json:
         given = shlex.join(["python", "benchmarks/inspect_kernels.py", *sys.argv[1:]])
         report = {"command": given, "triton": triton.__version__, "kernels": with_ratios(rows)}

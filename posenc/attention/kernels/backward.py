@@ -70,9 +70,7 @@ def load_numbers(numbers, image, head, call, queries):
 @triton.jit
 def load_lse(lse, image, head, call, i, queries):
     """Infinity behind the last query, so that its weights are nothing."""
-    return tl.where(
-        i < call.queries, load_numbers(lse, image, head, call, queries), float("inf")
-    )
+    return tl.where(i < call.queries, load_numbers(lse, image, head, call, queries), float("inf"))
 
 
 @triton.jit
@@ -234,7 +232,12 @@ def key_gradients(call, up, key_grad, value_grad, lookup_grad, right_grad, unit,
     # registers and written once, without atomics, which is why backward is two kernels, not one.
     first, whole = walk_of_queries(tile, call, shape)
     if shape.CAUSAL:  # the diagonal comes first, as an edge
-        for start in tl.range(tile * shape.COLUMNS // shape.ROWS * shape.ROWS, tl.minimum(first, call.queries), shape.EDGE, num_stages=1):
+        for start in tl.range(
+            tile * shape.COLUMNS // shape.ROWS * shape.ROWS,
+            tl.minimum(first, call.queries),
+            shape.EDGE,
+            num_stages=1,
+        ):
             of_key, of_value, of_right = add_to_keys(
                 of_key, of_value, of_right, k, v, right, call, up, shape, image, head, j, keys,
                 own, is_prefix, start, lookup_grad, right_grad, unit, True, shape.EDGE,

@@ -67,7 +67,7 @@ class Launcher:
         return heads * triton.cdiv(queries, size.queries) * triton.cdiv(keys, size.keys)
 
     def starts(self, buckets: Tensor | None) -> tuple[Tensor, ...]:
-        """Where the row of a pair's bucket begins in `[T, N]` entries, in bytes: by slot, for each term."""
+        """For each term: where the row of a slot's bucket begins in `[T, N]` entries, in bytes."""
         if buckets is None:
             return ()
         size = self.operands.query.shape[2] * torch.float32.itemsize
@@ -145,11 +145,9 @@ class Launcher:
         reads = sum(len(buckets) for buckets in tables if buckets is not None)
         reads += (operands.keep is not None) + (operands.mask is not None)
         width = max(operands.query.shape[-1], operands.value.shape[-1])
-        has_factors = operands.left is not None
-        itemsize = operands.query.itemsize
-        return Load(
-            architecture(operands.query.device), _block(width), itemsize, reads, has_factors
-        )
+        factors = "none" if operands.left is None else "halves" if self.is_folded else "float32"
+        device, itemsize = operands.query.device, operands.query.itemsize
+        return Load(architecture(device), _block(width), itemsize, reads, factors)
 
     def _structure(self) -> tuple[object, ...]:
         """What else the speed depends on: the operands, the kind of sums, about how many tokens."""

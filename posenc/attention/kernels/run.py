@@ -8,7 +8,7 @@ small that 62 bits just hold the largest sum that is possible.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from posenc.attention.kernels.forward import forward
 from posenc.attention.kernels.launch import Launcher, is_interpreted, read_only, rows
 from posenc.attention.kernels.memory import empty, empty_forward, empty_gradients
 from posenc.attention.kernels.operands import Operands
+
 WEIGHT_UNITS = 2.0**40  # in 1; weights are at most 1 / (1 - dropout_p)
 TABLE_PROGRAMS = 1024  # wanted: fewer would leave a large device idle
 SMALLEST_SCALE = 1e-30  # in place of 0, since scores are divided by the scale
@@ -157,7 +158,11 @@ class _Backward:
         self._finish(4, lookup, 6, left)
 
     def _by_key(self, delta: Tensor) -> None:
-        launch, lookup, right = self.readable.launcher(by_key=True), self._sums(5), self._of_all_heads(7)
+        launch, lookup, right = (
+            self.readable.launcher(by_key=True),
+            self._sums(5),
+            self._of_all_heads(7),
+        )
         launch(
             "key",
             key_gradients,
@@ -282,10 +287,12 @@ def _interpretable(operands: Operands) -> Operands:
     """The interpreter would multiply matrices of bfloat16 wrongly."""
     if not is_interpreted():
         return operands
-    tensors = (
-        x.float() if isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x for x in operands
-    )
-    return Operands(*tensors)
+    floats: dict[str, Any] = {
+        name: value.float()
+        for name, value in operands._asdict().items()
+        if isinstance(value, Tensor) and value.dtype == torch.bfloat16
+    }
+    return operands._replace(**floats)
 
 
 def _is_empty(operands: Operands) -> bool:

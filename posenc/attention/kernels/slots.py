@@ -22,19 +22,15 @@ import triton.language as tl
 @triton.jit
 def pitch(shape):
     """Slots of each d."""
-    if shape.BLOCKED:
-        size: tl.constexpr = (shape.WIDTH + 1) * shape.WIDTH
-    else:
-        size: tl.constexpr = 3 * shape.WIDTH - 1
-    return size
+    block: tl.constexpr = (shape.WIDTH + 1) * shape.WIDTH
+    return block if shape.BLOCKED else 3 * shape.WIDTH - 1
 
 
 @triton.jit
 def own_slots(places, is_prefix, call, shape):
     """The part of a slot that the owned tokens have."""
-    if shape.WIDTH == 0:
-        return places
-    else:
+    slots = places  # where no table is read
+    if shape.WIDTH > 0:
         row = tl.where(is_prefix, 0, places // shape.WIDTH) + call.height - 1
         column = places % shape.WIDTH
         if shape.BLOCKED:
@@ -42,22 +38,19 @@ def own_slots(places, is_prefix, call, shape):
         else:
             column = tl.where(is_prefix, 2 * shape.WIDTH - 1, column) + shape.WIDTH - 1
         # The compiler does not see that a block has rows of whole runs.
-        return tl.multiple_of(row * pitch(shape) + column, shape.RUN)
+        slots = tl.multiple_of(row * pitch(shape) + column, shape.RUN)
+    return slots
 
 
 @triton.jit
 def walked_slots(places, shape):
     """The part of a slot that patches have that are walked over."""
-    if shape.WIDTH == 0:
-        return places
-    else:
+    slots = places
+    if shape.WIDTH > 0:
         row = places // shape.WIDTH * pitch(shape)
         column = places % shape.WIDTH
-        if shape.BLOCKED:
-            slots = column - row
-        else:
-            slots = -column - row
-        return slots
+        slots = column - row if shape.BLOCKED else -column - row
+    return slots
 
 
 @triton.jit

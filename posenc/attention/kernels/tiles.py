@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from posenc.attention.kernels.slots import pair_slots
-
 LOG2_E = tl.constexpr(1.4426950408889634)
 # A mask's large negative numbers are used up to here: times log2(e) they stay finite.
 LOWEST = tl.constexpr(-1e38)
@@ -119,10 +117,7 @@ def tokens_at(places, prefix, count):
 def walked(start, prefix, count, EDGE: tl.constexpr, SIZE: tl.constexpr):
     """(places, tokens) of the tile that begins there."""
     places = start + tl.arange(0, SIZE)
-    if EDGE:
-        tokens = tokens_at(places, prefix, count)
-    else:
-        tokens = places + prefix
+    tokens = tokens_at(places, prefix, count) if EDGE else places + prefix
     return places, tokens
 
 
@@ -148,9 +143,10 @@ def load_rows(x, image, head, rows, WIDTH, BLOCK):
     pointers = origin(x, image, head) + (rows[:, None].to(tl.int64) * x.row + columns[None, :])
     if WIDTH != BLOCK:
         inside = tl.broadcast_to((columns < WIDTH)[None, :], pointers.shape)
-        return tl.load(pointers, mask=inside, other=0.0)
+        values = tl.load(pointers, mask=inside, other=0.0)
     else:
-        return tl.load(pointers)
+        values = tl.load(pointers)
+    return values
 
 
 @triton.jit
@@ -253,11 +249,7 @@ def exponent_unit(call, shape):
     """`exp2(unit * s)` is the exponential of a score, if `s` is what `score_tile` returns."""
     # In base 2: what a device computes at once, a multiplication less for each score. Without
     # biases the scale is part of the unit, another one less.
-    if has_biases(call, shape):
-        unit = LOG2_E
-    else:
-        unit = call.scale * LOG2_E
-    return unit
+    return LOG2_E if has_biases(call, shape) else call.scale * LOG2_E
 
 
 @triton.jit

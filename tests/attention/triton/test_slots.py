@@ -69,7 +69,9 @@ def test_each_pair_reads_its_bucket(grid, prefix, blocked, by_key):
 
 def test_a_transposed_index():
     index = random_index(TokenLayout(3, 4, 2)).T
-    assert torch.equal(buckets_read(index, forms.Form(3, 4, True), False), index.dense(DEVICE).int())
+    assert torch.equal(
+        buckets_read(index, forms.Form(3, 4, True), False), index.dense(DEVICE).int()
+    )
 
 
 @pytest.mark.parametrize(("width", "run"), [(1, 1), (7, 1), (14, 2), (2, 2), (32, 4), (12, 4)])
@@ -122,5 +124,5 @@ def test_promises_are_checked(numbers, name, values, is_true):
         hints.set_attr(handle, name, values)
         assert handle.attr[name] == values
     else:
-        with pytest.raises(AssertionError, match="runs of|multiples of"):
+        with pytest.raises(AssertionError, match=r"runs of|multiples of"):
             hints.set_attr(handle, name, values)
