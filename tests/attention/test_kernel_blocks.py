@@ -35,13 +35,20 @@ def _nothing_found(monkeypatch):
 
 @pytest.mark.parametrize("kernel", ["forward", "query", "key", "table", "deltas"])
 def test_candidates_end_with_the_smallest(kernel):
-    sizes = itertools.product((8, 9, 10, 12), (16, 64, 128, 256), (2, 4), (0, 1, 5), FACTORS)
+    sizes = itertools.product(
+        (8, 9, 10, 12), (16, 64, 128, 256), (2, 4), (0, 1, 5), (False, True), FACTORS
+    )
     for load in map(Load._make, sizes):
         options = candidates(kernel, load)
         assert options[0] in ALL
         assert options[-1] == LEAST
         areas = [size.queries * size.keys * size.stages for size in options]
         assert areas == sorted(areas, reverse=True)
+
+
+@pytest.mark.parametrize(("fills", "size"), [(True, blocks.LARGE), (False, blocks.HIGH)])
+def test_large_tiles_where_few_keys_are_left_over(fills, size):
+    assert candidates("forward", Load(9, 64, 2, 1, fills, "none"))[0] == size
 
 
 def test_the_table_has_each_architecture_that_was_compiled_for():
@@ -61,7 +68,7 @@ def only(limit, calls):
 
 def test_smaller_tiles_where_there_is_no_room():
     calls = []
-    load = Load(9, 64, 2, 0, "none")
+    load = Load(9, 64, 2, 0, False, "none")
     options = candidates("forward", load)
     for _ in range(2):
         run_best("key", options, only(32 * 32, calls), [])
@@ -72,7 +79,7 @@ def test_smaller_tiles_where_there_is_no_room():
 
 def test_a_size_that_was_found_may_not_fit_for_long():
     """Calls that count as equal may need different room."""
-    calls, options = [], candidates("forward", Load(9, 64, 2, 0, "none"))
+    calls, options = [], candidates("forward", Load(9, 64, 2, 0, False, "none"))
     run_best("key", options, only(64 * 128, calls), [])
     run_best("key", options, only(32 * 32, calls), [])
     assert calls == [blocks.HIGH, blocks.SMALL]

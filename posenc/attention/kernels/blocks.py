@@ -32,6 +32,7 @@ class Load(NamedTuple):
     width: int  # the widest of head_dim and Dv, a power of two
     itemsize: int
     reads: int  # for each pair: tables of buckets, and masks
+    fills_large: bool  # tiles of 128 keys leave few over, and tables are read in runs of 16 bytes
     factors: str  # low-rank ones, "none", as "halves" in 16 bits (factors.py), or in "float32"
 
 
@@ -54,7 +55,7 @@ TABLE = {
     8: {
         "forward": {3: MIDDLE, ANY: LOW},
         "query": {1: MIDDLE, ANY: LOW},
-        "key": {1: MIDDLE, ANY: THIN},
+        "key": {1: MIDDLE, ANY: SMALL},
         "table": {ANY: LOW},
     },
     9: {
@@ -119,7 +120,8 @@ def _preferred(kernel: str, load: Load) -> Blocks:
         return with_factors[kernel]
     sizes = TABLE[architecture]
     if load.width <= 64 and kernel in sizes:
-        return next(size for reads, size in sizes[kernel].items() if load.reads <= reads)
+        size = next(size for reads, size in sizes[kernel].items() if load.reads <= reads)
+        return HIGH if size == LARGE and not load.fills_large else size
     return SMALL if load.reads > 1 else MIDDLE_OF_FOUR
 
 

@@ -130,14 +130,9 @@ class Launcher:
         return Shape(*map(tl.constexpr, numbers))
 
     def _edge(self, size: Blocks) -> int:
-        """Room for what the main loop leaves over, in one tile if it can be."""
-        walked = self.operands.query if self.by_key else self.operands.key
+        """Small tiles for what the main loop leaves over, few enough registers for all it does."""
         whole = size.queries if self.by_key else size.keys
-        if self.operands.is_causal:
-            return whole
-        prefix = self.operands.prefix
-        left_over = (walked.shape[2] - prefix) % whole + prefix
-        return min(whole, _block(left_over))
+        return whole if self.operands.is_causal else MIN_BLOCK
 
     def _load(self) -> Load:
         operands = self.operands
@@ -146,8 +141,15 @@ class Launcher:
         reads += (operands.keep is not None) + (operands.mask is not None)
         width = max(operands.query.shape[-1], operands.value.shape[-1])
         factors = "none" if operands.left is None else "halves" if self.is_folded else "float32"
-        device, itemsize = operands.query.device, operands.query.itemsize
-        return Load(architecture(device), _block(width), itemsize, reads, factors)
+        left_over = (operands.key.shape[2] - operands.prefix) % blocks.LARGE.keys + operands.prefix
+        return Load(
+            architecture(operands.query.device),
+            _block(width),
+            operands.query.itemsize,
+            reads,
+            left_over <= 2 * MIN_BLOCK and self.form.width % 4 == 0,
+            factors,
+        )
 
     def _structure(self) -> tuple[object, ...]:
         """What else the speed depends on: the operands, the kind of sums, about how many tokens."""
