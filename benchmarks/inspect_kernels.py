@@ -204,6 +204,7 @@ def peers(rows: list[dict[str, Any]], options: argparse.Namespace) -> Iterator[d
             continue
         known.add(_tile(row))
         block = blocks.Blocks(*map(int, row["tile"].split("x")), row["warps"], row["stages"])
+        blocks._found.clear()
         blocks.candidates, options.kernels = lambda *_, block=block: (block,), [row["kernel"]]
         yield from inspect(["plain"], options)
     blocks.candidates, options.kernels = given, default
@@ -266,7 +267,12 @@ def main() -> None:
         rows += peers(rows, options)
     if options.json:
         given = shlex.join(["python", "benchmarks/inspect_kernels.py", *sys.argv[1:]])
-        report = {"command": given, "triton": triton.__version__, "kernels": with_ratios(rows)}
+        report = {
+            "command": given,
+            "triton": triton.__version__,
+            "capability": options.capability,
+            "kernels": with_ratios(rows),
+        }
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

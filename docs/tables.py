@@ -130,15 +130,17 @@ def kernels_table(report: dict) -> str:
     header = ["terms", "kernel", "tile", "warps", "instructions", "goal", "bound", "to plain"]
     rows = [[*header, "registers", "spilled", "shared", "warps at a time"]]
     rows.append(["---"] * len(rows[0]))
-    rows += [kernel_row(row) for row in report["kernels"] if row["kernel"] != "row_deltas"]
+    counts = COUNTS if report["capability"] == 90 else {}
+    walks = [row for row in report["kernels"] if row["kernel"] != "row_deltas"]
+    rows += [kernel_row(row, counts) for row in walks]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{table}\n\n`{report['command']}`, Triton {report['triton']}"
 
 
-def kernel_row(row: dict) -> list[str]:
-    """Its cells."""
+def kernel_row(row: dict, goals: dict) -> list[str]:
+    """Its cells; a number above its goal is bold."""
     count = f"{row['instructions_per_score']:.1f}"
-    goal = count_goal(row)
+    goal = count_goal(row, goals)
     if goal is not None and row["instructions_per_score"] > goal:
         count = f"**{count}**"
     ratio = row.get("bound_to_plain")
@@ -151,12 +153,12 @@ def kernel_row(row: dict) -> list[str]:
     ]
 
 
-def count_goal(row: dict) -> int | None:
+def count_goal(row: dict, goals: dict) -> int | None:
     """Where there is one."""
     kernels = ("forward", "query_gradients", "key_gradients")
     if row["kernel"] not in kernels:
         return None
-    return COUNTS.get(row["kind"], (None,) * 3)[kernels.index(row["kernel"])]
+    return goals.get(row["kind"], (None,) * 3)[kernels.index(row["kernel"])]
 
 
 def load(name: str) -> dict:

@@ -149,3 +149,6 @@ def test_the_kernels_compile_and_fit(capability, options, tmp_path):
         assert row["shared"] <= {"80": 163, "90": 227}[capability] * 1024
         assert row["registers"] > 0
         assert row["spilled"] < 1024
+        if row["kernel"] != "row_deltas" and "float32" not in options:
+            assert 5 < row["instructions_per_score"] < 100
+            assert row["bound"] >= row["instructions_per_score"] / 128 - 1e-3

@@ -158,11 +158,8 @@ class _Backward:
         self._finish(4, lookup, 6, left)
 
     def _by_key(self, delta: Tensor) -> None:
-        launch, lookup, right = (
-            self.readable.launcher(by_key=True),
-            self._sums(5),
-            self._of_all_heads(7),
-        )
+        launch = self.readable.launcher(by_key=True)
+        lookup, right = self._sums(5), self._of_all_heads(7)
         launch(
             "key",
             key_gradients,
