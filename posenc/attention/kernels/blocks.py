@@ -65,6 +65,16 @@ TABLE = {
         "table": {1: WIDE, ANY: LOW},
     },
 }
+# The same for heads up to 128 wide.
+TABLE_OF_WIDE: dict[int, dict[str, dict[int, Blocks]]] = {
+    8: {},
+    9: {
+        "forward": {1: HIGH, ANY: SMALL},
+        "query": {0: HIGH, 1: NARROW, ANY: SMALL},
+        "key": {1: FLAT, ANY: SMALL},
+        "table": {1: WIDE, ANY: SMALL},
+    },
+}
 # Factors need registers for sums of their own, and products in float32 for much more.
 WITH_FACTORS = {
     (8, "halves"): {"key": FLAT},
@@ -118,11 +128,11 @@ def _preferred(kernel: str, load: Load) -> Blocks:
     with_factors = WITH_FACTORS.get((architecture, load.factors), {})
     if kernel in with_factors:
         return with_factors[kernel]
-    sizes = TABLE[architecture]
-    if load.width <= 64 and kernel in sizes:
+    sizes = (TABLE if load.width <= 64 else TABLE_OF_WIDE)[architecture]
+    if kernel in sizes:
         size = next(size for reads, size in sizes[kernel].items() if load.reads <= reads)
         return HIGH if size == LARGE and not load.fills_large else size
-    return SMALL if load.reads > 1 else MIDDLE_OF_FOUR
+    return SMALL if load.reads > 1 else MIDDLE
 
 
 def _area(size: Blocks) -> int:
