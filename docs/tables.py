@@ -128,10 +128,12 @@ COUNTS = {
 def kernels_table(report: dict) -> str:
     """What the compiler reports for each kernel."""
     header = ["terms", "kernel", "tile", "warps", "instructions", "goal", "bound", "to plain"]
-    rows = [[*header, "registers", "spilled", "shared", "warps at a time"]]
+    rows = [[*header, "registers", "spilled", "shared", "warps at a time", "serialised"]]
     rows.append(["---"] * len(rows[0]))
     counts = COUNTS if report["capability"] == 90 else {}
-    walks = [row for row in report["kernels"] if row["kernel"] != "row_deltas"]
+    # The first of each: plain kernels of other tiles come after, to compare with.
+    shown = {(row["kind"], row["kernel"]): row for row in reversed(report["kernels"])}
+    walks = [row for row in reversed(shown.values()) if "bound" in row]
     rows += [kernel_row(row, counts) for row in walks]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{table}\n\n`{report['command']}`, Triton {report['triton']}"
@@ -149,7 +151,7 @@ def kernel_row(row: dict, goals: dict) -> list[str]:
         *(count, "-" if goal is None else str(goal), f"{row['bound']:.3f}"),
         "-" if ratio is None else f"{ratio:.2f}",
         *(str(row["registers"]), f"{row['spilled']} bytes", f"{row['shared'] / 1024:.0f} KiB"),
-        str(row["resident_warps"]),
+        *(str(row["resident_warps"]), "yes" if row["serialised"] else "-"),
     ]
 
 
