@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 INSTALL_LOWEST = $(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct
 
-.PHONY: demo test test-fast test-lowest smoke-lowest lint types contracts check bench tables sweep
+.PHONY: demo test test-fast test-lowest smoke-lowest lint types contracts check bench tables sweep gpu gpu-dry
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -56,6 +56,15 @@ check: lint types contracts test
 bench: .venv/installed
 	$(BIN)/python benchmarks/bench_attention.py
 	$(BIN)/python benchmarks/bench_model.py
+
+# On a machine with a GPU, with its own Python: nothing is installed.
+OUT ?= runs/gpu
+MINUTES ?= 8
+gpu:
+	$(PYTHON) benchmarks/on_gpu.py --minutes $(MINUTES) --out $(OUT) $(if $(IRPE),--irpe-repo $(IRPE))
+
+gpu-dry: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/on_gpu.py --dry --minutes 30 --out runs/gpu-dry
 
 tables: .venv/installed
 	$(BIN)/python docs/tables.py

@@ -11,6 +11,7 @@ the definition in float64 prints no number.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shlex
 import sys
@@ -18,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from cases import CPU_SHAPES, ENCODINGS, GPU_SHAPES, SHAPES, Case, Shape, parse_case
+from cases import CPU_SHAPES, ENCODINGS, GPU_SHAPES, SHAPES, Case, all_cases, parse_case
 from check import TOLERANCE
 from contenders import Contender, Ours, expand_backends
-from measure import Roof, Setting, measure
+from measure import Roof, Setting, head, measure
 from peers import find_official, peers_of
-from table import Row, markdown
+from table import markdown
 from timing import environment, measured_bandwidth, measured_ceiling
 
 from posenc.attention.api import BACKENDS
@@ -84,10 +85,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--encodings",
         nargs="+",
-        type=case_argument,
-        default=[parse_case(label) for label in ENCODINGS],
+        type=cases_argument,
+        default=[[parse_case(label)] for label in ENCODINGS],
         metavar="LABEL",
-        help='such as swin or "irpe on=qk mode=bias"',
+        help='such as swin or "irpe on=qk mode=bias"; `all` is every encoding inside attention',
     )
     parser.add_argument(
         "--backends", nargs="+", default=["auto"], choices=["auto", "all", *BACKENDS]
@@ -106,6 +107,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.given = sys.argv[1:] if argv is None else list(argv)
     args.dtype = DTYPES[args.dtype]
+    args.encodings = list(itertools.chain.from_iterable(args.encodings))
     args.backends = expand_backends(args.backends)
     args.shapes = args.shapes or (CPU_SHAPES if args.device.type == "cpu" else GPU_SHAPES)
     if args.irpe_repo:
@@ -113,9 +115,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def case_argument(label: str) -> Case:
+def cases_argument(label: str) -> list[Case]:
     try:
-        return parse_case(label)
+        return all_cases() if label == "all" else [parse_case(label)]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -124,18 +126,6 @@ def rows_of(case: Case, args: argparse.Namespace) -> list[Contender]:
     """One encoding by each backend, then what others have to compare with it."""
     ours = [Ours(case, backend) for backend in args.backends]
     return [*ours, *peers_of(case, args.irpe_repo)]
-
-
-def head(contender: Contender, name: str, shape: Shape) -> Row:
-    return {
-        "case": contender.case,
-        "backend": contender.backend,
-        "shape": name,
-        "layout": str(shape.layout),
-        "batch": shape.batch,
-        "heads": shape.heads,
-        "head_dim": shape.head_dim,
-    }
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import timm
@@ -71,15 +72,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def patched_copy(model: nn.Module, encoding: str) -> nn.Module:
     """The same weights with an encoding that is not zero."""
-    copy = timm.create_model(model.default_cfg["architecture"]).eval()
-    copy.load_state_dict(model.state_dict())
+    copy = deepcopy(model).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # some change the model: that is the point
         posenc.patch_model(copy, Nothing if encoding == "nothing" else encoding)
     with torch.no_grad():
         for _, parameter in posenc.encoding_parameters(copy):
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
-    return copy.to(next(model.parameters()).device)
+    return copy
 
 
 class Nothing(posenc.AttentionEncoding):

@@ -94,6 +94,13 @@ class Case:
         return encoding
 
 
+def all_cases() -> list[Case]:
+    """Every registered encoding that acts inside attention, with its default options."""
+    classes = {name: encoding_class(name) for name in posenc.list_encodings()}
+    inside = [name for name, cls in classes.items() if issubclass(cls, posenc.AttentionEncoding)]
+    return [Case(name, name, {}) for name in inside]
+
+
 def parse_case(label: str) -> Case:
     """`name key=value ...` with Python values; what is not one is text.
 

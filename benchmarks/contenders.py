@@ -52,8 +52,9 @@ class Encoded(nn.Module):
     def choice(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[str, str | None]:
         """(backend, why it rejects these inputs); both may depend on the gradient mode."""
         explained = posenc.explain(q, k, v, self.encoding(q, k, self.layout))
-        name = explained.choice if self.backend == "auto" else self.backend
-        return name, explained.reasons[name]
+        if self.backend == "auto":  # of a mixture, one backend for each attention
+            return explained.choice, None
+        return self.backend, explained.reasons[self.backend]
 
 
 @dataclass(frozen=True)

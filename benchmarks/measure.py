@@ -50,6 +50,19 @@ class Setting:
         return (training if self.backward else inference)(module, tensors)
 
 
+def head(contender: Contender, name: str, shape: Shape) -> Row:
+    """What a row is about."""
+    return {
+        "case": contender.case,
+        "backend": contender.backend,
+        "shape": name,
+        "layout": str(shape.layout),
+        "batch": shape.batch,
+        "heads": shape.heads,
+        "head_dim": shape.head_dim,
+    }
+
+
 def measure(contender: Contender, shape: Shape, setting: Setting) -> Row:
     """The numbers, or why there are none."""
     torch.manual_seed(0)

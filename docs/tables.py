@@ -20,12 +20,15 @@ TESTS = ROOT / "tests"
 # The table of a report is the benchmark's own; the sources of tests say what they compare with.
 sys.path[:0] = [str(ROOT / "benchmarks"), str(TESTS / "support")]
 
+import torch  # noqa: E402
 from cases import ENCODINGS, SHAPES  # noqa: E402
 from golden_loads import loaded  # noqa: E402
 from table import markdown  # noqa: E402
 
 import posenc  # noqa: E402
 from posenc.cli import Description, describe  # noqa: E402
+from posenc.encodings.base import PLACEMENTS, Encoding  # noqa: E402
+from posenc.terms import Term  # noqa: E402
 
 OFFICIAL = {  # the row of the published code that does the same
     "irpe": "peer: official iRPE k",
@@ -39,7 +42,24 @@ CHECKED = (
     "Checked against outputs of published code ([tests/golden](tests/golden/manifest.json)), or "
     "loops over tokens,\nwritten from the formula."
 )
-PLACES = ("inside attention", "on tokens, at the position step", "on tokens, after blocks")
+SIZES = """\
+Numbers are the parameters in one place of a ViT-S/16 at 224 pixels. Costs, from the cheapest:
+*tokens*, once outside attention; *scale*, *rotation* and *low rank*, a little beside plain
+attention; *table*, one read a pair, remembered in evaluation; *query table* and *key table*, a
+product for each token, then one read a pair; *matrix*, a number for each pair; *matrix rotation*, a
+product for each token, and in training the gradient of matrix exponentials; *value table*, sums of
+attention by bucket; *second attention*, as it says."""
+LAYOUT = posenc.TokenLayout(14, 14, prefix=1)
+COSTS = {
+    posenc.DenseBias: "matrix",
+    posenc.LowRankBias: "low rank",
+    posenc.ValueLookup: "value table",
+    posenc.Rotation: "rotation",
+    posenc.MatrixRotation: "matrix rotation",
+    posenc.ContentScale: "scale",
+    posenc.Mixture: "second attention",
+}
+PLACES = ("inside attention", *PLACEMENTS.values())
 
 
 @dataclass(frozen=True)
@@ -85,18 +105,46 @@ def encodings_table() -> str:
     """What is registered, from the classes and their tests."""
     encodings = [describe(name) for name in built_in()]
     encodings.sort(key=lambda encoding: (PLACES.index(encoding.acts), encoding.name))
-    rows = [["name", "acts", "what it is", "starts", "checked against", "paper"], ["---"] * 6]
+    header = ["name", "acts", "what it is", "starts", "numbers", "costs as", "checked against"]
+    rows = [[*header, "paper"], ["---"] * 8]
     rows += [encoding_row(encoding) for encoding in encodings]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{table}\n\n{CHECKED}"
+    return f"{table}\n\n{SIZES}\n{CHECKED}"
 
 
 def encoding_row(encoding: Description) -> list[str]:
     """Its cells."""
     summary = encoding.summary.rstrip(".").replace("|", r"\|")
     paper = "ours" if encoding.paper is None else "[{}]({})".format(*encoding.paper)
-    checked = checked_against(encoding.name)
-    return [f"`{encoding.name}`", encoding.acts, summary, encoding.starts, checked, paper]
+    module = at_its_usual_size(encoding.name)
+    numbers = f"{sum(parameter.numel() for parameter in module.parameters()):,}"
+    costs, checked = costs_as(module), checked_against(encoding.name)
+    starts = encoding.starts
+    return [f"`{encoding.name}`", encoding.acts, summary, starts, numbers, costs, checked, paper]
+
+
+def at_its_usual_size(name: str) -> Encoding:
+    """As it stands once in a ViT-S/16 at 224 pixels."""
+    is_hidden = getattr(posenc.registry.encoding_class(name), "placement", None) == "mlp_hidden"
+    sizes = {"num_heads": 6, "head_dim": 64, "embed_dim": 1536 if is_hidden else 384}
+    return posenc.create_encoding(name, layout=LAYOUT, **sizes, block=0, num_blocks=12)
+
+
+def costs_as(encoding: Encoding) -> str:
+    """What a backend has to compute for it, in words."""
+    if isinstance(encoding, posenc.TokenEncoding):
+        return "tokens"
+    with torch.no_grad():
+        q, k = torch.randn(2, 1, 6, LAYOUT.num_tokens, 64)
+        terms = encoding(q, k, LAYOUT)
+    return ", ".join(dict.fromkeys(map(cost_of, terms))) or "nothing"
+
+
+def cost_of(term: Term) -> str:
+    """Of one term."""
+    if isinstance(term, posenc.LookupBias):
+        return "table" if term.read_by == "one" else f"{term.read_by} table"
+    return COSTS[type(term)]
 
 
 def built_in() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,15 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 import posenc
+from posenc.analysis import CapturedAttention, capture_attention
+from posenc.analysis.plot import plot_bias, plot_similarity
 
 BLOCK = 0  # whose attention is shown
 IMAGES = 100  # over which contextual biases are averaged
-GRID = 7
+PLACES = ((3, 3), (0, 0), (0, 3), (3, 6))  # center, corner, top and right of 7x7 patches
 
 
 def draw_accuracy(rows: list[dict[str, Any]], path: Path) -> None:
@@ -48,97 +48,52 @@ def draw_accuracy(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_learned(models: dict[str, nn.Module], images: Tensor, path: Path) -> None:
-    """A row of four pictures for each encoding, with its own colour scale."""
+    """A row of pictures for each encoding, with its own color scale."""
     names = [name for name in models if name != "none"]
-    figure, grid = plt.subplots(
-        len(names), 4, figsize=(9, 2.2 * len(names)), layout="constrained", squeeze=False
-    )
-    for name, row in zip(names, grid, strict=True):
-        panels = list(pictures(name, models[name], images[:IMAGES]))
-        limit = max(float(picture.abs().max()) for _, picture, _ in panels) or 1.0
-        for axes, (title, picture, mark) in zip(row, panels, strict=True):
-            image = axes.imshow(picture, cmap="RdBu_r", vmin=-limit, vmax=limit)
-            decorate(axes, title, mark)
-        row[0].set_ylabel(f"{name}\n{KINDS.get(name, 'attention bias')}", fontsize=9)
-        figure.colorbar(image, ax=list(row), shrink=0.8)
-    figure.suptitle(
-        f"What each encoding learned (block {BLOCK}; the cross marks the patch that looks)",
-        fontsize=11,
-    )
+    figure = plt.figure(figsize=(9, 2.4 * len(names)), layout="constrained")
+    rows = figure.subfigures(len(names), 1, squeeze=False)[:, 0]
+    for name, row in zip(names, rows, strict=True):
+        draw_row(models[name], images[:IMAGES], row)
+        row.suptitle(
+            f"{name}: {KINDS.get(name, 'bias that the center gives, logits')}", fontsize=10
+        )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 KINDS = {
-    "learned": "cosine similarity\nof positions",
-    "sinusoidal": "cosine similarity\nof positions",
-    "peg": "3x3 kernels,\nstrongest channels",
+    "learned": "cosine of the positions of some patches with all, less their mean",
+    "sinusoidal": "cosine of the positions of some patches with all, less their mean",
+    "peg": "3x3 kernels of the strongest channels",
 }
 
 
-def pictures(
-    name: str, model: nn.Module, images: Tensor
-) -> Iterator[tuple[str, Tensor, tuple[int, int] | None]]:
-    """Four times (title, picture, marked patch)."""
+def draw_row(model: nn.Module, images: Tensor, row: Any) -> None:
+    """What the encoding of one model learned."""
     encoding = next(iter(posenc.patched_encodings(model).values()))
     if isinstance(encoding, posenc.PEG):
-        yield from kernels(encoding)
+        draw_kernels(encoding, row)
     elif isinstance(encoding, posenc.AttentionEncoding):
-        yield from biases(model, images)
+        plot_bias(capture(model, images), layers=BLOCK, image_index=None, figure=row)
     else:
-        yield from similarities(encoding)
+        plot_similarity(model, queries=PLACES, center=True, figure=row)
 
 
-def biases(model: nn.Module, images: Tensor) -> Iterator[tuple[str, Tensor, tuple[int, int]]]:
-    """The bias from the center patch to all patches, per head, relative to its mean.
-
-    A bias is defined up to a constant per query, so only differences mean something. Contextual
-    biases depend on the image: they are averaged over real ones.
-    """
-    site = f"blocks.{BLOCK}.attn."
-    encoding = next(e for n, e in posenc.patched_encodings(model).items() if n.startswith(site))
-    seen: list[Tensor] = []
-    hook = encoding.register_forward_hook(
-        lambda module, inputs, terms: seen.append(sum(term.dense() for term in terms))
-    )
-    with torch.no_grad():
-        model.eval()(images)
-    hook.remove()
-    center = GRID // 2
-    query = 1 + center * GRID + center  # after the CLS token
-    rows = seen[0].mean(dim=0)[:, query, 1:]
-    for head, row in enumerate(rows.expand(4, -1)):
-        yield f"head {head}", (row - row.mean()).reshape(GRID, GRID), (center, center)
+def capture(model: nn.Module, images: Tensor) -> CapturedAttention:
+    """Contextual biases depend on the image: they are averaged over real ones."""
+    with torch.no_grad(), capture_attention(model.eval()) as captured:
+        model(images)
+    return captured
 
 
-def similarities(encoding: nn.Module) -> Iterator[tuple[str, Tensor, tuple[int, int]]]:
-    """Cosine similarity of one patch's position vector to all others."""
-    layout = posenc.TokenLayout(GRID, GRID, prefix=1)
-    with torch.no_grad():
-        table = encoding(torch.zeros(1, layout.num_tokens, encoding.embed_dim), layout)[0, 1:]
-    table = torch.nn.functional.normalize(table - table.mean(dim=0), dim=-1)
-    last, center = GRID - 1, GRID // 2
-    for title, (row, column) in {
-        "from the center": (center, center),
-        "from the corner": (0, 0),
-        "from the top": (0, center),
-        "from the right": (center, last),
-    }.items():
-        picture = (table @ table[row * GRID + column]).reshape(GRID, GRID)
-        yield title, picture, (row, column)
-
-
-def kernels(encoding: posenc.PEG) -> Iterator[tuple[str, Tensor, None]]:
+def draw_kernels(encoding: posenc.PEG, row: Any) -> None:
     """The convolution kernels with the largest weights."""
     weight = encoding.weight.detach()[:, 0]
-    strongest = weight.flatten(1).norm(dim=1).topk(4).indices.tolist()
-    for channel in strongest:
-        yield f"channel {channel}", weight[channel], None
-
-
-def decorate(axes: Axes, title: str, mark: tuple[int, int] | None) -> None:
-    axes.set_title(title, fontsize=9)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    if mark is not None:
-        axes.plot(mark[1], mark[0], "kx", markersize=7)
+    strongest = weight.flatten(1).norm(dim=1).topk(len(PLACES)).indices.tolist()
+    limit = float(weight[strongest].abs().max()) or 1.0
+    panels = row.subplots(1, len(strongest))
+    for axes, channel in zip(panels, strongest, strict=True):
+        image = axes.imshow(weight[channel], cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(f"channel {channel}", fontsize=8)
+    row.colorbar(image, ax=list(panels), shrink=0.8)

@@ -8,6 +8,7 @@ from posenc.layout import TokenLayout
 from posenc.memo import clear_cache
 from posenc.pairs import PairIndex
 from posenc.patching import (
+    LoadedCheckpoint,
     ModelExplanation,
     Summary,
     Support,
@@ -18,6 +19,7 @@ from posenc.patching import (
     fold_biases,
     is_patched,
     load_encodings,
+    load_reference_checkpoint,
     parameter_groups,
     patch_from_config,
     patch_model,
@@ -36,6 +38,7 @@ from posenc.terms import (
     DenseBias,
     LookupBias,
     LowRankBias,
+    MatrixRotation,
     Mixture,
     Rotation,
     ValueLookup,
@@ -48,8 +51,10 @@ __all__ = [
     "ContentScale",
     "DenseBias",
     "Explanation",
+    "LoadedCheckpoint",
     "LookupBias",
     "LowRankBias",
+    "MatrixRotation",
     "Mixture",
     "ModelExplanation",
     "PairIndex",
@@ -71,6 +76,7 @@ __all__ = [
     "is_patched",
     "list_encodings",
     "load_encodings",
+    "load_reference_checkpoint",
     "pair_index",
     "parameter_groups",
     "patch_from_config",

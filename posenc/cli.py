@@ -1,7 +1,7 @@
 """The command `posenc`, also `python -m posenc`: what there is, and what fits a model.
 
-Exit codes: 0; 1 for a model or encoding that posenc refuses; 2 for wrong arguments and unknown
-names. Messages go to stderr.
+Exit codes: 0; 1 for a model or encoding that posenc refuses, and where `doctor` finds something
+broken; 2 for wrong arguments and unknown names. Messages go to stderr.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ import torch
 from torch import nn
 
 import posenc
-from posenc.encodings.base import Encoding, TokenEncoding
+from posenc.doctor import examine
+from posenc.encodings.base import PLACEMENTS, Encoding, TokenEncoding
 from posenc.registry import SIZES, did_you_mean, encoding_class, needed_sizes, resolved_options
 
-EPILOG = "Exit codes: 0; 1 for what posenc refuses; 2 for wrong arguments and unknown names."
+EPILOG = (
+    "Exit codes: 0; 1 for what posenc refuses, or doctor finds broken; 2 for wrong arguments and "
+    "unknown names."
+)
 STARTS = {True: "with an effect", False: "without effect", None: "effect unknown"}
 
 
@@ -54,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="the registered encodings, one a line")
     listing.set_defaults(command=_list)
+    doctor = commands.add_parser(
+        "doctor", help="versions and devices, and whether attention is right on each"
+    )
+    doctor.set_defaults(command=_doctor)
     inspecting = commands.add_parser(
         "inspect",
         help="an encoding with its options, or what can be patched in a timm model",
@@ -105,11 +113,7 @@ def _row(encoding: Description) -> tuple[str, ...]:
 
 
 def _acts(cls: type[Encoding]) -> str:
-    if not issubclass(cls, TokenEncoding):
-        return "inside attention"
-    return {"position": "on tokens, at the position step", "block": "on tokens, after blocks"}[
-        cls.placement
-    ]
+    return PLACEMENTS[cls.placement] if issubclass(cls, TokenEncoding) else "inside attention"
 
 
 def _changes_at_start(cls: type[Encoding]) -> bool | None:
@@ -118,6 +122,16 @@ def _changes_at_start(cls: type[Encoding]) -> bool | None:
     build: Any = cls
     encoding: Encoding = build(posenc.TokenLayout(2, 3, 1), **needed_sizes(cls, sizes, ""))
     return encoding.changes_at_start()
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    is_broken = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the findings say it
+        for finding in examine():
+            print(f"{finding.state:<8}{finding.text}", flush=True)
+            is_broken |= finding.state == "broken"
+    return int(is_broken)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

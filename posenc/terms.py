@@ -1,7 +1,8 @@
 """Terms: what a position encoding contributes to attention, as data.
 
 Biases are added to the scores, value lookups to the output; every backend knows these. What
-rewrites the call (`Rotation`, `ContentScale`, `Mixture`) is gone before a backend sees it.
+rewrites the call (`Rotation`, `MatrixRotation`, `ContentScale`, `Mixture`) is gone before a
+backend sees it.
 
 Symbols: query, key `[B, heads, N, D]`, value `[B, heads, N, Dv]`, scores
 `s = scale * query key^T`; a bias `b` is added to `s` before softmax. Additive terms define
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from posenc.functional.rotary import rotate
+from posenc.functional.rotary import rotate, rotate_blocks
 from posenc.memo import Memo
 from posenc.pairs import PairIndex, read_pairs, sum_buckets
 
@@ -303,6 +304,55 @@ class Rotation(CallTerm):
 
 
 @dataclass(frozen=True, eq=False)
+class MatrixRotation(CallTerm):
+    """Turns queries and keys by a matrix for each token: `q_i, k_j -> R_i q_i, R_j k_j`.
+
+    What `Rotation` does to pairs of channels, this does to blocks of any width W: block b holds
+    the channels from `b W` to `(b + 1) W - 1`, and its matrix multiplies them as a column vector.
+    The first `blocks * W` channels of a head turn and the rest passes. Prefix tokens do not turn:
+    an encoding gives them the identity. Matrices are meant to be orthogonal, which is not checked.
+
+    Turns of both kinds do not commute: those of one call act in the order of its terms, the first
+    one first. Matrices are `blocks * W ** 2` numbers for each head and token, W times as many as
+    the channels that they turn.
+
+    Args:
+        matrices: `[1 or B, 1 or heads, N, blocks, W, W]`.
+
+    Reference: Ostmeier et al. 2024 (LieRE), arXiv 2406.10322.
+
+    >>> import torch
+    >>> turn = MatrixRotation(torch.tensor([[[[[[0.0, -1.0], [1.0, 0.0]]]]]]))  # by 90 degrees
+    >>> turn.apply(torch.tensor([[[[1.0, 2.0, 3.0]]]]))
+    tensor([[[[-2.,  1.,  3.]]]])
+    """
+
+    matrices: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {"matrices": self.matrices}
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Of queries or keys `[B, heads, N, D]`: the definition.
+
+        Computed in at least float32 and rounded once, to the dtype of `x`.
+        """
+        return rotate_blocks(x, self.matrices)
+
+    def check(self, shape: CallShape) -> None:
+        """Raises unless the shapes fit a call."""
+        blocks, _, width = (1, 1, 1, *self.matrices.shape)[-3:]
+        expected = (shape.batch, shape.heads, shape.tokens, blocks, width, width)
+        _check_shape("MatrixRotation.matrices", self.matrices, expected, broadcast=2)
+        if not 0 < blocks * width <= shape.head_dim:
+            raise ValueError(
+                f"MatrixRotation turns {blocks * width} channels ({blocks} blocks of {width}), and "
+                f"the queries have a head_dim of {shape.head_dim}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
 class ContentScale(CallTerm):
     """Scales the content of the scores alone: `factor * scale q k^T`, then biases are added.
 
@@ -372,7 +422,16 @@ class Mixture(CallTerm):
             term.check(shape)
 
 
-TERM_TYPES = (DenseBias, LookupBias, LowRankBias, ValueLookup, Rotation, ContentScale, Mixture)
+TERM_TYPES = (
+    DenseBias,
+    LookupBias,
+    LowRankBias,
+    ValueLookup,
+    Rotation,
+    MatrixRotation,
+    ContentScale,
+    Mixture,
+)
 
 
 def check_terms(terms: Sequence[Term], name: str) -> None:

@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import os
 
@@ -17,3 +18,9 @@ def _deterministic():
     """Every test starts from the same random state, on one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+def pytest_collection_finish():
+    """What tests and modules hold will not be freed: the collector need not look at it."""
+    gc.collect()
+    gc.freeze()

@@ -14,6 +14,7 @@ from memory import allocations, peak_bytes
 from peers import OfficialPeer, find_official, peers_of
 from timing import Times, measured_bandwidth, measured_ceiling, paired_times
 
+import posenc
 from posenc.attention import api
 from posenc.attention.backends import sdpa
 
@@ -161,6 +162,15 @@ def test_a_run(tiny, tmp_path, capsys, options):
     assert picture.stat().st_size > 10_000
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("| `human_part` | reference |")
+
+
+def test_every_encoding_inside_attention_can_be_measured(tiny, tmp_path):
+    rows = run(tmp_path, "--encodings", "all")["ratios_to_plain_sdpa"]
+    ours = {row["case"] for row in rows if row["backend"] == "auto"}
+    classes = {name: posenc.registry.encoding_class(name) for name in posenc.list_encodings()}
+    assert ours == {n for n, cls in classes.items() if issubclass(cls, posenc.AttentionEncoding)}
+    assert {row["case"]: row["failure"] for row in rows if row["failure"]} == {}
+    assert next(row for row in rows if row["case"] == "convit")["backend_used"] == "sdpa + sdpa"
 
 
 def test_a_rejected_call_says_why(tiny, tmp_path):

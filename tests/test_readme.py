@@ -68,11 +68,13 @@ def test_the_encodings_are_those_of_the_registry_and_what_they_are_checked_again
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", tables.table("encodings"), re.MULTILINE))
     assert list(rows) != sorted(rows) == posenc.list_encodings() == tables.built_in()
     assert rows["peg"].startswith("on tokens, after blocks | Positions from")
-    assert rows["human_part"].endswith(" | without effect | loops | ours")
+    assert " | without effect | 15,360 | tokens | " in rows["local_ffn"]  # 4 * 384 channels
+    assert rows["human_part"].endswith(" | without effect | 234 | low rank | loops | ours")
     paper = "[Graham et al. 2021](https://arxiv.org/abs/2104.01136)"
-    assert rows["levit"].endswith(f" | without effect | loops | {paper}")
+    assert rows["levit"].endswith(f" | without effect | 1,176 | table | loops | {paper}")
     assert r"`b_h[i, j] = table_h[\|d_row\|, \|d_column\|]` |" in rows["levit"]
-    assert " | with an effect | published code | " in rows["cosine"]
+    assert " | with an effect | 6 | scale | published code | " in rows["cosine"]
+    assert " | query table, value table | " in rows["shaw"]
     monkeypatch.setattr(registry, "_ENCODINGS", dict(registry._ENCODINGS))
     posenc.register_encoding("mine", type("Mine", (posenc.SwinBias,), {}))
     assert "`mine`" not in tables.table("encodings")

@@ -21,24 +21,26 @@ from torch import Tensor
 from posenc import HumanPart, is_patched, patched_encodings
 
 try:
+    import maps
     import matplotlib
     import numpy as np
     from batches import photo_loader, read_image
     from checkpoints import load_network
     from config import Config, load_config
     from evaluate import embed, people_and_cameras, score
-    from maps import bias_maps, read_images, rollout_maps, similarities
+    from maps import read_images
     from market import KINDS, Photo, Splits, read_dataset
     from matplotlib import pyplot as plt
     from network import ReIDNetwork
     from retrieval import Scores, nearest
+
+    from posenc.analysis.plot import plot_bias, plot_parts, plot_similarity
 except ModuleNotFoundError as missing:
     raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
 RIGHT, WRONG = "#2a9d3a", "#d1342f"
 QUERIES, RANKS = 6, 10
 PEOPLE = 12  # in the map of features
-PART_NAMES = ("head", "chest", "hips", "thighs", "shins")
 
 
 @dataclass(frozen=True)
@@ -157,88 +159,29 @@ def draw_rollout(album: Album) -> Any:
     step = max(1, len(album.data.query) // 12)
     photos = album.data.query[::step][:12]
     images = read_images(photos, album.network, album.config.size)
-    maps = rollout_maps(album.network, images).cpu().numpy()
-    figure, axes = _grid(2, len(photos), album.config, "attention rollout")
-    for column, photo in enumerate(photos):
-        _show(axes[0, column], album.image(photo))
-        _show(axes[1, column], album.image(photo))
-        axes[1, column].imshow(maps[column], cmap="inferno", alpha=0.6)
-    return figure
+    return maps.draw_rollout(album.network, images)
 
 
 def draw_bias(album: Album) -> Any:
-    """A row for each layer, a column for each head."""
-    photos = album.data.query[:16]
-    images = read_images(photos, album.network, album.config.size)
-    biases = bias_maps(album.network, images, (0.5, 0.5)).cpu()
-    if not biases.numel():
-        return None
-    layers, heads, height, width = biases.shape
-    size = 0.9 * heads + 1.6, 0.9 * layers * height / width + 0.6
-    figure, axes = plt.subplots(layers, heads, figsize=size, squeeze=False, layout="constrained")
-    biases, limit = biases.numpy(), biases.abs().max().item()
-    for layer, head in np.ndindex(layers, heads):
-        axis = axes[layer, head]
-        picture = axis.imshow(biases[layer, head], cmap="coolwarm", vmin=-limit, vmax=limit)
-        axis.plot(width // 2, height // 2, "k+", markersize=5)
-        axis.set(xticks=[], yticks=[])
-        if layer == 0:
-            axis.set_title(f"head {head}", fontsize=8)
-        if head == 0:
-            axis.set_ylabel(f"layer {layer}", fontsize=8)
-    figure.suptitle(f"{album.config.encoding}: bias that the patch at + gives to each patch")
-    figure.colorbar(picture, ax=axes, shrink=0.5, label="logits, less the mean of all keys")
-    return figure
+    """A row for each layer, a column for each head; the mean over some photos."""
+    images = read_images(album.data.query[:16], album.network, album.config.size)
+    captured = maps.capture(album.network, images)
+    return plot_bias(captured, image_index=None) if captured.bias else None
 
 
 def draw_similarity(album: Album) -> Any:
     """How alike the positions of two patches are, for each patch a map."""
-    found = list(similarities(album.network).values())
-    if not found:
-        return None
-    maps = found[0].cpu().numpy()
-    height, width = maps.shape[:2]
-    size = 0.7 * width + 1.2, 0.7 * height * height / width + 0.6
-    figure, axes = plt.subplots(height, width, figsize=size, squeeze=False, layout="constrained")
-    for row, column in np.ndindex(height, width):
-        picture = axes[row, column].imshow(maps[row, column], cmap="viridis", vmin=-1, vmax=1)
-        axes[row, column].set(xticks=[], yticks=[])
-    figure.suptitle("similarity of each patch's\nlearned position to the others")
-    figure.colorbar(picture, ax=axes, shrink=0.5, label="cosine")
-    return figure
+    tables = maps.learned_tables(album.network)
+    return plot_similarity(next(iter(tables.values()))) if tables else None
 
 
 def draw_parts(album: Album) -> Any:
     """Centers of the body parts in each layer, over the mean of the training photos."""
-    parts = list(album.encodings(HumanPart).values())
-    if not parts:
+    if not album.encodings(HumanPart):
         return None
     photos = album.data.train[:: max(1, len(album.data.train) // 500)]
     mean = np.mean([album.image(photo) for photo in photos], axis=0) / 255
-    size = 1.3 * len(parts) + 1.8, 5
-    figure, axes = plt.subplots(1, len(parts), figsize=size, squeeze=False, layout="constrained")
-    for layer, (axis, part) in enumerate(zip(axes[0], parts, strict=True)):
-        axis.imshow(mean)
-        _draw_centers(axis, part, album.config)
-        strength = part.strength.detach().abs().mean()
-        axis.set_title(f"layer {layer}\nstrength {strength:.2f}", fontsize=9)
-    axes[0, -1].legend(bbox_to_anchor=(1.05, 1), loc="upper left", title="started as", fontsize=8)
-    figure.suptitle("human_part: centers and width of the parts")
-    return figure
-
-
-def _draw_centers(axis: Any, part: HumanPart, config: Config) -> None:
-    height, width = config.size
-    spread = part.log_part_width.exp().item() * height
-    names = PART_NAMES if len(part.part_centers) == len(PART_NAMES) else range(part.parts)
-    for number, (name, center) in enumerate(zip(names, part.part_centers.tolist(), strict=True)):
-        y, colour = center * height, f"C{number}"
-        axis.axhline(y, color=colour, label=str(name))
-        axis.axhspan(y - spread, y + spread, color=colour, alpha=0.15, linewidth=0)
-    centers = zip(names, part.part_centers.tolist(), strict=True)
-    outside = [f"{name} at {center:.2f}" for name, center in centers if not 0 <= center <= 1]
-    axis.set_xlabel("\n".join(["outside:", *outside] if outside else []), fontsize=7)
-    axis.set(xticks=[], yticks=[], xlim=(0, width - 1), ylim=(height - 1, 0))
+    return plot_parts(album.network.vit, mean)
 
 
 def draw_tsne(album: Album) -> Any:

@@ -53,6 +53,7 @@ def capture_attention(
     def recorder(name: str) -> Recorder:
         return Recorder(name, captured)
 
-    with observe_attention(model, layout, recorder, "capture_attention") as left_out:
-        captured.left_out.update(left_out)
+    with observe_attention(model, layout, recorder, "capture_attention") as watch:
+        captured.left_out.update(watch.left_out)
+        captured.own_grids.update(watch.own_grids)
         yield captured

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from posenc.encodings.base import check_layout
 from posenc.layout import TokenLayout
+from posenc.patching.models.examine import check_module
 
 
 def check_pairs(matrix: Any, layout: TokenLayout, name: str, dims: int | None = None) -> Tensor:
@@ -33,3 +34,47 @@ def check_pairs(matrix: Any, layout: TokenLayout, name: str, dims: int | None = 
             "(captured.layouts has it)"
         )
     return matrix
+
+
+def check_tokens(tokens: Any, layout: TokenLayout, name: str) -> Tensor:
+    """Raises unless `tokens` is `[B, N, C]` with the tokens of `layout`.
+
+    Args:
+        tokens: what was passed.
+        layout: of these tokens.
+        name: of function and argument, for messages.
+    """
+    check_layout(layout, name)
+    if not isinstance(tokens, Tensor) or not tokens.is_floating_point():
+        got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise TypeError(f"{name} must be a floating point tensor, got {got}")
+    if tokens.dim() != 3 or tokens.shape[1] != layout.num_tokens:
+        raise ValueError(
+            f"{name} must be [B, {layout.num_tokens}, C] for the layout {layout}, got "
+            f"{list(tokens.shape)}; pass the layout of these tokens"
+        )
+    return tokens
+
+
+def check_images(model: nn.Module, images: Any, batch_size: Any, name: str) -> None:
+    """Raises unless these are images, in batches, for a module in eval mode.
+
+    Args:
+        model: that will see them.
+        images: what was passed.
+        batch_size: images in one forward.
+        name: of the function, for messages.
+    """
+    check_module(model)
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"{name}: images must be a floating point tensor, got {got}")
+    if images.dim() != 4 or len(images) == 0:
+        raise ValueError(f"{name}: images must be [B, 3, H, W], got {list(images.shape)}")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"{name}: batch_size must be a positive int, got {batch_size!r}")
+    if model.training:
+        raise ValueError(
+            f"{name}: the model is in training mode, where its forwards may differ: call "
+            "model.eval() first"
+        )

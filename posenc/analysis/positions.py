@@ -14,27 +14,31 @@ from posenc.encodings import LearnedAbsolute, Sinusoidal
 from posenc.encodings.base import check_layout
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
+from posenc.patching.checkpoint import patched_encodings
 from posenc.patching.fold import FoldedBias
-from posenc.patching.patch import named_backbone, site_modules
+from posenc.patching.observe import examine_originals
+from posenc.patching.patch import is_patched, named_backbone, site_modules
 from posenc.patching.sites.site import Site
 
 
 def position_similarity(
-    table: Tensor | LearnedAbsolute | Sinusoidal, layout: TokenLayout
+    table: Tensor | LearnedAbsolute | Sinusoidal, layout: TokenLayout, *, center: bool = False
 ) -> Tensor:
     """Cosine similarity of the position vectors of each pair of patches.
 
-    `s[i, j] = t_i . t_j / (|t_i| |t_j|)`; prefix rows are left out.
+    `s[i, j] = t_i . t_j / (|t_i| |t_j|)`; prefix rows are left out. With `center`, `t` is the table
+    less the mean of its patches.
 
     Args:
         table: `[N, C]` or `[1, N, C]` with a row for each token or for each patch, such as
             `model.pos_embed`; or an encoding that adds such a table, which it then has for
             `layout` (resampled, where it was built for another grid).
         layout: of the tokens.
+        center: subtract the mean, that what all vectors share does not hide where they differ.
 
     Raises:
-        ValueError: a shape that does not fit the layout, or a row of zeros, which has no
-            direction.
+        ValueError: a shape that does not fit the layout, or a row of zeros (of means, with
+            `center`), which has no direction.
         TypeError: something that is neither a floating point tensor nor such an encoding.
 
     Returns:
@@ -51,6 +55,8 @@ def position_similarity(
     check_layout(layout, "position_similarity")
     rows = _grid_rows(_table_of(table, layout), layout)
     rows = rows.to(at_least_float32(rows.dtype))
+    if center:
+        rows = rows - rows.mean(dim=0)
     norms = rows.norm(dim=-1)
     if bool((norms == 0).any()):
         row, column = divmod(int((norms == 0).nonzero()[0]), layout.width)
@@ -94,7 +100,7 @@ def bias_map(
               [ 0.5000,  1.5000,  2.5000]]]])
     """
     check_pairs(bias, layout, "bias_map: bias")
-    row = bias[..., _index(query, layout), :]
+    row = bias[..., query_index(query, layout, "bias_map"), :]
     if center:
         hidden = row == float("-inf")  # which would make the mean of the others infinite
         total = row.masked_fill(hidden, 0.0).sum(dim=-1, keepdim=True)
@@ -126,20 +132,72 @@ def position_biases(model: nn.Module) -> dict[str, Tensor]:
     >>> {name: tuple(bias.shape) for name, bias in biases.items()}
     {'blocks.0.attn': (3, 7, 7), 'blocks.1.attn': (3, 7, 7)}
     """
-    prefix, backbone = named_backbone(model)
     biases: dict[str, Tensor] = {}
-    for name, module in site_modules(backbone).items():
-        if module._posenc.attention:
-            full_name = ".".join(filter(None, [prefix, name])) or module._posenc.name
-            bias = _static_bias(full_name, module)
-            if bias is not None:
-                biases[full_name] = bias
+    for name, module in _encoded_attention(model).items():
+        bias = _static_bias(name, module)
+        if bias is not None:
+            biases[name] = bias
     if not biases:
         raise ValueError(
             "position_biases: no encoding of the model gives a bias inside attention; for tables "
             "of tokens see posenc.analysis.position_similarity"
         )
     return biases
+
+
+def bias_layouts(model: nn.Module) -> dict[str, TokenLayout]:
+    """The layouts that `position_biases` has its biases at, by the same names.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    return {n: module._posenc.layout.latest() for n, module in _encoded_attention(model).items()}
+
+
+def _encoded_attention(model: nn.Module) -> dict[str, Any]:
+    """Name in the model -> attention module with encodings."""
+    prefix, backbone = named_backbone(model)
+    return {
+        ".".join(filter(None, [prefix, name])) or module._posenc.name: module
+        for name, module in site_modules(backbone).items()
+        if module._posenc.attention
+    }
+
+
+def model_table(
+    model: nn.Module, caller: str
+) -> tuple[Tensor | LearnedAbsolute | Sinusoidal, TokenLayout]:
+    """The absolute positions of a model: what it is patched with, or else its own table.
+
+    Raises:
+        ValueError: there are none, or several encodings.
+    """
+    found = patched_encodings(model) if is_patched(model) else {}
+    added = {n: one for n, one in found.items() if isinstance(one, LearnedAbsolute | Sinusoidal)}
+    if len(added) > 1:
+        raise ValueError(
+            f"{caller}: the model is patched with several tables ({', '.join(added)}): pass one, "
+            "posenc.patched_encodings(model) has them"
+        )
+    for one in added.values():
+        return one, named_backbone(model)[1]._posenc_record.layout.latest()
+    backbone = examine_originals(model, None)
+    table, source = backbone.table, backbone.layout
+    if table is None or source is None:
+        raise ValueError(
+            f"{caller}: {type(backbone.module).__name__} has no table of absolute positions that "
+            "posenc knows: pass the table and layout="
+        )
+    layout = source.default()
+    grid = backbone.table_grid or layout.grid
+    rows = (table.detach().flatten(1, -2) if table.dim() == 4 else table.detach()).squeeze(0)
+    layout = TokenLayout(*grid, prefix=layout.prefix)
+    if rows.dim() != 2 or len(rows) not in (layout.num_grid, layout.num_tokens):
+        raise ValueError(
+            f"{caller}: the table is {list(table.shape)}, not a row a patch of {layout}: pass the "
+            "table and layout="
+        )
+    return rows, layout
 
 
 def _static_bias(name: str, module: Any) -> Tensor | None:
@@ -188,8 +246,13 @@ def _grid_rows(table: Tensor, layout: TokenLayout) -> Tensor:
     return rows[-layout.num_grid :]
 
 
-def _index(query: Any, layout: TokenLayout) -> int:
-    """The token of a query."""
+def query_index(query: Any, layout: TokenLayout, caller: str) -> int:
+    """The token of a query: (row, column) of a patch, or the index of a prefix token.
+
+    Raises:
+        ValueError: it is not in the layout.
+        TypeError: it is neither.
+    """
     place = query if isinstance(query, tuple | list) else (query,)
     try:
         numbers = [operator.index(number) for number in place]
@@ -197,13 +260,13 @@ def _index(query: Any, layout: TokenLayout) -> int:
         numbers = []
     if len(numbers) not in (1, 2):
         raise TypeError(
-            "bias_map: query must be (row, column) of a patch, or the index of a prefix token, "
+            f"{caller}: query must be (row, column) of a patch, or the index of a prefix token, "
             f"got {query!r}"
         )
     limits = layout.grid if len(numbers) == 2 else (layout.prefix,)
     if not all(0 <= n < limit for n, limit in zip(numbers, limits, strict=True)):
         raise ValueError(
-            f"bias_map: query={query!r} is not in the layout {layout}: (row, column) of a patch "
+            f"{caller}: query={query!r} is not in the layout {layout}: (row, column) of a patch "
             f"goes up to ({layout.height - 1}, {layout.width - 1}), and there are {layout.prefix} "
             "prefix tokens"
         )

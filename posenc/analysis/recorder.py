@@ -33,12 +33,15 @@ class CapturedAttention:
         layouts: of the tokens.
         left_out: name of an attention module in the blocks that is not recorded -> why (attention
             pooling behind the blocks is not among them).
+        own_grids: names of the modules whose grid is not that of the whole image: they see a
+            window, or a stage that may have some.
     """
 
     attention: dict[str, Tensor] = field(default_factory=dict, repr=False)
     bias: dict[str, Tensor] = field(default_factory=dict, repr=False)
     layouts: dict[str, TokenLayout] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    own_grids: set[str] = field(default_factory=set)
 
 
 class Recorder:

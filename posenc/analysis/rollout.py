@@ -68,13 +68,29 @@ def attention_rollout(
              [0.2500, 1.0000, 0.2500]]])
     """
     layers = list(attentions.values() if isinstance(attentions, Mapping) else attentions)
-    _check(layers, layout, head_fusion, discard_ratio)
-    pool = pool or ("token" if layout.prefix else "avg")
-    _check_pool(pool, layout)
+    check_layers(layers, layout, "attention_rollout: attentions")
+    check_discard(discard_ratio, "attention_rollout")
+    pool = checked_pool(pool, layout, "attention_rollout")
+    if head_fusion not in HEAD_FUSIONS:
+        known = ", ".join(map(repr, HEAD_FUSIONS))
+        raise ValueError(
+            f"attention_rollout: head_fusion must be one of {known}, got {head_fusion!r}"
+        )
     fuse = HEAD_FUSIONS[head_fusion]
     fused = (fuse(attention.to(at_least_float32(attention.dtype))) for attention in layers)
-    steps = (_mix(_discard(attention, discard_ratio)) for attention in fused)
-    rolled = functools.reduce(lambda below, above: above @ below, steps)
+    steps = [_discard_but_first(attention, discard_ratio) for attention in fused]
+    return roll_out(steps, layout, pool)
+
+
+def roll_out(steps: list[Tensor], layout: TokenLayout, pool: str) -> Tensor:
+    """What the model reads of the product of all layers, as a map of the patches.
+
+    Args:
+        steps: `[B, N, N]` of each layer, before the residual connection is added.
+        layout: of the tokens.
+        pool: "token" or "avg".
+    """
+    rolled = functools.reduce(lambda below, above: above @ below, map(_mix, steps))
     reached = rolled[:, 0] if pool == "token" else rolled[:, layout.prefix :].mean(dim=1)
     patches = reached[:, layout.prefix :]
     largest = patches.amax(dim=-1, keepdim=True)
@@ -82,16 +98,20 @@ def attention_rollout(
     return shares.unflatten(-1, layout.grid)
 
 
-def _discard(fused: Tensor, ratio: float) -> Tensor:
-    """The smallest entries of each image set to 0, but not the first."""
+def discard(fused: Tensor, ratio: float) -> Tensor:
+    """The smallest entries of each image `[B, N, N]` set to 0; of equal ones the first."""
     flat = fused.flatten(1)
     count = int(flat.shape[-1] * ratio)
     if count == 0:
         return fused
     smallest = flat.argsort(dim=-1, stable=True)[:, :count]
-    kept = flat.scatter(-1, smallest, 0.0)
-    kept[:, 0] = flat[:, 0]
-    return kept.view_as(fused)
+    return flat.scatter(-1, smallest, 0.0).view_as(fused)
+
+
+def _discard_but_first(fused: Tensor, ratio: float) -> Tensor:
+    first = torch.zeros_like(fused, dtype=torch.bool)
+    first[:, 0, 0] = True
+    return torch.where(first, fused, discard(fused, ratio))
 
 
 def _mix(fused: Tensor) -> Tensor:
@@ -101,40 +121,45 @@ def _mix(fused: Tensor) -> Tensor:
     return mixed / mixed.sum(dim=-1, keepdim=True)
 
 
-def _check(
-    layers: list[Tensor], layout: TokenLayout, head_fusion: str, discard_ratio: float
-) -> None:
+def check_layers(layers: list[Tensor], layout: TokenLayout, name: str) -> None:
+    """Raises unless these are `[B, heads, N, N]` of the same images, finite, one at least.
+
+    Args:
+        layers: what was passed.
+        layout: of the tokens.
+        name: of function and argument, for messages.
+    """
     if not layers:
-        raise ValueError("attention_rollout: attentions must have at least one layer, got none")
+        raise ValueError(f"{name} must have at least one layer, got none")
     for index, attention in enumerate(layers):
-        check_pairs(attention, layout, f"attention_rollout: attentions[{index}]", dims=4)
+        check_pairs(attention, layout, f"{name}[{index}]", dims=4)
         if not is_finite(attention):
             raise ValueError(
-                f"attention_rollout: attentions[{index}] has values that are not finite: the "
-                "model, or what it was given, is damaged"
+                f"{name}[{index}] has values that are not finite: the model, or what it was "
+                "given, is damaged"
             )
         if attention.shape[0] != layers[0].shape[0]:
             raise ValueError(
-                f"attention_rollout: all layers must be of the same images, got "
-                f"{layers[0].shape[0]} in the first and {attention.shape[0]} in attentions[{index}]"
+                f"{name.partition(':')[0]}: all layers must be of the same images, got "
+                f"{layers[0].shape[0]} in the first and {attention.shape[0]} in "
+                f"{name.rpartition(' ')[2]}[{index}]"
             )
-    if head_fusion not in HEAD_FUSIONS:
-        known = ", ".join(map(repr, HEAD_FUSIONS))
-        raise ValueError(
-            f"attention_rollout: head_fusion must be one of {known}, got {head_fusion!r}"
-        )
-    if not 0 <= discard_ratio < 1:
-        raise ValueError(
-            "attention_rollout: discard_ratio must be at least 0 and less than 1, got "
-            f"{discard_ratio!r}"
-        )
 
 
-def _check_pool(pool: str, layout: TokenLayout) -> None:
+def check_discard(ratio: float, name: str) -> None:
+    """Raises unless a share of entries, less than all, can be discarded."""
+    if not 0 <= ratio < 1:
+        raise ValueError(f"{name}: discard_ratio must be at least 0 and less than 1, got {ratio!r}")
+
+
+def checked_pool(pool: str | None, layout: TokenLayout, name: str) -> str:
+    """What the model reads: as given, or by the layout."""
+    pool = pool or ("token" if layout.prefix else "avg")
     if pool not in ("token", "avg"):
-        raise ValueError(f'attention_rollout: pool must be "token" or "avg", got {pool!r}')
+        raise ValueError(f'{name}: pool must be "token" or "avg", got {pool!r}')
     if pool == "token" and not layout.prefix:
         raise ValueError(
-            f'attention_rollout: pool="token" reads a prefix token, the layout {layout} has none; '
-            'use pool="avg"'
+            f'{name}: pool="token" reads a prefix token, the layout {layout} has none; use '
+            'pool="avg"'
         )
+    return pool

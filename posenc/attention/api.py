@@ -81,11 +81,12 @@ def attend(
     """Scaled dot product attention with position terms.
 
     `out = softmax(scale q k^T + sum of biases + mask) v + value terms`, where `Rotation`,
-    `ContentScale` and `Mixture` change that formula as they say. Everything but `terms`
-    and `backend` means what it means in `torch.nn.functional.scaled_dot_product_attention`: a
-    boolean mask keeps where True, a float mask (of any dtype) is added, `dropout_p` is always
-    applied. A fully masked row gives 0, with finite gradients. As with fused attention, a second
-    derivative may not exist (`tiled`, `sdpa`); `backend="reference"` has it.
+    `MatrixRotation`, `ContentScale` and `Mixture` change that formula as they say. Everything but
+    `terms` and `backend` means what it means in
+    `torch.nn.functional.scaled_dot_product_attention`: a boolean mask keeps where True, a float
+    mask (of any dtype) is added, `dropout_p` is always applied. A fully masked row gives 0, with
+    finite gradients. As with fused attention, a second derivative may not exist (`tiled`, `sdpa`);
+    `backend="reference"` has it.
 
     Args:
         q: queries `[B, heads, N, head_dim]`.

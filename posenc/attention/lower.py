@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
-from posenc.terms import CallTerm, ContentScale, Mixture, Rotation
+from posenc.terms import CallTerm, ContentScale, MatrixRotation, Mixture, Rotation
 
 
 class Part(NamedTuple):
@@ -40,8 +40,8 @@ def lower(call: AttentionCall) -> tuple[Part, ...]:
         usual = _take_cosines(usual)
     for scale in scales:
         usual = _scale_content(scale, usual)
-    for term in rewriting:
-        if isinstance(term, Rotation):
+    for term in rewriting:  # in their order: turns need not commute
+        if isinstance(term, (Rotation, MatrixRotation)):
             usual = _turn(term, usual)
     for term in rewriting:
         if isinstance(term, Mixture):  # one at most, `check_terms` saw to it
@@ -68,7 +68,7 @@ def _mix(gate: Tensor, usual: AttentionCall, other: AttentionCall) -> tuple[Part
     return Part(usual, 1 - gate), *weighted
 
 
-def _turn(term: Rotation, call: AttentionCall) -> AttentionCall:
+def _turn(term: Rotation | MatrixRotation, call: AttentionCall) -> AttentionCall:
     return replace(call, query=term.apply(call.query), key=term.apply(call.key))
 
 

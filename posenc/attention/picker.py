@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 
+from posenc.attention import trust
 from posenc.attention.backends import lowrank, sdpa, tiled, triton
 from posenc.attention.call import AttentionCall
-from posenc.terms import DenseBias
+from posenc.terms import DenseBias, LowRankBias
 
 # Measured on CPUs. Below, a loop over tiles costs more than it saves: for biases that differ
 # between images, and for those that do not;
@@ -22,6 +23,8 @@ MASK_BYTES = 2**25
 MAX_RANK = 16
 # An estimate: kernels on devices are built for head dims up to 128.
 DEVICE_WIDTH = 128
+
+WITH_MASK = "fused attention, the biases as its mask"
 
 Choice = tuple[str, str]
 
@@ -62,12 +65,12 @@ def _training(call: AttentionCall) -> Choice:
 def _inference(call: AttentionCall) -> Choice:
     if _is_remembered(call):
         return "sdpa", "fused attention; the mask of static biases is built once"
-    if _prefers_columns(call):
+    if _prefers_columns(call) or _has_thin_factors(call):
         return "lowrank", "fused attention in O(N) memory"
     # In this order: while something traces the call, the batch may be a symbol.
     if tiled.rejects(call) is None and _prefers_tiles(call):
         return "tiled", "biases are looked up where the cache holds them"
-    return "sdpa", "fused attention, the biases as its mask"
+    return "sdpa", WITH_MASK
 
 
 def _prefers_columns(call: AttentionCall) -> bool:
@@ -80,6 +83,17 @@ def _prefers_columns(call: AttentionCall) -> bool:
     if tiled.keeps_attention(tokens, head_dim) or call.is_wide:
         return False
     return lowrank.rejects(call) is None and lowrank.rank(call) <= MAX_RANK
+
+
+def _has_thin_factors(call: AttentionCall) -> bool:
+    """Of each image: as a mask or tile by tile they would be multiplied out, without a reason.
+
+    Where no gradient needs them, wide ones are exact enough, but for 16 bits.
+    """
+    if call.query.dtype != call.dtype or not _is_per_image(call):
+        return False
+    is_factors = all(isinstance(term, LowRankBias) for term in call.biases)
+    return is_factors and lowrank.rejects(call) is None and lowrank.rank(call) <= MAX_RANK
 
 
 def _prefers_tiles(call: AttentionCall) -> bool:
@@ -105,14 +119,13 @@ def _on_device(call: AttentionCall) -> Choice:
     if is_thin and (is_full or not call.is_wide):
         return "lowrank", "no mask in memory (an estimate, not measured on this device)"
     mask_reason = sdpa.rejects(call)
-    if triton.rejects(call) is None and (mask_reason or _prefers_kernels(call)):
-        return (
-            "triton",
-            "no mask in memory, nor its gradient (an estimate, not measured on a device)",
-        )
-    if mask_reason:
-        return "reference", mask_reason
-    return "sdpa", "fused attention, the biases as its mask"
+    stock = ("reference", mask_reason) if mask_reason else ("sdpa", WITH_MASK)
+    if triton.rejects(call) is not None or not (mask_reason or _prefers_kernels(call)):
+        return stock
+    is_trusted, why = trust.verdict(call)
+    if is_trusted:
+        return "triton", f"no mask in memory, nor its gradient (an estimate; kernels {why})"
+    return stock[0], f"{stock[1]}; {why}"
 
 
 def _prefers_kernels(call: AttentionCall) -> bool:

@@ -105,15 +105,30 @@ class Encoding(nn.Module, ABC):
         )
 
 
+# Where `patch_model` puts encodings that act on tokens, and in words.
+PLACEMENTS = {
+    "position": "on tokens, at the position step",
+    "block": "on tokens, after blocks",
+    "block_input": "on tokens, before blocks",
+    "attention_input": "on tokens, before attention",
+    "mlp_hidden": "on tokens, inside MLPs",
+}
+
+
 class TokenEncoding(Encoding):
     """Acts on tokens: `forward(x, layout) -> x`, `[B, N, embed_dim]`.
 
     Subclasses are final and implement `encode`. `placement` says where `patch_model` puts it:
-    "position" at the model's own position step, "block" on the output of the blocks in `after`.
+    "position" at the model's own position step; "block" on the output of the blocks in `after`;
+    "block_input" on what the blocks in `at` receive, all blocks where it is None; "mlp_hidden" on
+    the hidden tokens of their MLPs, after the activation, whose width embed_dim then is; and
+    "attention_input" on the tokens that the attention modules selected by `blocks=` receive, of
+    which they make queries, keys and values.
     """
 
     placement = "position"
     after: tuple[int, ...] = ()
+    at: tuple[int, ...] | None = None
 
     def __init__(self, layout: TokenLayout, embed_dim: int) -> None:
         super().__init__(layout)
@@ -354,6 +369,23 @@ def check_number(value: Any, name: str, owner: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{owner}: {name} must be a finite number, got {value!r}")
     return number
+
+
+def check_kernel_size(value: Any, owner: str) -> int:
+    """Raises unless `value` is the side of a kernel that has a middle."""
+    if check_positive(value, "kernel_size", owner) % 2 == 0:
+        raise ValueError(f"{owner}: kernel_size must be odd, to keep the grid, got {value}")
+    return int(value)
+
+
+def check_blocks(value: Any, name: str, owner: str) -> tuple[int, ...]:
+    """Block indices as a tuple without repetition."""
+    blocks = tuple(value) if isinstance(value, (tuple, list, range)) else (value,)
+    if not blocks or not all(isinstance(block, int) for block in blocks):
+        raise ValueError(f"{owner}: {name} must be block indices such as (0,), got {value!r}")
+    if len(set(blocks)) != len(blocks):
+        raise ValueError(f"{owner}: {name} must not repeat a block, got {value!r}")
+    return blocks
 
 
 def check_choice(value: Any, choices: tuple[str, ...], name: str, owner: str) -> str:

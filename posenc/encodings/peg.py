@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from posenc.encodings.base import TokenEncoding, check_choice, check_positive
+from posenc.encodings.base import TokenEncoding, check_blocks, check_choice, check_kernel_size
+from posenc.functional.depthwise import add_depthwise
 from posenc.layout import TokenLayout
 
 Init = Literal["zero", "paper"]
@@ -60,10 +59,8 @@ class PEG(TokenEncoding):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(layout, embed_dim)
-        self.kernel_size = check_positive(kernel_size, "kernel_size", "PEG")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"PEG: kernel_size must be odd, to keep the grid, got {kernel_size}")
-        self.after = check_after(after)
+        self.kernel_size = check_kernel_size(kernel_size, "PEG")
+        self.after = check_blocks(after, "after", "PEG")
         self.init = check_choice(init, get_args(Init), "init", "PEG")
         shape = (embed_dim, 1, kernel_size, kernel_size)
         self.weight = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
@@ -79,28 +76,8 @@ class PEG(TokenEncoding):
 
     def encode(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """Grid tokens plus their convolution, prefix tokens as they are."""
-        grid = x[:, layout.prefix :]
-        image = rearrange(grid, "b (h w) c -> b c h w", h=layout.height, w=layout.width)
-        image = F.conv2d(
-            image,
-            self.weight.to(x.dtype),
-            self.bias.to(x.dtype),
-            padding=self.kernel_size // 2,
-            groups=self.embed_dim,
-        )
-        grid = grid + rearrange(image, "b c h w -> b (h w) c")
-        return torch.cat([x[:, : layout.prefix], grid], dim=1)
+        return add_depthwise(x, self.weight, self.bias, layout)
 
     def extra_repr(self) -> str:
         """Options, as printed."""
         return f"{self.embed_dim}, kernel_size={self.kernel_size}"
-
-
-def check_after(after: tuple[int, ...]) -> tuple[int, ...]:
-    """Block indices as a tuple without repetition."""
-    blocks = tuple(after) if isinstance(after, (tuple, list, range)) else (after,)
-    if not blocks or not all(isinstance(block, int) for block in blocks):
-        raise ValueError(f"PEG: after must be block indices such as (0,), got {after!r}")
-    if len(set(blocks)) != len(blocks):
-        raise ValueError(f"PEG: after must not repeat a block, got {after!r}")
-    return blocks

@@ -133,6 +133,19 @@ def clipped_index(layout: TokenLayout, clip: int) -> PairIndex:
 
 
 @memoised
+def deberta_index(layout: TokenLayout, clip: int) -> PairIndex:
+    """One bucket per offset, query minus key, of `-clip` to `clip - 1` an axis: `(2 clip)^2`.
+
+    Other offsets are clipped, each axis by itself. Row-major.
+
+    Reference: He et al. 2021, arXiv 2006.03654, equation 3, here for two axes.
+    """
+    rows, columns = (offset.clamp(-clip, clip - 1) + clip for offset in offset_grid(layout))
+    side = 2 * clip
+    return pair_index(layout, rows * side + columns, side * side)
+
+
+@memoised
 def clipped_axis_buckets(side: int, clip: int) -> Tensor:
     """Buckets of one axis, key minus query clipped at `clip`, in the order of `PairIndex.buckets`.
 

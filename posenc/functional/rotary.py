@@ -1,4 +1,4 @@
-"""Turning pairs of channels: the arithmetic of rotary position embeddings."""
+"""Turning channels, in pairs or in blocks: the arithmetic of rotary position embeddings."""
 
 from __future__ import annotations
 
@@ -35,6 +35,29 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, blocks: int =
     turned = _turn_pairs(first, cos, sin) if interleaved else _turn_blocks(first, cos, sin, blocks)
     turned = turned.to(x.dtype)
     return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], dim=-1)
+
+
+def rotate_blocks(x: Tensor, matrices: Tensor) -> Tensor:
+    """Multiplies the first channels of `x`, block by block, by matrices; the others pass.
+
+    Computed in at least float32 and rounded once.
+
+    Args:
+        x: `[B, heads, N, D]`.
+        matrices: `[1 or B, 1 or heads, N, blocks, W, W]`; `blocks * W` is at most D.
+
+    >>> x = torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]])
+    >>> rotate_blocks(x, torch.tensor([[[[[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]]]]]))
+    tensor([[[[2., 3., 1., 4.]]]])
+    """
+    blocks, width = matrices.shape[-3], matrices.shape[-1]
+    dtype = at_least_float32(x.dtype, matrices.dtype)
+    first, rest = x[..., : blocks * width], x[..., blocks * width :]
+    first = first.to(dtype).unflatten(-1, (blocks, width))
+    # `einsum` makes one product of the images that share a matrix, where `matmul` would copy it.
+    turned = torch.einsum("bhnkij,bhnkj->bhnki", matrices.to(dtype), first)
+    turned = turned.flatten(-2).to(x.dtype)
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
 def _turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -78,6 +78,21 @@ def sincos_table(
     return _table(layout, dim, convention, float(temperature), flags, device, dtype)
 
 
+@memoised
+def offset_waves(
+    side: int, dim: int, temperature: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """`[sin(d w), cos(d w)]` of the offsets d from `1 - side` to `side - 1`: `[2 side - 1, dim]`.
+
+    With `w_i = temperature ** (-i / (dim / 2))`, i < dim / 2, computed in float64 and rounded once.
+
+    Reference: Dai et al. 2019, arXiv 1901.02860, section 3.3, after Vaswani et al. 2017.
+    """
+    offsets = torch.arange(1 - side, side, device="cpu", dtype=torch.float64)
+    angles = _angles(offsets, dim // 2, temperature)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).to(device=device, dtype=dtype)
+
+
 def check_sincos(
     owner: str,
     dim: int,

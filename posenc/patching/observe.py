@@ -19,7 +19,7 @@ from torch import nn
 
 from posenc._torch import NO_BACKWARD, backward_task, is_compiled_in_place
 from posenc.layout import TokenLayout
-from posenc.patching.layouts import GivenLayout, LayoutSource, SeenGrid, SeenLayout
+from posenc.patching.layouts import GivenLayout, LayoutSource, MapLayout, SeenGrid, SeenLayout
 from posenc.patching.models.examine import AttentionSite, Backbone, check_module, examine
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.known import adapted_of, family_of
@@ -34,7 +34,7 @@ ObserverOf = Callable[[str], Observer]  # name of an attention module -> its obs
 @contextlib.contextmanager
 def observe_attention(
     model: nn.Module, layout: TokenLayout | None, observer_of: ObserverOf, caller: str
-) -> Iterator[dict[str, str]]:
+) -> Iterator[Watch]:
     """Inside, each attention module tells its observer what it computes.
 
     Outputs, gradients and the random state of the model are bit for bit those without it.
@@ -49,16 +49,65 @@ def observe_attention(
         ValueError: the model is compiled, or not known and not patched (with the reason).
 
     Yields:
-        Name of an attention module that is not observed -> why.
+        What is not observed, and which modules see a part of the image.
     """
     _check_recordable(model, caller)
     with contextlib.ExitStack() as stack:
-        watch = _Watch(observer_of, stack, caller)
+        watch = Watch(observer_of, stack, caller)
         if find_patched(model) is not None:
             _watch_patched(model, layout, watch)
         else:
             _watch_plain(model, layout, watch)
-        yield watch.left_out
+        yield watch
+
+
+@contextlib.contextmanager
+def follow_layout(
+    model: nn.Module, layout: TokenLayout | None, caller: str
+) -> Iterator[tuple[Backbone, LayoutSource]]:
+    """Inside, the source that is yielded knows the layout of the tokens that the model sees.
+
+    Args:
+        model: any model that could be patched, or is.
+        layout: as for `patch_model`.
+        caller: who asks, for messages.
+
+    Raises:
+        ValueError: the model is not known, or its stages or windows have grids of their own.
+
+    Yields:
+        The backbone, whose `name` is that in the model, and the source.
+    """
+    with contextlib.ExitStack() as stack:
+        backbone, source = told_layout(model, layout, caller)
+        if source is None:
+            raise UnsupportedModelError(
+                f"{caller}: the stages or windows of {type(backbone.module).__name__} have grids "
+                "of their own, so its blocks have no common layout"
+            )
+        if find_patched(model) is None and backbone.sees_images is not None:
+            stack.enter_context(_follow_images(backbone, *backbone.sees_images))
+        yield backbone, source
+
+
+def told_layout(
+    model: nn.Module, layout: TokenLayout | None, caller: str
+) -> tuple[Backbone, LayoutSource | None]:
+    """The backbone of a model and what tells the layout of its tokens; None where stages do.
+
+    Raises:
+        ValueError: the model is not known.
+    """
+    if find_patched(model) is not None:
+        _check_knows_layout(layout, caller)
+        name, module = named_backbone(model)
+        source: LayoutSource | None = module._posenc_record.layout
+        given = source.default() if isinstance(source, GivenLayout | SeenLayout) else None
+        backbone = dataclasses.replace(examine_originals(module, given), name=name)
+    else:
+        backbone = examine_originals(model, layout)
+        source = backbone.layout
+    return backbone, source
 
 
 def is_replayed() -> bool:
@@ -67,18 +116,35 @@ def is_replayed() -> bool:
 
 
 @dataclasses.dataclass
-class _Watch:
-    """What is done to watch, and undone at the end by the stack."""
+class Watch:
+    """What is done to watch, and undone at the end by the stack.
+
+    Args:
+        observer_of: makes the observer of a module.
+        stack: undoes it.
+        caller: who asks, for messages.
+        left_out: name of an attention module that is not observed -> why.
+        own_grids: names of modules whose tokens are a window, or a stage.
+    """
 
     observer_of: ObserverOf
     stack: contextlib.ExitStack
     caller: str
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+    own_grids: set[str] = dataclasses.field(default_factory=set)
 
     def leave_out(self, prefix: str, reasons: dict[str, str]) -> None:
         """Notes modules that are not observed."""
         for name, reason in reasons.items():
             self.left_out[".".join(filter(None, [prefix, name]))] = reason
+
+    def observer(self, name: str, layout: LayoutSource, whole: LayoutSource | None) -> Observer:
+        """That of a module, whose layout may be another than that of the whole model."""
+        if isinstance(layout, MapLayout):
+            layout = layout.rest
+        if layout is not whole:
+            self.own_grids.add(name)
+        return self.observer_of(name)
 
 
 def _check_recordable(model: Any, caller: str) -> None:
@@ -92,18 +158,17 @@ def _check_recordable(model: Any, caller: str) -> None:
             )
 
 
-def _watch_patched(model: nn.Module, layout: TokenLayout | None, watch: _Watch) -> None:
+def _watch_patched(model: nn.Module, layout: TokenLayout | None, watch: Watch) -> None:
     """Observes the sites of a patched model, and the attention modules that are none."""
-    if layout is not None:
-        raise ValueError(
-            f"{watch.caller}: layout={layout} was passed, but the model is patched and knows "
-            "its layout: leave layout= out, or call posenc.set_layout(model, layout)"
-        )
+    _check_knows_layout(layout, watch.caller)
     prefix, module = named_backbone(model)
-    observed = {n: m for n, m in site_modules(module).items() if m._posenc.attention}
+    selected = {n: m for n, m in site_modules(module).items() if m._posenc.num_heads}
+    observed = {n: m for n, m in selected.items() if m._posenc.attention}
     source: LayoutSource | None = module._posenc_record.layout
     if family_of(module) is None:
-        watch.leave_out(prefix, _unpatched_outside_timm(module, observed))
+        watch.leave_out(prefix, _unpatched_outside_timm(module, selected))
+        for found in [_found(n, m) for n, m in selected.items() if n not in observed]:
+            _watch_twin(found, found.layout, source, prefix, watch)
     else:
         given = source.default() if isinstance(source, GivenLayout | SeenLayout) else None
         backbone = examine_originals(module, given)
@@ -111,11 +176,20 @@ def _watch_patched(model: nn.Module, layout: TokenLayout | None, watch: _Watch) 
         backbone.attention = [site for site in backbone.attention if id(site.module) not in there]
         _watch_twins(backbone, source, prefix, watch)
     for name, site_module in observed.items():
-        observer = watch.observer_of(_full_name(prefix, name, site_module))
+        full_name = _full_name(prefix, name, site_module)
+        observer = watch.observer(full_name, site_module._posenc.layout, source)
         _observe_site(site_module, observer, watch.stack)
 
 
-def _watch_plain(model: nn.Module, layout: TokenLayout | None, watch: _Watch) -> None:
+def _check_knows_layout(layout: TokenLayout | None, caller: str) -> None:
+    if layout is not None:
+        raise ValueError(
+            f"{caller}: layout={layout} was passed, but the model is patched and knows its "
+            "layout: leave layout= out, or call posenc.set_layout(model, layout)"
+        )
+
+
+def _watch_plain(model: nn.Module, layout: TokenLayout | None, watch: Watch) -> None:
     """Observes the attention modules of a model that is not patched."""
     backbone = examine_originals(model, layout)
     backbone.check_one_place()
@@ -141,10 +215,10 @@ def _check_not_bypassed(model: nn.Module, caller: str) -> None:
             )
 
 
-def _unpatched_outside_timm(module: nn.Module, observed: dict[str, Any]) -> dict[str, str]:
-    """Its attention modules may belong to other tokens: their layout is not known."""
+def _unpatched_outside_timm(module: nn.Module, selected: dict[str, Any]) -> dict[str, str]:
+    """Its other attention modules may belong to other tokens: their layout is not known."""
     reason = "it is not patched, and the model's layout may not be that of its tokens"
-    there = set(map(id, observed.values()))
+    there = set(map(id, selected.values()))
     return {
         name: reason
         for name, each in module.named_modules()
@@ -153,17 +227,37 @@ def _unpatched_outside_timm(module: nn.Module, observed: dict[str, Any]) -> dict
 
 
 def _watch_twins(
-    backbone: Backbone, layout: LayoutSource | None, prefix: str, watch: _Watch
+    backbone: Backbone, layout: LayoutSource | None, prefix: str, watch: Watch
 ) -> None:
     """Observes attention modules that are not patched; `layout` is that of all tokens."""
     watch.leave_out(prefix, _reasons(backbone))
     for found in backbone.attention:
-        observer = watch.observer_of(_full_name(prefix, found.name, found.module))
         own = layout if found.layout is backbone.layout else found.layout
-        run = functools.partial(_run_twin, _twin_site(found, own, observer), observer)
-        watch.stack.enter_context(_around_forward(found.module, before=run))
-        if found.kind.map_of:
-            watch.stack.enter_context(_see_map(found))
+        _watch_twin(found, own, backbone.layout, prefix, watch)
+
+
+def _found(name: str, module: Any) -> AttentionSite:
+    """An attention module of a patch, whose own attention stays, as it was found."""
+    kind: Any = adapted_of(module)
+    site: Site = module._posenc
+    sizes = site.num_heads, site.head_dim, site.value_dim
+    return AttentionSite(name, module, kind, site.layout, *sizes, width=None)
+
+
+def _watch_twin(
+    found: AttentionSite,
+    layout: LayoutSource | None,
+    whole: LayoutSource | None,
+    prefix: str,
+    watch: Watch,
+) -> None:
+    """Observes one of them at this layout; `whole` is that of all tokens, as it was found."""
+    full_name = _full_name(prefix, found.name, found.module)
+    observer = watch.observer(full_name, found.layout, whole)
+    run = functools.partial(_run_twin, _twin_site(found, layout, observer), observer)
+    watch.stack.enter_context(_around_forward(found.module, before=run))
+    if found.kind.map_of:
+        watch.stack.enter_context(_see_map(found))
 
 
 def _see_map(found: AttentionSite) -> contextlib.AbstractContextManager[None]:

@@ -78,7 +78,8 @@ def patch_model(
             where they are of another (`interpolate_pos_encoding=True`, and DINOv2): each image is
             compared with it. Other models outside timm need it, for all attention that is patched.
         blocks: the attention modules to patch: None (all), indices, a slice, or a predicate on
-            the module name. PEG's place is its own option `after`.
+            the module name. What acts on tokens of blocks has options of its own: `after` of
+            `peg`, `at` of `lpu` and `local_ffn`.
         share: one encoding for all sites instead of one each.
         absolute: "keep" the model's own position table, or "hide" it (not deleted;
             "learned" then takes over its values).
@@ -88,7 +89,7 @@ def patch_model(
 
     An encoding class may ask where it stands, by its constructor's arguments `block` and
     `num_blocks`: the index of its attention module among those that `blocks=` counts (of all
-    stages together), or of the block that it acts after, and their number.
+    stages together), or of the block that it acts in or after, and their number.
 
     Raises:
         ValueError: an unknown name or option, a model or module that cannot be patched (with the
@@ -292,7 +293,7 @@ def _config(plan: Plan) -> dict[str, Any]:
         "layout": None if source is None else vars(source.default()).copy(),
         "layout_given": not isinstance(source, EmbeddingLayout | None),
         "windows": {n: list(g) for n, g in plan.backbone.windows().items() if n in plan.sites},
-        "sites": sorted(name for name, p in plan.sites.items() if p.is_attention),
+        "sites": sorted(name for name, p in plan.sites.items() if p.is_selected),
         "share": plan.share,
         "absolute": plan.absolute,
         "backend": plan.backend,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from posenc.encodings.base import AttentionEncoding, Encoding
-from posenc.encodings.peg import check_after
+from posenc.encodings.base import PLACEMENTS, AttentionEncoding, Encoding, TokenEncoding
 from posenc.patching.layouts import LayoutSource
 from posenc.patching.models.examine import AttentionSite, Backbone, check_fused_flag
 from posenc.patching.models.kinds import UnsupportedModelError
@@ -25,15 +24,19 @@ from posenc.patching.sites.roles import (
 )
 from posenc.patching.sites.site import Site, acts_on
 from posenc.patching.spec import Spec
+from posenc.patching.spots import FINDERS, Spot, input_refusal, spots_of
 from posenc.registry import required_sizes
+
+# Kinds that act at the attention modules that `blocks=` selects.
+SELECTED = ("attention", "attention_input")
 
 
 def place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
     """Builds one encoding for each of its sites, or one for all (`share`)."""
     if plan.share:
         _check_shareable(spec)
-    if _acts_in_attention(spec):
-        _place_in_attention(plan, spec, blocks, {})
+    if _kind_of_class(spec) in SELECTED:
+        _place_at_attention(plan, spec, blocks, {})
         return
     # What a callable builds shows only when it was called: the result is kept for its site.
     is_class = isinstance(spec.build, type)
@@ -42,8 +45,8 @@ def place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
         site = _seeing_all(plan, spec, site)
     where = _first_place(plan, spec)
     first = _build(plan, spec, site.module if site else plan.backbone.module, site, where)
-    if acts_on(first) == "attention":
-        _place_in_attention(plan, spec, blocks, {site.name: first} if site else {})
+    if acts_on(first) in SELECTED:
+        _place_at_attention(plan, spec, blocks, {site.name: first} if site else {})
         return
     if site is not None and site.layout.default() != _one_grid(plan, spec).default():
         first = _build(plan, spec, site.module, _seeing_all(plan, spec, site), where)
@@ -52,16 +55,21 @@ def place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
 
 def _place_on_tokens(plan: Plan, spec: Spec, first: Encoding) -> None:
     kind = acts_on(first)
-    if kind == "block":
-        _place_after_blocks(plan, spec, first)
-    elif kind == "position":
+    if kind == "position":
         _place_at_step(plan, spec, first)
+    elif kind in FINDERS:
+        _place_in_blocks(plan, spec, first)
     else:
-        raise ValueError(f'{spec.name}: placement must be "position" or "block", got {kind!r}')
+        known = ", ".join(map(repr, PLACEMENTS))
+        raise ValueError(f"{spec.name}: placement must be one of {known}, got {kind!r}")
 
 
-def _acts_in_attention(spec: Spec) -> bool:
-    return isinstance(spec.build, type) and issubclass(spec.build, AttentionEncoding)
+def _kind_of_class(spec: Spec) -> str | None:
+    """As `acts_on` of what it builds; None for a callable, which does not say."""
+    if not isinstance(spec.build, type):
+        return None
+    inside = issubclass(spec.build, AttentionEncoding)
+    return "attention" if inside else getattr(spec.build, "placement", None)
 
 
 def _first_site(backbone: Backbone, blocks: Blocks) -> AttentionSite | None:
@@ -78,11 +86,10 @@ def _seeing_all(plan: Plan, spec: Spec, site: AttentionSite | None) -> Attention
     return None if site is None else dataclasses.replace(site, layout=layout)
 
 
-def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, built: dict[str, Encoding]) -> None:
+def _place_at_attention(plan: Plan, spec: Spec, blocks: Blocks, built: dict[str, Any]) -> None:
     """`built` has the encodings that there are already, by site."""
-    if plan.backbone.family is not OTHER:
-        check_fused_flag()
-    selected = select(plan.backbone, blocks)
+    kind = _kind_of_class(spec) or acts_on(next(iter(built.values())))
+    selected = _selected(plan, spec, blocks, kind)
     if plan.share:
         _check_equal(selected)
         where, one = _first_place(plan, spec), selected[0]
@@ -92,19 +99,51 @@ def _place_in_attention(plan: Plan, spec: Spec, blocks: Blocks, built: dict[str,
     for site in selected:
         where = Where(names.index(site.name), len(names))
         there = site.name in built
-        encoding = built[site.name] if there else _build(plan, spec, site.module, site, where)
-        if acts_on(encoding) != "attention":
+        encoding: Any = built[site.name] if there else _build(plan, spec, site.module, site, where)
+        if acts_on(encoding) != kind:
+            place = "inside attention" if kind == "attention" else "before attention"
             raise ValueError(
                 f"{spec.name}: the callable returned encodings of different kinds, for {site.name} "
-                f"a {type(encoding).__name__}, which does not act inside attention"
+                f"a {type(encoding).__name__}, which does not act {place}"
             )
-        planned = at(plan, site.name, ReplaceAttention(site.kind.adapter))
-        if site.kind.map is not None:
-            receiver = ".".join(filter(None, [site.name, site.kind.map_of]))
-            at(plan, receiver, SeeMap(site.kind.map)).site.layout = site.layout
+        planned = at(plan, site.name, _role_at_attention(kind, site))
+        _see_map(plan, site)
         _describe_attention(planned.site, site)
-        planned.site.attention.append(spec.name)
+        if kind == "attention":
+            planned.site.attention.append(spec.name)
+        else:
+            _check_width(spec, encoding, site.name, site.width)
+            planned.site.inputs.append(spec.name)
         own(plan, planned, spec.name, encoding)
+
+
+def _selected(plan: Plan, spec: Spec, blocks: Blocks, kind: str) -> list[AttentionSite]:
+    """The attention modules that `blocks=` selects, where this kind can act at all of them."""
+    if kind == "attention_input":
+        _one_layout(plan, spec)
+    elif plan.backbone.family is not OTHER:
+        check_fused_flag()
+    selected = select(plan.backbone, blocks)
+    for site in selected if kind == "attention_input" else []:
+        if reason := input_refusal(plan.backbone, site):
+            raise UnsupportedModelError(
+                f"{spec.name} cannot act at {site.name}: {reason}. Leave it out with blocks="
+            )
+    return selected
+
+
+def _role_at_attention(kind: str, site: AttentionSite) -> EncodeInput | ReplaceAttention:
+    # That of torch compares its three arguments, and takes the batch second too.
+    if kind == "attention_input" and site.kind.adapter != "multihead":
+        return EncodeInput()
+    return ReplaceAttention(site.kind.adapter)
+
+
+def _see_map(plan: Plan, site: AttentionSite) -> None:
+    """Its layout is that of the map that it receives, if it receives one."""
+    if site.kind.map is not None:
+        receiver = ".".join(filter(None, [site.name, site.kind.map_of]))
+        at(plan, receiver, SeeMap(site.kind.map)).site.layout = site.layout
 
 
 def _check_equal(sites: list[AttentionSite]) -> None:
@@ -138,51 +177,74 @@ def _place_at_step(plan: Plan, spec: Spec, encoding: Encoding) -> None:
     planned.own[spec.name] = _moved(plan, encoding, plan.backbone.module)
 
 
-def _one_grid(plan: Plan, spec: Spec) -> LayoutSource:
-    """The layout of all tokens; raises where there is none, or where they are not known."""
+def _one_layout(plan: Plan, spec: Spec) -> LayoutSource:
+    """The layout of all tokens; raises where there is none."""
     if plan.backbone.layout is None:
         raise UnsupportedModelError(
             f"{spec.name} acts on the tokens of one grid, and "
             f"{type(plan.backbone.module).__name__} has windows or stages: encodings that act "
             "inside attention work there"
         )
+    return plan.backbone.layout
+
+
+def _one_grid(plan: Plan, spec: Spec) -> LayoutSource:
+    """As `_one_layout`; raises too where the tokens outside attention are not known."""
+    layout = _one_layout(plan, spec)
     if plan.backbone.family is OTHER:
         raise UnsupportedModelError(
             f"{spec.name} acts on tokens, and where {type(plan.backbone.module).__name__} has "
             "them is not known: posenc knows its attention modules only. Encodings that act "
             "inside attention work there"
         )
-    return plan.backbone.layout
+    return layout
 
 
-def _place_after_blocks(plan: Plan, spec: Spec, first: Encoding) -> None:
+def _place_in_blocks(plan: Plan, spec: Spec, first: Any) -> None:
     _one_grid(plan, spec)
-    names = plan.backbone.blocks
-    for place, index in enumerate(check_after(first.after)):  # type: ignore[arg-type]
-        if not -len(names) <= index < len(names):
-            raise ValueError(
-                f"{spec.name}: after={first.after} names block {index}, but the model has "
-                f"{len(names)} blocks (0 to {len(names) - 1})"
-            )
-        planned = at(plan, names[index], EncodeOutput())
-        if spec.name in planned.site.tokens:
-            raise ValueError(f"{spec.name}: after={first.after} names block {index} twice")
-        planned.site.tokens.append(spec.name)
-        where = Where(index % len(names), len(names))
-        # The first was built before it could tell which block it acts after.
-        asks = isinstance(spec.build, type) and "block" in inspect.signature(spec.build).parameters
-        kept = plan.share or (place == 0 and not asks)
-        encoding = first if kept else _build(plan, spec, planned.module, None, where)
-        own(plan, planned, spec.name, _moved(plan, encoding, planned.module))
+    spots = spots_of(plan.backbone, first, spec.name)
+    if plan.share:
+        _check_equal_widths(spots)
+    # The first was built before it could tell which block it acts in, and how wide its tokens are.
+    asks = isinstance(spec.build, type) and "block" in inspect.signature(spec.build).parameters
+    fits = first.embed_dim == spots[0].width and (plan.share or not asks)
+    first = first if fits else _build_at(plan, spec, spots[0])
+    for place, spot in enumerate(spots):
+        encoding = first if plan.share or place == 0 else _build_at(plan, spec, spot)
+        _check_width(spec, encoding, spot.name, spot.width)
+        planned = at(plan, spot.name, spot.role)
+        names = planned.site.tokens if spot.role == EncodeOutput() else planned.site.inputs
+        names.append(spec.name)
+        own(plan, planned, spec.name, _moved(plan, encoding, spot.near))
+
+
+def _build_at(plan: Plan, spec: Spec, spot: Spot) -> Any:
+    block = None if plan.share else spot.block
+    where = Where(block, len(plan.backbone.blocks))
+    return _build(plan, spec, spot.near, None, where, width=spot.width)
+
+
+def _check_equal_widths(spots: list[Spot]) -> None:
+    widths = sorted({spot.width for spot in spots})
+    if len(widths) > 1:
+        raise ValueError(f"share=True needs tokens of equal width, got {widths}")
+
+
+def _check_width(spec: Spec, encoding: TokenEncoding, name: str, width: int | None) -> None:
+    if encoding.embed_dim != width:
+        raise ValueError(
+            f"{spec.name} was built for tokens of width {encoding.embed_dim}, and those at {name} "
+            f"have {width}: build it with the embed_dim that it is given"
+        )
 
 
 class Where(NamedTuple):
     """Where an encoding stands, for those that differ by depth.
 
     Args:
-        block: of an encoding inside attention, the index of its attention module among all that
-            `blocks=` counts (those of all stages, in the order of the model); of one that acts
-            after blocks, the index of its block. None at the position step, and with `share`.
+        block: of an encoding inside or before attention, the index of its attention module among
+            all that `blocks=` counts (those of all stages, in the order of the model); of another
+            one in blocks, the index of its block. None at the position step, and with `share`.
         num_blocks: how many there are, patched or not.
     """
 
@@ -192,9 +254,10 @@ class Where(NamedTuple):
 
 def _first_place(plan: Plan, spec: Spec) -> Where:
     """Of the encoding that is built first, and kept if it is the only one."""
-    placement = getattr(spec.build, "placement", None)  # of a class that acts on tokens
-    count = len(plan.backbone.blocks if placement else attention_names(plan.backbone))
-    return Where(None if plan.share or placement == "position" else 0, count)
+    kind = _kind_of_class(spec)
+    at_attention = kind is None or kind in SELECTED
+    count = len(attention_names(plan.backbone) if at_attention else plan.backbone.blocks)
+    return Where(None if plan.share or kind == "position" else 0, count)
 
 
 def _check_shareable(spec: Spec) -> None:
@@ -206,9 +269,14 @@ def _check_shareable(spec: Spec) -> None:
 
 
 def _build(
-    plan: Plan, spec: Spec, near: nn.Module, site: AttentionSite | None, where: Where
+    plan: Plan,
+    spec: Spec,
+    near: nn.Module,
+    site: AttentionSite | None,
+    where: Where,
+    width: int | None = None,
 ) -> Encoding:
-    """On the device and in the dtype of the module that it goes to."""
+    """On the device and in the dtype of the module that it goes to; `width` is that of tokens."""
     parameter = floating_parameter(near)
     source = _one_grid(plan, spec) if site is None else site.layout
     return spec.create(
@@ -216,7 +284,7 @@ def _build(
         {
             "num_heads": site.num_heads if site else None,
             "head_dim": site.head_dim if site else None,
-            "embed_dim": plan.backbone.embed_dim,
+            "embed_dim": width or (site.width if site else plan.backbone.embed_dim),
             **where._asdict(),
         },
         plan.device_of(parameter),

@@ -21,7 +21,8 @@ from posenc.patching.planned import Plan, PlannedSite, at, at_root
 from posenc.patching.select import Blocks
 from posenc.patching.sites.explained import explain_site
 from posenc.patching.sites.roles import BindLayout, HideTable, SeeImage
-from posenc.patching.spec import parse_specs
+from posenc.patching.spec import Spec, parse_specs
+from posenc.registry import option_names
 
 
 def make_plan(
@@ -55,11 +56,11 @@ def make_plan(
     with _untouched_rng(backbone.module), torch.inference_mode(False):
         for spec in specs:
             place(plan, spec, blocks)
-    if blocks is not None and not any(p.is_attention for p in plan.sites.values()):
+    if blocks is not None and not any(p.is_selected for p in plan.sites.values()):
         names = " and ".join(spec.name for spec in specs)
         raise ValueError(
             f"blocks={blocks!r} selects attention modules, but {names} acts on tokens"
-            + (" (peg has after=)" if "peg" in names else "")
+            + _own_choice(specs)
         )
     if absolute == "hide":
         _hide_table(plan)
@@ -69,10 +70,21 @@ def make_plan(
         return plan
     for planned in plan.sites.values():
         planned.new_class()
-        if planned.is_attention:
+        if planned.site.attention:
             _check_computable(plan, planned)
     warn_if_pointless(backbone.layouts())
     return plan
+
+
+def _own_choice(specs: list[Spec]) -> str:
+    """The options with which encodings on tokens choose their blocks, in words."""
+    options = [
+        f"{spec.name} has {option}="
+        for spec in specs
+        for option in ("after", "at")
+        if option in option_names(spec.build)
+    ]
+    return f" ({', '.join(options)})" if options else ""
 
 
 def _follow_images(plan: Plan) -> None:

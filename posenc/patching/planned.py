@@ -33,6 +33,11 @@ class PlannedSite:
         """Whether calls in its forward are replaced."""
         return any(isinstance(role, ReplaceAttention) for role in self.roles)
 
+    @property
+    def is_selected(self) -> bool:
+        """Whether it is an attention module that `blocks=` selected."""
+        return self.site.num_heads > 0
+
     def new_class(self) -> type[nn.Module]:
         """The generated class; without any role the module's own.
 

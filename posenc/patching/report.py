@@ -195,7 +195,7 @@ def summary(model: nn.Module) -> Summary:
 
 
 def _names_at(site: Site) -> tuple[str, ...]:
-    return (*site.attention, *site.positions, *site.tokens)
+    return (*site.attention, *site.positions, *site.inputs, *site.tokens)
 
 
 def _describe(encoding: nn.Module) -> str:

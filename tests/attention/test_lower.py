@@ -13,6 +13,7 @@ from posenc.terms import (
     DenseBias,
     LookupBias,
     LowRankBias,
+    MatrixRotation,
     Mixture,
     Rotation,
     ValueLookup,
@@ -40,6 +41,11 @@ class Terms:
         """Not of the unit circle: a backend must not assume that."""
         shape = (batch, heads, self.layout.num_tokens, pairs)
         return Rotation(self.leaf(*shape), self.leaf(*shape), interleaved)
+
+    def matrices(self, blocks=2, width=3, batch=1, heads=1):
+        """Not orthogonal, for the same reason."""
+        tokens = self.layout.num_tokens
+        return MatrixRotation(self.leaf(batch, heads, tokens, blocks, width, width))
 
     def static(self):
         index = swin_index(self.layout, "separate")
@@ -73,6 +79,17 @@ def turn(t, rotation, x):
     return oracles.turned(x, rotation.cos, rotation.sin, rotation.interleaved)
 
 
+def multiply(t, term, x):
+    """Block by block, channel by channel."""
+    blocks, width = term.matrices.shape[3:5]
+    channels = []
+    for block in range(blocks):
+        part = x[..., block * width : (block + 1) * width]
+        rows = (term.matrices[..., block, row, :] for row in range(width))
+        channels += [(row * part).sum(-1) for row in rows]
+    return torch.cat([torch.stack(channels, -1), x[..., blocks * width :]], -1)
+
+
 def rotation(interleaved, pairs=WIDTH // 2, **shape):
     def build(t):
         term, bias = t.rotation(interleaved, pairs, **shape), t.static()
@@ -85,6 +102,35 @@ def two_rotations(t):
     first, second = t.rotation(True), t.rotation(False, pairs=2, heads=HEADS)
     q, k = (turn(t, second, turn(t, first, x)) for x in (t.q, t.k))
     return (first, second), plain(t, 0.0, q, k)
+
+
+def matrices(**shape):
+    def build(t):
+        term, bias = t.matrices(**shape), t.static()
+        return (bias, term), plain(t, bias.dense(), multiply(t, term, t.q), multiply(t, term, t.k))
+
+    return build
+
+
+def turns_in_the_order(matrices_first):
+    def build(t):
+        pairs, blocks, bias = t.rotation(True), t.matrices(heads=HEADS), t.thin()
+        if matrices_first:
+            q, k = (turn(t, pairs, multiply(t, blocks, x)) for x in (t.q, t.k))
+            return (blocks, bias, pairs), plain(t, bias.dense(), q, k)
+        q, k = (multiply(t, blocks, turn(t, pairs, x)) for x in (t.q, t.k))
+        return (pairs, bias, blocks), plain(t, bias.dense(), q, k)
+
+    return build
+
+
+def matrices_and_the_rest(t):
+    """Cosines come before the turn, and the other attention turns by matrices of its own."""
+    gate, first, second = t.leaf(1, HEADS, 1, 1), t.matrices(), t.matrices(1, WIDTH, heads=HEADS)
+    usual = plain(t, 0.0, *(multiply(t, first, oracles.unit(x)) for x in (t.q, t.k)), scale=3.0)
+    other = plain(t, 0.0, *(multiply(t, second, x) for x in (t.q, t.k)))
+    terms = (first, Mixture(gate, (second,)), ContentScale(3.0, cosine=True))
+    return terms, (1 - gate) * usual + gate * other
 
 
 def scale_by_number(t):
@@ -139,6 +185,11 @@ CASES = {
     "rotation, some channels by head": rotation(False, pairs=3, heads=HEADS),
     "rotation by image": rotation(True, pairs=1, batch=BATCH, heads=HEADS),
     "two rotations": two_rotations,
+    "matrices of some channels": matrices(heads=HEADS),
+    "matrices of all channels by image": matrices(blocks=1, width=WIDTH, batch=BATCH),
+    "rotation, then matrices": turns_in_the_order(False),
+    "matrices, then rotation": turns_in_the_order(True),
+    "matrices and the rest": matrices_and_the_rest,
     "scale by number": scale_by_number,
     "scale by head": scale_by_head,
     "scale by query": scale_by_query,

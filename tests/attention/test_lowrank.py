@@ -370,3 +370,15 @@ def test_auto_keeps_no_mask_beyond_the_memory_for_masks(monkeypatch):
         for name, choice in (("human_part", "lowrank"), ("swin", "tiled"), ("quadratic", "tiled")):
             encoding = posenc.create_encoding(name, layout=layout, num_heads=2, head_dim=6).eval()
             assert explain(q, q, q, encoding(q, q, layout)).choice == choice
+
+
+@pytest.mark.parametrize(
+    ("dtype", "batch", "choice"),
+    [(torch.float32, 2, "lowrank"), (torch.bfloat16, 2, "sdpa"), (torch.float32, 1, "sdpa")],
+)
+def test_wide_factors_of_each_image_are_columns_where_nothing_trains_them(dtype, batch, choice):
+    """16 bits do not hold them, and a mask for all images is cheap."""
+    q = torch.randn(2, 2, 30, 16, dtype=dtype)
+    left, right = torch.randn(batch, 2, 30, 5), torch.randn(1, 1, 30, 5)
+    with torch.no_grad():
+        assert explain(q, q, q, LowRankBias(left, right, wide=True)).choice == choice

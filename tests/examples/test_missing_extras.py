@@ -24,6 +24,7 @@ MISSING = [
     ("benchmarks/bench_attention.py", "bench", "tqdm"),
     ("benchmarks/inspect_kernels.py", "triton", "triton"),
     ("docs/coverage.py", "bench", "tqdm"),
+    ("docs/figures.py", "viz", "matplotlib"),
 ]
 
 

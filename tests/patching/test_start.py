@@ -76,6 +76,8 @@ CHANGING = {
     "rope": {},
     "rope_mixed": {},
     "convit": {},
+    "deberta": {},
+    "liere": {"strength": 1.0},
     "quadratic": {},
     "tupe": {},
     "sinusoidal": {},

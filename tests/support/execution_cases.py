@@ -18,6 +18,7 @@ CASES = {
     "sinusoidal": ("sinusoidal", {"strength": 0.0}),
     "learned": ("learned", {"absolute": "hide"}),
     "peg": ("peg", {}),
+    "convolutions": ("lpu+local_ffn+conv_projection", {}),
 }
 
 

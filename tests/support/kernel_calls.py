@@ -1,5 +1,7 @@
 """Calls of the fused kernels against the reference in float64."""
 
+import math
+
 import pytest
 import torch
 from random_calls import KINDS, random_index, terms_of
@@ -7,7 +9,7 @@ from random_calls import KINDS, random_index, terms_of
 import posenc
 from posenc import TokenLayout, attend
 from posenc.attention.call import AttentionCall
-from posenc.attention.kernels import blocks
+from posenc.attention.kernels import blocks, memory
 from posenc.attention.kernels.blocks import Blocks
 from posenc.terms import DenseBias, LookupBias, LowRankBias, ValueLookup
 
@@ -22,6 +24,20 @@ EPS = torch.finfo(torch.float32).eps
 def set_tiles(monkeypatch, rows, columns):
     monkeypatch.setattr(blocks, "candidates", lambda *_: (Blocks(rows, columns, 4, 1),))
     monkeypatch.setattr(blocks, "_found", {})
+
+
+def poison(monkeypatch):
+    """What a kernel does not write is NaN."""
+    for module in (memory, run):
+        monkeypatch.setattr(module, "empty", _poisoned(memory.empty))
+
+
+def _poisoned(empty):
+    def fill(*args, **options):
+        result = empty(*args, **options)
+        return result.fill_(math.nan) if result.is_floating_point() else result
+
+    return fill
 
 
 def numbers(*shape, dtype=torch.float32):
@@ -81,6 +97,14 @@ def in_float64(terms, leaves, inputs):
 
 def assert_equal_to_reference(inputs, terms, leaves=(), tolerance=64 * EPS, **options):
     """Output and every gradient, relative to the largest entry."""
+    out, errors = compare_to_reference(inputs, terms, leaves, **options)
+    for name, error in errors.items():
+        assert error <= tolerance, (name, error)
+    return out
+
+
+def compare_to_reference(inputs, terms, leaves=(), **options):
+    """Output, and errors by name: of the output and every gradient, over the largest entry."""
     exact_terms, exact_leaves, exact_inputs = in_float64(terms, leaves, inputs)
     out = attend(*inputs, terms, backend="triton", **options)
     if options.get("attn_mask") is not None and options["attn_mask"].is_floating_point():
@@ -91,8 +115,9 @@ def assert_equal_to_reference(inputs, terms, leaves=(), tolerance=64 * EPS, **op
     names = ["out", "query", "key", "value", *(f"leaf {i}" for i in range(len(leaves)))]
     ours = [out, *gradients(out, [*inputs, *leaves])]
     theirs = [exact, *gradients(exact, [*exact_inputs, *exact_leaves])]
+    errors = {}
     for name, got, want in zip(names, ours, theirs, strict=True):
         assert want.abs().max() > 1e-3, name
         error = (got.double() - want).abs().max() / want.abs().max().clamp(min=1)
-        assert error <= tolerance, (name, error.item())
-    return out
+        errors[name] = error.item()
+    return out, errors

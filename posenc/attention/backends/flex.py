@@ -144,13 +144,15 @@ def _columns(factor: Tensor, call: AttentionCall) -> list[Callable[..., Tensor]]
 def _entry(tensor: Tensor) -> Callable[..., Tensor]:
     """Reads one entry; axes of size 1, but for the last, are broadcast.
 
-    Always reads a view of its own: the kernel has no gradient for a tensor that is read twice,
-    and terms may share a tensor.
+    Always reads a tensor of its own: the kernel has no gradient for one that is read twice, and
+    terms may share a tensor. Not a view of it, either: up to PyTorch 2.11 what is captured by the
+    compiled kernel and is a view gets no gradient, without a word.
     """
     last = tensor.dim() - 1
     single = tuple(axis for axis in range(last) if tensor.shape[axis] == 1)
     axes = tuple(axis for axis in range(last + 1) if axis not in single)
     own = tensor.squeeze(single)
+    own = own.clone() if own.requires_grad else own
     return lambda *index: own[tuple(index[axis] for axis in axes)]
 
 

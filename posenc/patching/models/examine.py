@@ -38,7 +38,18 @@ from posenc.patching.sites.classes import ADAPTERS
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """A module with attention calls that can be replaced."""
+    """A module with attention calls that can be replaced.
+
+    Args:
+        name: in the backbone.
+        module: the module.
+        kind: what is known of its class.
+        layout: of its tokens, at run time.
+        num_heads: of the attention.
+        head_dim: width of queries and keys.
+        value_dim: width of values.
+        width: of the tokens that it receives; None where that is not known.
+    """
 
     name: str
     module: nn.Module
@@ -47,6 +58,7 @@ class AttentionSite:
     num_heads: int
     head_dim: int
     value_dim: int
+    width: int | None
 
 
 @dataclass
@@ -230,7 +242,10 @@ def _find_attention(backbone: Backbone) -> None:
         elif reason or layout is None:
             backbone.refused[name] = reason or "its layout is not known"
         else:
-            backbone.attention.append(_site(name, module, kind, layout))
+            width = backbone.embed_dim
+            if backbone.family is OTHER and kind.width is not None:
+                width = kind.width(module)
+            backbone.attention.append(_site(name, module, kind, layout, width))
 
 
 def _layout_of_site(backbone: Backbone, name: str, module: nn.Module) -> LayoutSource | str | None:
@@ -242,7 +257,9 @@ def _layout_of_site(backbone: Backbone, name: str, module: nn.Module) -> LayoutS
     return told if isinstance(told, str) else StageLayout(backbone.module, name, module, read)
 
 
-def _site(name: str, module: Any, kind: AttentionKind, layout: LayoutSource) -> AttentionSite:
+def _site(
+    name: str, module: Any, kind: AttentionKind, layout: LayoutSource, width: int | None
+) -> AttentionSite:
     num_heads, head_dim, value_dim = _sizes(module, kind)
     return AttentionSite(
         name=name,
@@ -252,6 +269,7 @@ def _site(name: str, module: Any, kind: AttentionKind, layout: LayoutSource) -> 
         num_heads=num_heads,
         head_dim=head_dim,
         value_dim=value_dim,
+        width=width,
     )
 
 

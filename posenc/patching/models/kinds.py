@@ -33,6 +33,8 @@ class AttentionKind:
         value_dim: of a module, default head_dim.
         adapter: what replaces the attention where its calls cannot be: a key of
             `posenc.patching.sites.classes.ADAPTERS`.
+        width: of the tokens `[B, N, width]` that forward receives and makes queries, keys and
+            values of, from a module; None where nothing tells but the model.
     """
 
     path: str
@@ -43,6 +45,22 @@ class AttentionKind:
     head_dim: Callable[[Any], int] = lambda module: module.head_dim
     value_dim: Callable[[Any], int] | None = None
     adapter: str | None = None
+    width: Callable[[Any], int] | None = None
+
+
+@dataclass(frozen=True)
+class MlpKind:
+    """A class whose forward computes an MLP, with hidden tokens that an encoding can act on.
+
+    Args:
+        path: "module:Class"; subclasses with a forward of their own are not meant.
+        hidden: name of the submodule that receives the hidden tokens, after activation and gate.
+        width: of the hidden tokens, from a module.
+    """
+
+    path: str
+    hidden: str = "drop1"
+    width: Callable[[Any], int] = lambda module: module.fc2.in_features
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from posenc.patching.models.kinds import AttentionKind, Family, ImageEmbedding
+from posenc.patching.models.kinds import AttentionKind, Family, ImageEmbedding, MlpKind
 from posenc.patching.models.others import ADAPTED, EMBEDDINGS, LEFT_ALONE
 from posenc.patching.models.registered import registered_attention
-from posenc.patching.models.timm import ATTENTIONS, FAMILIES, REFUSED
+from posenc.patching.models.timm import ATTENTIONS, FAMILIES, MLPS, REFUSED
 
 
 def family_of(module: nn.Module) -> Family | None:
@@ -41,6 +41,13 @@ def embedding_of(module: nn.Module) -> ImageEmbedding | None:
     known = {kind.path: kind for kind in EMBEDDINGS}
     paths = map(_path, type(module).__mro__)
     return next((known[path] for path in paths if path in known), None)
+
+
+def mlp_of(module: Any) -> MlpKind | None:
+    """What is known of an MLP, None when nothing is: another forward may have no such place."""
+    forward = type(module).forward
+    path = f"{forward.__module__}:{forward.__qualname__}"
+    return next((kind for kind in MLPS if f"{kind.path}.forward" == path), None)
 
 
 def left_alone_in(module: nn.Module) -> str | None:

@@ -16,13 +16,20 @@ OTHER = Family("torch.nn:Module", None, None, None, blocks="")
 
 def _huggingface(path: str, heads: str = "num_attention_heads") -> AttentionKind:
     return AttentionKind(
-        f"transformers.models.{path}", num_heads=attrgetter(heads), adapter="huggingface"
+        f"transformers.models.{path}",
+        num_heads=attrgetter(heads),
+        adapter="huggingface",
+        width=attrgetter("q_proj.in_features"),
     )
 
 
 # Attention modules of models outside timm. Their packages may be absent: nothing is imported.
 ADAPTED = (
-    AttentionKind("torch.nn.modules.activation:MultiheadAttention", adapter="multihead"),
+    AttentionKind(
+        "torch.nn.modules.activation:MultiheadAttention",
+        adapter="multihead",
+        width=attrgetter("embed_dim"),
+    ),
     _huggingface("vit.modeling_vit:ViTAttention"),
     _huggingface("deit.modeling_deit:DeiTAttention"),
     _huggingface("dinov2.modeling_dinov2:Dinov2Attention"),

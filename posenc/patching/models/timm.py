@@ -15,6 +15,7 @@ from posenc.patching.models.kinds import (
     AbsoluteTable,
     AttentionKind,
     Family,
+    MlpKind,
     PositionStep,
     SiteLayout,
     UnsupportedModelError,
@@ -216,7 +217,7 @@ def _channels(convolution: Any) -> int:
 
 
 ATTENTIONS = (
-    AttentionKind("timm.layers.attention:Attention"),
+    AttentionKind("timm.layers.attention:Attention", width=lambda module: module.qkv.in_features),
     AttentionKind("timm.layers.attention:AttentionRope"),
     AttentionKind("timm.models.eva:EvaAttention"),
     AttentionKind("timm.models.beit:Attention", head_dim=_from_qkv),
@@ -273,6 +274,25 @@ ATTENTIONS = (
     # Their attention runs on a smaller map than the one they receive.
     AttentionKind("timm.models.cpubone:ConvAttention", map="b c h w", map_of="pwise"),
     AttentionKind("timm.models.lowformer:ConvAttention", map="b c h w", map_of="pwise"),
+)
+
+
+def _of_split(module: Any) -> int:
+    width: int = module.in_split[0]
+    return width
+
+
+MLPS = (
+    MlpKind("timm.layers.mlp:Mlp"),
+    MlpKind("timm.layers.mlp:GluMlp"),
+    MlpKind("timm.layers.mlp:SwiGLU"),
+    MlpKind("timm.models.vision_transformer:ParallelScalingBlock", "mlp_drop", _of_split),
+    MlpKind("timm.models.vision_transformer:DiffParallelScalingBlock", "mlp_drop", _of_split),
+    MlpKind(
+        "timm.models.gemma4_vit:Gemma4GatedMlp",
+        "down_proj",
+        lambda module: module.down_proj.linear.in_features,
+    ),
 )
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from posenc.patching.sites.tokens import encode_input
+
 
 def refusal(module: Any) -> str | None:
     """Why a module cannot have the forward of this file, None when it can."""
@@ -49,7 +51,7 @@ def forward(
     _check_call(self, query, key, value, attn_mask, need_weights, is_causal)
     if key_padding_mask is not None:
         _check_mask(self, "key_padding_mask", key_padding_mask, _tokens_of(self, query))
-    x = _batch_first(self, query)
+    x = encode_input(self, _batch_first(self, query))
     qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
     qkv = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind()

@@ -39,6 +39,7 @@ class Site:
         seen_grid: of an embedding.
         attention: names of the encodings that act inside attention.
         positions: names of the encodings that act at the model's own position step.
+        inputs: names of the encodings that act on what its forward receives.
         tokens: names of the encodings that act on the result of its forward.
         shared: encodings that are registered elsewhere (`share=True`).
         roles: what the module does; without any its class is its own.
@@ -56,6 +57,7 @@ class Site:
     seen_grid: SeenGrid | None = None
     attention: list[str] = field(default_factory=list)
     positions: list[str] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     shared: dict[str, Encoding] = field(default_factory=dict)
     roles: tuple[Role, ...] = ()

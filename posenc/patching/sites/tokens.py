@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -28,17 +29,26 @@ def then_encode(method: Callable[..., Any], names: str) -> Callable[..., Any]:
 
 
 def encode_first(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The position encodings of the site on the first argument, then `method`."""
+    """Encodings of the site on the first argument, those of the position first; then `method`."""
+    _, name, *_ = inspect.signature(method).parameters
 
     @functools.wraps(method)
-    def encoded(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return method(self, _encode(self, x, "positions"), *args, **kwargs)
+    def encoded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        x = args[0] if args else kwargs.pop(name)
+        return method(self, encode_input(self, x), *args[1:], **kwargs)
 
     return encoded
 
 
+def encode_input(self: Any, x: Tensor) -> Tensor:
+    """What a module receives, encoded."""
+    return _encode(self, _encode(self, x, "positions"), "inputs")
+
+
 def _encode(self: Any, x: Tensor, names: str) -> Tensor:
     site: Site = self._posenc
+    if not getattr(site, names):
+        return x
     tokens = x.flatten(1, -2)  # [B, height, width, C] in some models
     layout = site.checked_layout(tokens.shape[1])
     for encoding in site.encodings(self, getattr(site, names)):

@@ -112,7 +112,7 @@ def test_deterministic_gradients_of_zero():
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs CUDA")
 @pytest.mark.parametrize("fixed", [False, True])
 def test_cuda_many_runs_agree(fixed):
-    """A race would change more than the order of additions does."""
+    """A race would change more than the order of additions does, which may turn a last bit."""
     terms, leaves = random_terms("value and all", (16, 15, 1))
     inputs = qkv(241, dtype=torch.bfloat16)
     torch.use_deterministic_algorithms(fixed)
@@ -128,4 +128,5 @@ def test_cuda_many_runs_agree(fixed):
             if fixed:
                 assert torch.equal(one, two)
             else:
-                assert (one - two).abs().max() <= 64 * EPS * one.abs().max()
+                apart = max(64 * EPS, 2 * torch.finfo(one.dtype).eps) * one.abs().max()
+                assert (one - two).abs().max() <= apart

@@ -1,0 +1,233 @@
+"""What `auto` has to see of the kernels before it takes them."""
+
+import dataclasses
+import json
+import re
+import warnings
+
+import pytest
+import torch
+from kernel_calls import DEVICE, call_of, qkv, random_terms, set_tiles
+
+from posenc.attention import picker, trial, trust
+from posenc.attention.kernels import operands, run
+from posenc.terms import LookupBias, LowRankBias
+
+SELF_CHECKED = trust.Verdict(True, "self-checked in this process")
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Larger ones than in other files: fewer programs to interpret."""
+    if DEVICE == "cpu":
+        set_tiles(monkeypatch, 64, 64)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known(monkeypatch):
+    monkeypatch.setattr(trust, "_verdicts", {})
+
+
+def call(kind="static", layout=(7, 5, 1), dtype=torch.float32, **changes):
+    terms, _ = random_terms(kind, layout)
+    tokens = layout[0] * layout[1] + layout[2]
+    return dataclasses.replace(call_of(qkv(tokens, dtype=dtype), terms), **changes)
+
+
+def choose(call):
+    """As on a device."""
+    return picker._on_device(call)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "dtype", "dropout_p"),
+    [
+        ("static", torch.float16, 0.0),
+        ("all", torch.float32, 0.0),
+        ("value and all", torch.bfloat16, 0.3),
+    ],
+)
+def test_a_right_kernel_passes(kind, dtype, dropout_p):
+    assert trust.verdict(call(kind, dtype=dtype, dropout_p=dropout_p)) == SELF_CHECKED
+
+
+@pytest.mark.slow
+def test_a_large_call_has_a_small_trial_and_a_choice(monkeypatch):
+    shapes = []
+    compute = trial.triton.compute
+    monkeypatch.setattr(
+        trial.triton, "compute", lambda call: (shapes.append(call.query.shape), compute(call))[1]
+    )
+    mask = torch.rand(1, 1, 9 * 70 + 2, 9 * 70 + 2, device=DEVICE) > 0.1
+    choice, why = choose(call("query", (9, 70, 2), attn_mask=mask))
+    assert choice == "triton"
+    assert "kernels self-checked in this process" in why
+    assert shapes == [(2, 2, 3 * 66 + 2, 16)]  # as far from a multiple of four
+
+
+def broken_slots(monkeypatch):
+    """Every pair reads the bucket beside its own."""
+    slots = operands._slots
+    monkeypatch.setattr(operands, "_slots", lambda *args: (slots(*args)[0] + 1, slots(*args)[1]))
+
+
+def broken_table_gradient(monkeypatch):
+    """The sums of the last image are lost."""
+    by_pair = run._Backward._by_pair
+
+    def broken(self):
+        by_pair(self)
+        self.grads[3][..., 0] = 0
+
+    monkeypatch.setattr(run._Backward, "_by_pair", broken)
+
+
+def broken_rest(monkeypatch):
+    """What is not finite is no number that is nearly right."""
+    forward = run.run_forward
+
+    def broken(given):
+        out, lse, sums = forward(given)
+        out[0, 0, -1] = torch.nan
+        return out, lse, sums
+
+    monkeypatch.setattr(run, "run_forward", broken)
+
+
+def broken_compiler(monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("ptxas fatal: no such thing\nmore")
+
+    monkeypatch.setattr(run.Launcher, "__call__", fail)
+
+
+BROKEN = [
+    (broken_slots, "output is off by"),
+    (broken_table_gradient, r"the gradient of LookupBias.lookup \(0\) is off by"),
+    (broken_rest, "output is off by nan"),
+    (broken_compiler, "RuntimeError: ptxas fatal: no such thing$"),
+]
+
+
+@pytest.mark.parametrize(("broken", "message"), BROKEN, ids=lambda x: getattr(x, "__name__", ""))
+def test_a_broken_kernel_is_not_taken_and_one_warning_names_it(broken, message, monkeypatch):
+    broken(monkeypatch)
+    kind = r"float32, heads of 16 and 20, LookupBias by one trained, training"
+    with pytest.warns(UserWarning, match=rf"failed their self-check on \w+ \({kind}\): ") as seen:
+        choice, why = choose(call())
+    assert len(seen) == 1
+    assert choice == "sdpa"
+    fault = why.removeprefix(f"{picker.WITH_MASK}; the kernels failed their self-check: ")
+    assert fault != why
+    assert re.match(message, fault)
+    with warnings.catch_warnings():  # the second is told nothing, and not checked again
+        warnings.simplefilter("error")
+        monkeypatch.setattr(trial, "fault_of", None)
+        assert choose(call())[0] == "sdpa"
+
+
+def test_what_is_not_trained_has_no_backward_that_could_be_broken(monkeypatch):
+    broken_table_gradient(monkeypatch)
+    with torch.no_grad():
+        assert trust.verdict(call()) == SELF_CHECKED
+
+
+def test_dropout_that_keeps_too_much_is_found(monkeypatch):
+    forward = run.run_forward
+    monkeypatch.setattr(
+        run, "run_forward", lambda given: forward(given._replace(dropout_p=0.5 * given.dropout_p))
+    )
+    with pytest.warns(UserWarning, match=r"ArithmeticError: dropout keeps 0\.[78]\d of the"):
+        assert not trust.verdict(call(dropout_p=0.4)).is_trusted
+
+
+def test_wide_factors_are_checked_as_wide(monkeypatch):
+    left, right = torch.randn(2, 1, 3, 36, 2, device=DEVICE).requires_grad_()
+    (exact,), _ = random_terms("static", (7, 5, 1))
+    wide = LowRankBias(left, right, wide=True, exact=LookupBias(exact.lookup, exact.index))
+    given = dataclasses.replace(call(dtype=torch.float16), terms=(wide,))
+    assert trust.kind_of(given).terms == ("LowRankBias of rank 2 (wide) trained",)
+    seen = []
+    read_call = trial.triton.read_call
+    monkeypatch.setattr(
+        trial.triton, "read_call", lambda call: (seen.append(read_call(call)), seen[-1])[1]
+    )
+    assert trust.verdict(given) == SELF_CHECKED
+    assert seen[0].needs_exact_deltas
+    assert seen[0].left is None
+
+
+def test_the_caller_sees_nothing_of_the_check():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    given = call(dropout_p=0.2)
+    numbers = torch.get_rng_state()
+    assert not torch.equal(before, numbers)
+
+    def count(tensor):
+        raise AssertionError("a tensor of the check was saved by the caller's hooks")
+
+    with torch.autograd.graph.saved_tensors_hooks(count, count):
+        assert trust.verdict(given) == SELF_CHECKED
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert all(tensor.grad is None for tensor in (given.query, *given.terms[0].tensors().values()))
+
+
+def test_under_inference_mode():
+    with torch.inference_mode():
+        assert trust.verdict(call()) == SELF_CHECKED
+        assert torch.is_inference_mode_enabled()
+
+
+@pytest.mark.slow
+def test_a_compiled_graph_takes_what_was_checked_before():
+    (term,), _ = random_terms("static", (7, 5, 1))
+    inputs = qkv(36)
+
+    def is_taken(q, k, v):
+        return q.new_zeros(1) + (choose(call_of((q, k, v), [term]))[0] == "triton")
+
+    def compiled():
+        torch.compiler.reset()
+        return torch.compile(is_taken, fullgraph=True, backend="eager")(*inputs).item()
+
+    assert not compiled()
+    assert not trust._verdicts
+    assert is_taken(*inputs).item()
+    assert compiled()
+
+
+def test_nothing_runs_while_a_graph_is_captured(monkeypatch):
+    monkeypatch.setattr(trust, "_is_capturing", lambda: True)
+    choice, why = choose(call())
+    assert choice == "sdpa"
+    assert why.endswith("the kernels were not self-checked before this graph was made")
+    assert not trust._verdicts
+
+
+def test_a_recorded_run_needs_no_check(monkeypatch, tmp_path):
+    version = trust.importlib.metadata.version("triton")
+    records = tmp_path / "proven.json"
+    records.write_text(
+        json.dumps(
+            [
+                {"architecture": "sm_80", "triton": "0.1"},
+                {"architecture": "sm_90", "triton": version},
+            ]
+        )
+    )
+    monkeypatch.setattr(trust, "RECORDS", records)
+    monkeypatch.setattr(trial, "fault_of", None)
+    trust._proof_of.cache_clear()
+    monkeypatch.setattr(trust, "architecture", lambda device: "sm_90")
+    assert trust.verdict(call()) == (True, f"proven on sm_90 with Triton {version}")
+    monkeypatch.setattr(trust, "architecture", lambda device: "sm_80")
+    monkeypatch.setattr(trial, "fault_of", lambda *_: None)
+    assert trust.verdict(call()) == SELF_CHECKED
+    trust._proof_of.cache_clear()
+
+
+def test_the_records_of_the_package_are_whole():
+    for record in json.loads(trust.RECORDS.read_text()):
+        assert {"architecture", "triton", "torch", "commit", "checks"} <= set(record)
