@@ -162,16 +162,53 @@ def checked_against(name: str) -> str:
     return "published code" if loaded(source, names) else "loops"
 
 
+# Instructions per score of the main loop in bfloat16, heads 64 wide, 32x32 patches and CLS, on
+# sm_90: at most so many in forward, and by queries and by keys in backward.
+COUNTS = {
+    "plain": (9, 10, 13),
+    "static": (12, 14, 17),
+    "contextual": (16, 24, 22),
+    "low rank": (14, 18, 24),
+    "value": (40, None, None),
+}
+
+
 def kernels_table(report: dict) -> str:
     """What the compiler reports for each kernel."""
-    rows = [["terms", "kernel", "tile", "warps", "registers", "spilled", "shared memory"]]
+    header = ["terms", "kernel", "tile", "warps", "instructions", "goal", "bound", "to plain"]
+    rows = [[*header, "registers", "spilled", "shared", "warps at a time", "serialised"]]
     rows.append(["---"] * len(rows[0]))
-    for row in report["kernels"]:
-        numbers = (str(row["warps"]), str(row["registers"]), f"{row['spilled']} bytes")
-        shared = f"{row['shared'] / 1024:.0f} KiB"
-        rows.append([row["kind"], f"`{row['kernel']}`", row["tile"], *numbers, shared])
+    counts = COUNTS if report["capability"] == 90 else {}
+    # The first of each: plain kernels of other tiles come after, to compare with.
+    shown = {(row["kind"], row["kernel"]): row for row in reversed(report["kernels"])}
+    walks = [row for row in reversed(shown.values()) if "bound" in row]
+    rows += [kernel_row(row, counts) for row in walks]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{table}\n\n`{report['command']}`, Triton {report['triton']}"
+
+
+def kernel_row(row: dict, goals: dict) -> list[str]:
+    """Its cells; a number above its goal is bold."""
+    count = f"{row['instructions_per_score']:.1f}"
+    goal = count_goal(row, goals)
+    if goal is not None and row["instructions_per_score"] > goal:
+        count = f"**{count}**"
+    ratio = row.get("bound_to_plain")
+    return [
+        *(row["kind"], f"`{row['kernel']}`", row["tile"], str(row["warps"])),
+        *(count, "-" if goal is None else str(goal), f"{row['bound']:.3f}"),
+        "-" if ratio is None else f"{ratio:.2f}",
+        *(str(row["registers"]), f"{row['spilled']} bytes", f"{row['shared'] / 1024:.0f} KiB"),
+        *(str(row["resident_warps"]), "yes" if row["serialised"] else "-"),
+    ]
+
+
+def count_goal(row: dict, goals: dict) -> int | None:
+    """Where there is one."""
+    kernels = ("forward", "query_gradients", "key_gradients")
+    if row["kernel"] not in kernels:
+        return None
+    return goals.get(row["kind"], (None,) * 3)[kernels.index(row["kernel"])]
 
 
 def load(name: str) -> dict:

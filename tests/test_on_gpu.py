@@ -303,17 +303,18 @@ def test_the_patch_makes_the_tables_choose_what_was_fastest(tmp_path):
     patched = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(patched)
 
-    def chosen(module, kernel, reads=0, has_factors=False, architecture=9):
-        return tuple(module.candidates(kernel, Load(architecture, 64, 2, reads, has_factors))[0])
+    def chosen(module, kernel, reads=0, factors="none", architecture=9):
+        load = Load(architecture, 64, 2, reads, True, factors)
+        return tuple(module.candidates(kernel, load)[0])
 
     assert chosen(patched, "forward") == (128, 128, 8, 3)
-    assert chosen(patched, "key", has_factors=True) == (128, 128, 8, 3)
+    assert chosen(patched, "key", factors="halves") == (128, 128, 8, 3)
     for same in (
         {"kernel": "forward", "reads": 2},
         {"kernel": "forward", "architecture": 8},
         {"kernel": "key"},
         {"kernel": "query"},
-        {"kernel": "key", "has_factors": True, "architecture": 8},
+        {"kernel": "key", "factors": "halves", "architecture": 8},
     ):
         assert chosen(patched, **same) == chosen(blocks, **same)
 

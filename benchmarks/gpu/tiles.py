@@ -1,13 +1,15 @@
 """Sizes of tiles tried on this device, and the table that would choose the fastest, as a patch.
 
 What this knows of the kernels is here and in `forced`: they ask `blocks.candidates` for sizes, and
-read `blocks.TABLE` and `blocks.WITH_FACTORS` by architecture and kernel.
+read `blocks.TABLE` by architecture, kernel and the most that a pair reads, `blocks.WITH_FACTORS`
+by architecture, form of the factors and kernel.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -45,7 +47,7 @@ KINDS = (
     Kind("irpe", 1, False),
     Kind("human_part", 0, True),
     Kind("irpe on=qk", 2, False),
-    Kind("irpe on=qkv", 2, False),
+    Kind("irpe on=qkv", 3, False),
 )
 # Those that are most likely to be fast on a large device come first.
 SIZES = tuple(
@@ -152,16 +154,17 @@ def write_patch(part: Part) -> None:
 def faster_tables(rows: Iterable[Row], architecture: int) -> dict[str, Any]:
     """The tables with the fastest sizes for this architecture; empty where they say so already."""
     rows = [row for row in rows if row["milliseconds"]]
-    general = {name: dict(row) for name, row in blocks.TABLE.items()}
-    factors = {name: dict(row) for name, row in blocks.WITH_FACTORS.items()}
-    own = general.setdefault(architecture, dict(general[max(general)]))
-    for kernel in own:
-        few = fastest(rows, kernel, [k for k in KINDS if k.reads <= 1 and not k.has_factors])
-        more = fastest(rows, kernel, [k for k in KINDS if k.reads > 1])
-        own[kernel] = (few or own[kernel][0], more or own[kernel][1])
+    general, factors = copy.deepcopy(blocks.TABLE), copy.deepcopy(blocks.WITH_FACTORS)
+    own = general.setdefault(architecture, copy.deepcopy(general[max(general)]))
+    for kernel, sizes in own.items():
+        least = 0
+        for most in sizes:
+            kinds = [k for k in KINDS if least <= k.reads <= most and not k.has_factors]
+            sizes[most] = fastest(rows, kernel, kinds) or sizes[most]
+            least = most + 1
         with_factors = fastest(rows, kernel, [k for k in KINDS if k.has_factors])
         if with_factors is not None:
-            factors.setdefault(architecture, {})[kernel] = with_factors
+            factors.setdefault((architecture, "halves"), {})[kernel] = with_factors
     found = {"TABLE": general, "WITH_FACTORS": factors}
     return {name: table for name, table in found.items() if table != getattr(blocks, name)}
 
@@ -201,21 +204,20 @@ def with_tables(source: str, tables: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _literal(name: str, table: dict[int, dict[str, Any]]) -> list[str]:
-    rows = [f"    {key}: {_dict(row)}," for key, row in sorted(table.items())]
+def _literal(name: str, table: dict[Any, dict[str, Any]]) -> list[str]:
+    rows = [f"    {key!r}: {_text_of(row)}," for key, row in sorted(table.items())]
     return [f"{name} = {{", *rows, "}"]
 
 
-def _dict(row: dict[str, Any]) -> str:
-    """With names for sizes that have one."""
-    return "{" + ", ".join(f'"{kernel}": {_sizes(value)}' for kernel, value in row.items()) + "}"
-
-
-def _sizes(value: Any) -> str:
-    if not isinstance(value, Blocks):
-        return f"({', '.join(map(_sizes, value))})"
-    names = {size: name for name, size in vars(blocks).items() if isinstance(size, Blocks)}
-    return names.get(value, f"Blocks({', '.join(map(str, value))})")
+def _text_of(value: Any) -> str:
+    """With names for what has one."""
+    if isinstance(value, dict):
+        entries = (f"{_text_of(key)}: {_text_of(entry)}" for key, entry in value.items())
+        return f"{{{', '.join(entries)}}}"
+    if isinstance(value, Blocks):
+        names = {size: name for name, size in vars(blocks).items() if isinstance(size, Blocks)}
+        return names.get(value, f"Blocks({', '.join(map(str, value))})")
+    return "ANY" if value == blocks.ANY else f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def _shape(dry: bool, batch: int) -> Shape:

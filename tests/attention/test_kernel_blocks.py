@@ -24,6 +24,7 @@ from posenc.attention.kernels.blocks import (  # noqa: E402
 )
 
 ROOT = Path(__file__).parents[2]
+FACTORS = ("none", "halves", "float32")
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +35,20 @@ def _nothing_found(monkeypatch):
 
 @pytest.mark.parametrize("kernel", ["forward", "query", "key", "table", "deltas"])
 def test_candidates_end_with_the_smallest(kernel):
-    sizes = itertools.product((8, 9, 10, 12), (16, 64, 128, 256), (2, 4), (0, 1, 5), (False, True))
+    sizes = itertools.product(
+        (8, 9, 10, 12), (16, 64, 128, 256), (2, 4), (0, 1, 5), (False, True), FACTORS
+    )
     for load in map(Load._make, sizes):
         options = candidates(kernel, load)
         assert options[0] in ALL
         assert options[-1] == LEAST
         areas = [size.queries * size.keys * size.stages for size in options]
         assert areas == sorted(areas, reverse=True)
+
+
+@pytest.mark.parametrize(("fills", "size"), [(True, blocks.LARGE), (False, blocks.HIGH)])
+def test_large_tiles_where_few_keys_are_left_over(fills, size):
+    assert candidates("forward", Load(9, 64, 2, 1, fills, "none"))[0] == size
 
 
 def test_the_table_has_each_architecture_that_was_compiled_for():
@@ -60,7 +68,7 @@ def only(limit, calls):
 
 def test_smaller_tiles_where_there_is_no_room():
     calls = []
-    load = Load(9, 64, 2, 0, False)
+    load = Load(9, 64, 2, 0, False, "none")
     options = candidates("forward", load)
     for _ in range(2):
         run_best("key", options, only(32 * 32, calls), [])
@@ -71,7 +79,7 @@ def test_smaller_tiles_where_there_is_no_room():
 
 def test_a_size_that_was_found_may_not_fit_for_long():
     """Calls that count as equal may need different room."""
-    calls, options = [], candidates("forward", Load(9, 64, 2, 0, False))
+    calls, options = [], candidates("forward", Load(9, 64, 2, 0, False, "none"))
     run_best("key", options, only(64 * 128, calls), [])
     run_best("key", options, only(32 * 32, calls), [])
     assert calls == [blocks.HIGH, blocks.SMALL]
@@ -108,7 +116,8 @@ def test_tuning_keeps_the_fastest_and_leaves_no_trace(monkeypatch):
     assert blocks.HIGH not in calls
     run_best("key", [LEAST], run, [sums])
     assert torch.equal(sums, torch.full((3,), 2.0))
-    assert len(calls) == 5 + 2
+    tried = [size for size in ALL if size.queries * size.keys <= 64 * 64]
+    assert len(calls) == len(tried) + 2
 
 
 @pytest.mark.slow
@@ -140,3 +149,6 @@ def test_the_kernels_compile_and_fit(capability, options, tmp_path):
         assert row["shared"] <= {"80": 163, "90": 227}[capability] * 1024
         assert row["registers"] > 0
         assert row["spilled"] < 1024
+        if row["kernel"] != "row_deltas" and "float32" not in options:
+            assert 5 < row["instructions_per_score"] < 100
+            assert row["bound"] >= row["instructions_per_score"] / 128 - 1e-3

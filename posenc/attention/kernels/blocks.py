@@ -1,8 +1,8 @@
 """Sizes of tiles: by a small table, or measured where that is asked for.
 
 The table was made without a GPU: from what the compiler reports for NVIDIA's sm_80 and sm_90
-(registers, spills, shared memory; `benchmarks/inspect_kernels.py`), the largest tiles that hardly
-spill. It is not tuned for speed. With `POSENC_AUTOTUNE=1` in the environment, the first call of
+(`benchmarks/inspect_kernels.py`), the tiles with the least instructions per score that spill
+nothing. It is not tuned for speed. With `POSENC_AUTOTUNE=1` in the environment, the first call of
 each kind tries all sizes and keeps the fastest: some seconds for each kernel.
 """
 
@@ -32,21 +32,55 @@ class Load(NamedTuple):
     width: int  # the widest of head_dim and Dv, a power of two
     itemsize: int
     reads: int  # for each pair: tables of buckets, and masks
-    has_factors: bool
+    fills_large: bool  # tiles of 128 keys leave few over, and tables are read in runs of 16 bytes
+    factors: str  # low-rank ones, "none", as "halves" in 16 bits (factors.py), or in "float32"
 
 
-HIGH, WIDE, MIDDLE = Blocks(128, 64, 8, 2), Blocks(64, 128, 8, 2), Blocks(64, 64, 8, 2)
-THIN, SMALL, LEAST = Blocks(32, 64, 4, 2), Blocks(32, 32, 4, 2), Blocks(16, 16, 4, 1)
-TINY = Blocks(32, 32, 4, 1)
-ALL = (HIGH, WIDE, MIDDLE, THIN, SMALL, TINY, LEAST)
+LARGE = Blocks(128, 128, 8, 2)
+HIGH, WIDE = Blocks(128, 64, 8, 2), Blocks(64, 128, 8, 2)
+FLAT, NARROW = Blocks(32, 128, 8, 2), Blocks(128, 32, 8, 2)
+# Hopper's products are of 64 rows by four warps together: eight would do some work twice.
+MIDDLE, MIDDLE_OF_FOUR = Blocks(64, 64, 8, 2), Blocks(64, 64, 4, 2)
+LOW, THIN = Blocks(64, 32, 4, 2), Blocks(32, 64, 4, 2)
+SMALL, LEAST, TINY = Blocks(32, 32, 4, 2), Blocks(16, 16, 4, 1), Blocks(32, 32, 4, 1)
+ALL = (
+    *(LARGE, HIGH, WIDE, FLAT, NARROW, MIDDLE, MIDDLE_OF_FOUR),
+    *(LOW, THIN, SMALL, TINY, LEAST),
+)
 
-# In 16 bits, by architecture, for heads up to 64 wide: with at most one read, and with more.
+# In 16 bits, for heads up to 64 wide: by architecture and kernel, and by what is read for a pair,
+# so many numbers at most.
+ANY = 10**6
 TABLE = {
-    8: {"forward": (HIGH, MIDDLE), "query": (MIDDLE, THIN), "key": (WIDE, SMALL)},
-    9: {"forward": (HIGH, MIDDLE), "query": (HIGH, MIDDLE), "key": (WIDE, MIDDLE)},
+    8: {
+        "forward": {3: MIDDLE, ANY: LOW},
+        "query": {1: MIDDLE, ANY: LOW},
+        "key": {1: MIDDLE, ANY: SMALL},
+        "table": {ANY: LOW},
+    },
+    9: {
+        "forward": {1: LARGE, 3: HIGH, ANY: NARROW},
+        "query": {2: HIGH, ANY: NARROW},
+        "key": {2: WIDE, ANY: FLAT},
+        "table": {1: WIDE, ANY: LOW},
+    },
 }
-# The gradients of low-rank factors are products in float32, which need many registers.
-WITH_FACTORS = {8: {"query": SMALL, "key": TINY}, 9: {"key": THIN}}
+# The same for heads up to 128 wide.
+TABLE_OF_WIDE: dict[int, dict[str, dict[int, Blocks]]] = {
+    8: {},
+    9: {
+        "forward": {1: HIGH, ANY: SMALL},
+        "query": {0: HIGH, 1: NARROW, ANY: SMALL},
+        "key": {1: FLAT, ANY: SMALL},
+        "table": {1: WIDE, ANY: SMALL},
+    },
+}
+# Factors need registers for sums of their own, and products in float32 for much more.
+WITH_FACTORS = {
+    (8, "halves"): {"key": FLAT},
+    (8, "float32"): {"forward": MIDDLE, "query": SMALL, "key": TINY, "table": TINY},
+    (9, "float32"): {"forward": HIGH, "query": HIGH, "key": THIN, "table": THIN},
+}
 
 _found: dict[Hashable, Blocks] = {}
 
@@ -91,10 +125,13 @@ def _preferred(kernel: str, load: Load) -> Blocks:
     if load.itemsize > 2 or load.width > 128:
         return SMALL
     architecture = min(load.architecture, max(TABLE))
-    if load.has_factors and kernel in WITH_FACTORS[architecture]:
-        return WITH_FACTORS[architecture][kernel]
-    if load.width <= 64 and kernel in TABLE[architecture]:
-        return TABLE[architecture][kernel][load.reads > 1]
+    with_factors = WITH_FACTORS.get((architecture, load.factors), {})
+    if kernel in with_factors:
+        return with_factors[kernel]
+    sizes = (TABLE if load.width <= 64 else TABLE_OF_WIDE)[architecture]
+    if kernel in sizes:
+        size = next(size for reads, size in sizes[kernel].items() if load.reads <= reads)
+        return HIGH if size == LARGE and not load.fills_large else size
     return SMALL if load.reads > 1 else MIDDLE
 
 

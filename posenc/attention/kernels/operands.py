@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
+from posenc.attention.kernels.forms import offset_buckets
 from posenc.layout import TokenLayout
 from posenc.memo import memoised
 from posenc.pairs import PairIndex
@@ -20,31 +21,32 @@ from posenc.terms import DenseBias, LookupBias, LowRankBias
 class Operands(NamedTuple):
     """Arguments of the operator `posenc::fused_attention`, in its order.
 
-    A pair of tokens (i, j) has the slot `query_slots[i] - key_slots[j]`; slots tell all buckets of
-    all terms. Biases are float32; `[b, h]` is `[1 or B, 1 or heads]`.
+    A pair of tokens has an offset, and prefix pairs have three more (see forms.py), which tell all
+    buckets of all terms. Biases are float32; `[b, h]` is `[1 or B, 1 or heads]`.
     """
 
     query: Tensor  # [B, heads, Nq, head_dim]
     key: Tensor
     value: Tensor
-    table: Tensor | None  # [b, h, slots]: the bias of a slot
+    table: Tensor | None  # [b, h, offsets]: the bias of an offset
     query_lookup: Tensor | None  # [b, h, T, N]: of a bucket and a query
     key_lookup: Tensor | None  # [b, h, T, N]: of a bucket and a key
     left: Tensor | None  # [b, h, N, rank]
     right: Tensor | None
     keep: Tensor | None  # boolean, four dimensions
     mask: Tensor | None  # added, four dimensions
-    query_buckets: Tensor | None  # [terms, slots] int32
+    query_buckets: Tensor | None  # [terms, offsets] int32
     key_buckets: Tensor | None
     value_buckets: Tensor | None
-    query_slots: Tensor | None  # [N] int32
-    key_slots: Tensor | None
     seed: Tensor | None  # [1] int64
+    height: int  # of the grid; 0 where no term has buckets, as the next two
+    width: int
+    prefix: int
     num_sums: int  # buckets of all value terms
     scale: float
     is_causal: bool
     dropout_p: float
-    needs_exact_deltas: bool  # see `exact_deltas` in backward.py
+    is_wide: bool  # 16 bits hold neither the factors nor the rounding of the weights
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
@@ -64,7 +66,7 @@ def read_call(call: AttentionCall) -> Operands:
     keep, mask = _masks(call)
     device = call.query.device
     layouts = call_layouts(call)
-    slots = _slots(layouts.pop(), device) if layouts else (None, None)
+    height, width, prefix = _sizes(layouts.pop()) if layouts else (0, 0, 0)
     values = [term.index for term in call.value_terms]
     return Operands(
         call.query,
@@ -80,14 +82,15 @@ def read_call(call: AttentionCall) -> Operands:
         query_buckets=_buckets([term.index for term in by_query], device),
         key_buckets=_buckets([term.index for term in by_key], device),
         value_buckets=_buckets(values, device),
-        query_slots=slots[0],
-        key_slots=slots[1],
         seed=torch.randint(2**62, (1,), device=device) if call.dropout_p > 0 else None,
+        height=height,
+        width=width,
+        prefix=prefix,
         num_sums=sum(index.num_buckets for index in values),
         scale=float(call.scale),
         is_causal=call.is_causal,
         dropout_p=float(call.dropout_p),
-        needs_exact_deltas=call.query.dtype != call.dtype and call.is_wide,
+        is_wide=call.query.dtype != call.dtype and call.is_wide,
     )
 
 
@@ -98,18 +101,18 @@ def call_layouts(call: AttentionCall) -> set[TokenLayout]:
 
 
 def _table(terms: Sequence[LookupBias]) -> Tensor | None:
-    """Tables of the same slots add up to one."""
-    return functools.reduce(operator.add, map(_slot_table, terms)) if terms else None
+    """Tables of the same offsets add up to one."""
+    return functools.reduce(operator.add, map(_offset_table, terms)) if terms else None
 
 
-def _slot_table(term: LookupBias) -> Tensor:
-    kept = None if term.memo is None else term.memo.get("slots")
+def _offset_table(term: LookupBias) -> Tensor:
+    kept = None if term.memo is None else term.memo.get("offsets")
     if kept is not None:
         return kept
     lookup = term.lookup[..., 0, :].float()
-    table = lookup.index_select(-1, term.index.offset_table(lookup.device).buckets)
+    table = lookup.index_select(-1, offset_buckets(term.index, lookup.device))
     if term.memo is not None:
-        term.memo.keep("slots", table)
+        term.memo.keep("offsets", table)
     return table
 
 
@@ -158,14 +161,10 @@ def _bucket_tables(indices: tuple[PairIndex, ...], device: torch.device) -> Tens
     """Of several indices, each with buckets of its own."""
     tables, start = [], 0
     for index in indices:
-        tables.append(index.offset_table(device).buckets + start)
+        tables.append(offset_buckets(index, device) + start)
         start += index.num_buckets
     return torch.stack(tables).to(torch.int32)
 
 
-@memoised
-def _slots(layout: TokenLayout, device: torch.device) -> tuple[Tensor, Tensor]:
-    shape = (2 * layout.height - 1, 2 * layout.width - 1)
-    one = torch.zeros(shape, dtype=torch.int64, device="cpu")
-    slots = PairIndex(layout, one, 1, (0, 0, 0) if layout.prefix else None).offset_table(device)
-    return slots.query.to(torch.int32), slots.key.to(torch.int32)
+def _sizes(layout: TokenLayout) -> tuple[int, int, int]:
+    return layout.height, layout.width, layout.prefix

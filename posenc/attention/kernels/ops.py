@@ -14,11 +14,11 @@ from posenc.attention.kernels.operands import NUM_DIFFERENTIABLE, Operands
 _OPERANDS = (
     "Tensor query, Tensor key, Tensor value, Tensor? table, Tensor? query_lookup, "
     "Tensor? key_lookup, Tensor? left, Tensor? right, Tensor? keep, Tensor? mask, "
-    "Tensor? query_buckets, Tensor? key_buckets, Tensor? value_buckets, Tensor? query_slots, "
-    "Tensor? key_slots, Tensor? seed, int num_sums, float scale, bool is_causal, float dropout_p, "
-    "bool needs_exact_deltas"
+    "Tensor? query_buckets, Tensor? key_buckets, Tensor? value_buckets, Tensor? seed, int height, "
+    "int width, int prefix, int num_sums, float scale, bool is_causal, float dropout_p, "
+    "bool is_wide"
 )
-_NUM_TENSORS = 16
+_NUM_TENSORS = 14
 _FORWARD = f"({_OPERANDS}) -> (Tensor, Tensor, Tensor)"
 _BACKWARD = (
     f"({_OPERANDS}, Tensor out, Tensor lse, Tensor sums, Tensor out_grad, Tensor? sums_grad, "

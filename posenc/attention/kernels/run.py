@@ -8,6 +8,7 @@ small that 62 bits just hold the largest sum that is possible.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,36 +22,43 @@ from posenc.attention.kernels.backward import (
     row_deltas,
     table_gradient,
 )
+from posenc.attention.kernels.factors import fold, unfold_left, unfold_right
 from posenc.attention.kernels.forward import forward
-from posenc.attention.kernels.launch import (
-    Launcher,
-    bucket_tables,
-    is_interpreted,
-    read_only,
-    rows,
-)
+from posenc.attention.kernels.launch import Launcher, is_interpreted, read_only, rows
 from posenc.attention.kernels.memory import empty, empty_forward, empty_gradients
 from posenc.attention.kernels.operands import Operands
-from posenc.attention.kernels.tiles import Lookup
 
 WEIGHT_UNITS = 2.0**40  # in 1; weights are at most 1 / (1 - dropout_p)
 TABLE_PROGRAMS = 1024  # wanted: fewer would leave a large device idle
+SMALLEST_SCALE = 1e-30  # in place of 0, since scores are divided by the scale
+
+
+class Readable(NamedTuple):
+    """Operands as the kernels take them."""
+
+    operands: Operands
+    is_folded: bool  # see factors.py
+
+    def launcher(self, by_key: bool = False) -> Launcher:
+        """For programs that own queries, or keys."""
+        return Launcher(self.operands, self.is_folded, by_key)
 
 
 def run_forward(operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
     """(out, lse, sums), see `forward.py`."""
-    given, operands = operands, _readable(operands)
+    given, readable = operands, _readable(operands)
+    operands = readable.operands
     out, lse, sums = empty_forward(operands)
     if _is_empty(operands):
         return out.zero_().to(given.query.dtype), lse, sums.zero_()
-    total = _Sums(sums, WEIGHT_UNITS)
-    launch = Launcher(operands)
+    total = _Sums(sums.shape, sums, WEIGHT_UNITS)
+    launch = readable.launcher()
     launch(
         "forward",
         forward,
         launch.query_tiles,
         *(launch.call, rows(out), lse, total.rows if operands.num_sums else None),
-        *(bucket_tables(operands.value_buckets), total.unit),
+        *(launch.starts(operands.value_buckets), total.unit),
         sums=[total.buffer],
     )
     sums = total.result()
@@ -69,11 +77,14 @@ def run_backward(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of the first operands, empty where not needed."""
-    given, operands = operands, _readable(operands)
+    given, readable = operands, _readable(operands)
+    operands = readable.operands
     if _is_empty(operands):
         return [grad.zero_() for grad in empty_gradients(given, needs)]
     out, out_grad = (x.to(operands.query.dtype) for x in (out, out_grad))
-    grads = _Backward(operands, out, lse, sums, out_grad, sums_grad, needs).run()
+    grads = _Backward(given, readable, out, lse, sums, out_grad, sums_grad, needs).run()
+    if given.scale < 0:
+        grads[0].neg_()
     return [
         grad.to(operand.dtype) if need and operand is not None else empty(given.query, 0)
         for grad, operand, need in zip(grads, given.differentiable, needs, strict=True)
@@ -83,7 +94,8 @@ def run_backward(
 class _Backward:
     def __init__(
         self,
-        operands: Operands,
+        given: Operands,
+        readable: Readable,
         out: Tensor,
         lse: Tensor,
         sums: Tensor,
@@ -91,34 +103,36 @@ class _Backward:
         sums_grad: Tensor | None,
         needs: Sequence[bool],
     ) -> None:
-        self.operands, self.needs = operands, needs
+        self.readable, self.operands, self.needs = readable, readable.operands, needs
         self.out, self.out_grad, self.lse = out, out_grad, lse
         self.sums, self.sums_grad = sums, sums_grad
-        self.launch = Launcher(operands)
+        self.launch = readable.launcher()
         # The kernels write the first three in any case.
-        self.grads = empty_gradients(operands, [True, True, True, *needs[3:]])
+        likes = self.operands._replace(left=given.left, right=given.right)
+        self.grads = empty_gradients(likes, [True, True, True, *needs[3:]])
 
     def run(self) -> list[Tensor]:
         """Launches what is needed."""
-        tables = bucket_tables(self.operands.value_buckets)
-        lookup = None if self.sums_grad is None else Lookup(read_only(self.sums_grad), tables)
-        self.up = Upstream(read_only(self.out_grad), self.lse, None, lookup)
         delta = self._deltas()
-        self.up = self.up._replace(delta=delta)
         self.units = _units(self.operands, self.out_grad, self.sums_grad, delta)
         query, key, value, table, query_lookup, key_lookup, left, right = self.needs
         if query or query_lookup or left:
-            self._by_query()
+            self._by_query(delta)
         if key or value or key_lookup or right:
-            self._by_key()
+            self._by_key(delta)
         if table:
-            self._by_pair()
+            self._by_pair(delta)
         return self.grads
+
+    def _upstream(self, launch: Launcher, delta: Tensor | None) -> Upstream:
+        lookup = launch.lookup(self.sums_grad, self.operands.value_buckets)
+        return Upstream(read_only(self.out_grad), self.lse, delta, lookup)
 
     def _deltas(self) -> Tensor:
         delta, launch = empty(self.lse, *self.lse.shape), self.launch
-        if self.operands.needs_exact_deltas:
-            launch("query", exact_deltas, launch.query_tiles, launch.call, self.up, delta)
+        if self.operands.is_wide:
+            up = self._upstream(launch, None)
+            launch("query", exact_deltas, launch.query_tiles, launch.call, up, delta)
             return delta
         launch(
             "deltas",
@@ -129,55 +143,64 @@ class _Backward:
         )
         return delta if self.sums_grad is None else delta + (self.sums * self.sums_grad).sum(-2)
 
-    def _by_query(self) -> None:
-        lookup, left = self._sums(4), self._of_all_heads(6)
-        self.launch(
+    def _by_query(self, delta: Tensor) -> None:
+        launch, lookup, left = self.launch, self._sums(4), self._of_all_heads(6)
+        launch(
             "query",
             query_gradients,
-            self.launch.query_tiles,
-            *(self.launch.call, self.up, rows(self.grads[0])),
+            launch.query_tiles,
+            *(launch.call, self._upstream(launch, delta), rows(self.grads[0])),
             *(lookup and lookup.rows, None if left is None else rows(left), self.units),
             sums=[] if lookup is None else [lookup.buffer],
         )
+        if left is not None and self.readable.is_folded:
+            left = unfold_left(left, self.grads[6].shape[-1])
         self._finish(4, lookup, 6, left)
 
-    def _by_key(self) -> None:
+    def _by_key(self, delta: Tensor) -> None:
+        launch = self.readable.launcher(by_key=True)
         lookup, right = self._sums(5), self._of_all_heads(7)
-        self.launch(
+        launch(
             "key",
             key_gradients,
-            self.launch.key_tiles,
-            *(self.launch.call, self.up, rows(self.grads[1]), rows(self.grads[2])),
+            launch.key_tiles,
+            *(launch.call, self._upstream(launch, delta), rows(self.grads[1]), rows(self.grads[2])),
             *(lookup and lookup.rows, None if right is None else rows(right), self.units),
             sums=[] if lookup is None else [lookup.buffer],
         )
+        if right is not None and self.readable.is_folded:
+            right = unfold_right(right, self.grads[7].shape[-1], self.operands.scale)
         self._finish(5, lookup, 7, right)
 
-    def _by_pair(self) -> None:
+    def _by_pair(self, delta: Tensor) -> None:
         """Each program adds some images, as many as leave enough programs."""
         batch, launch = self.operands.query.shape[0], self.launch
-        table = _Sums(self.grads[3][:, :, None], self.units)
+        offsets, slots = self.grads[3], launch.slot_offsets()
+        table = _Sums((*offsets.shape[:2], 1, len(slots)), offsets, self.units)
         tiles = launch.pair_tiles(blocks.MIDDLE)
-        groups = batch if len(self.grads[3]) > 1 else min(batch, -(-TABLE_PROGRAMS // tiles))
+        groups = batch if len(offsets) > 1 else min(batch, -(-TABLE_PROGRAMS // tiles))
         images = -(-batch // groups)
         launch(
             "table",
             table_gradient,
             lambda size: launch.pair_tiles(size) * -(-batch // images),
-            *(launch.call, self.up, table.rows, self.units, batch, images),
+            *(launch.call, self._upstream(launch, delta), table.rows, self.units, batch, images),
             sums=[table.buffer],
         )
-        self.grads[3] = table.result()[:, :, 0]
+        self.grads[3] = table.folded(offsets.shape[-1], slots)
 
     def _sums(self, at: int) -> _Sums | None:
-        return _Sums(self.grads[at], self.units) if self.needs[at] else None
+        grad = self.grads[at]
+        return _Sums(grad.shape, grad, self.units) if self.needs[at] else None
 
     def _of_all_heads(self, at: int) -> Tensor | None:
         """Each image and head writes its own, before they are added."""
         if not self.needs[at]:
             return None
-        like = self.grads[at]
-        return empty(like, *self.operands.query.shape[:2], *like.shape[2:])
+        factor = self.operands.differentiable[at]
+        assert factor is not None
+        shape = (*self.operands.query.shape[:2], *factor.shape[2:])
+        return empty(factor, *shape, dtype=torch.float32)
 
     def _finish(self, at: int, lookup: _Sums | None, factor_at: int, factor: Tensor | None) -> None:
         if lookup is not None:
@@ -189,19 +212,26 @@ class _Backward:
 class _Sums:
     """A float32 tensor that programs add to; with a number of units, as integers."""
 
-    def __init__(self, like: Tensor, units: Tensor | float | None) -> None:
+    def __init__(self, shape: Sequence[int], like: Tensor, units: Tensor | float | None) -> None:
         self.unit: Tensor | None = None
         dtype = torch.float32
         if units is not None and blocks.sums_are_fixed():
             dtype = torch.int64
             self.unit = _as_tensor(units, like)
-        self.buffer = torch.zeros(like.shape, dtype=dtype, device=like.device)
+        self.buffer = torch.zeros(shape, dtype=dtype, device=like.device)
         self.rows = rows(self.buffer)
 
     def result(self) -> Tensor:
-        if self.unit is None:
-            return self.buffer
-        return (self.buffer.double() / self.unit).float()
+        return self._as_float(self.buffer)
+
+    def folded(self, num_offsets: int, slots: Tensor) -> Tensor:
+        """Of one row of slots: the sum over those that copy each offset."""
+        buffer = self.buffer[:, :, 0]
+        offsets = buffer.new_zeros(*buffer.shape[:2], num_offsets)
+        return self._as_float(offsets.index_add_(-1, slots, buffer))
+
+    def _as_float(self, sums: Tensor) -> Tensor:
+        return sums if self.unit is None else (sums.double() / self.unit).float()
 
 
 def _as_tensor(units: Tensor | float, like: Tensor) -> Tensor:
@@ -237,12 +267,29 @@ def _largest_norm(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(tensor, dim=-1, dtype=torch.float32).amax()
 
 
-def _readable(operands: Operands) -> Operands:
+def _readable(operands: Operands) -> Readable:
+    # Scores are compared before they are scaled, so that the scale must be positive.
+    if operands.scale < 0:
+        operands = operands._replace(query=-operands.query)
+    operands = operands._replace(scale=abs(operands.scale) or SMALLEST_SCALE)
+    left, right = operands.left, operands.right
+    is_folded = operands.query.itemsize <= 2 and not operands.is_wide
+    if is_folded and left is not None and right is not None:
+        left, right = fold(left, right, operands.scale)
+        operands = operands._replace(left=left, right=right)
+    return Readable(_interpretable(operands), is_folded and left is not None)
+
+
+def _interpretable(operands: Operands) -> Operands:
     """The interpreter would multiply matrices of bfloat16 wrongly."""
-    if operands.query.dtype != torch.bfloat16 or not is_interpreted():
+    if not is_interpreted():
         return operands
-    query, key, value = operands.query, operands.key, operands.value
-    return operands._replace(query=query.float(), key=key.float(), value=value.float())
+    floats: dict[str, Any] = {
+        name: value.float()
+        for name, value in operands._asdict().items()
+        if isinstance(value, Tensor) and value.dtype == torch.bfloat16
+    }
+    return operands._replace(**floats)
 
 
 def _is_empty(operands: Operands) -> bool:

@@ -175,5 +175,5 @@ def test_tables_are_expanded_once_in_eval():
             (term,) = module(q, k, layout)
             attend(q, k, v, term, backend="triton")
     assert term.memo is not None
-    kept = term.memo.get("slots")
+    kept = term.memo.get("offsets")
     assert read_call(call_of((q, k, v), [term])).table is kept

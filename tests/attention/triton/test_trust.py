@@ -10,7 +10,7 @@ import torch
 from kernel_calls import DEVICE, call_of, qkv, random_terms, set_tiles
 
 from posenc.attention import picker, trial, trust
-from posenc.attention.kernels import operands, run
+from posenc.attention.kernels import launch, run
 from posenc.terms import LookupBias, LowRankBias
 
 SELF_CHECKED = trust.Verdict(True, "self-checked in this process")
@@ -68,16 +68,16 @@ def test_a_large_call_has_a_small_trial_and_a_choice(monkeypatch):
 
 def broken_slots(monkeypatch):
     """Every pair reads the bucket beside its own."""
-    slots = operands._slots
-    monkeypatch.setattr(operands, "_slots", lambda *args: (slots(*args)[0] + 1, slots(*args)[1]))
+    slots = launch.slot_offsets
+    monkeypatch.setattr(launch, "slot_offsets", lambda *args: slots(*args).roll(1))
 
 
 def broken_table_gradient(monkeypatch):
     """The sums of the last image are lost."""
     by_pair = run._Backward._by_pair
 
-    def broken(self):
-        by_pair(self)
+    def broken(self, delta):
+        by_pair(self, delta)
         self.grads[3][..., 0] = 0
 
     monkeypatch.setattr(run._Backward, "_by_pair", broken)
@@ -154,7 +154,7 @@ def test_wide_factors_are_checked_as_wide(monkeypatch):
         trial.triton, "read_call", lambda call: (seen.append(read_call(call)), seen[-1])[1]
     )
     assert trust.verdict(given) == SELF_CHECKED
-    assert seen[0].needs_exact_deltas
+    assert seen[0].is_wide
     assert seen[0].left is None
 
 
