@@ -12,35 +12,53 @@ from torch import Tensor
 
 from posenc.attention.backends import reference, triton
 from posenc.attention.call import AttentionCall
+from posenc.attention.kernels.blocks import LARGE, fills_large
+from posenc.attention.kernels.forms import prefers_blocks
 from posenc.attention.kernels.operands import call_layouts
 from posenc.layout import TokenLayout
 from posenc.pairs import PairIndex
 from posenc.term_maps import map_tensors
 from posenc.terms import DenseBias, LookupBias, LowRankBias, Term, ValueLookup
 
-# More than a tile of any kernel, so that whole tiles, the last one and prefix tokens are met, and
-# no more than a head may be wide: values as wide as the tokens show what dropout dropped.
-TOKENS = 200
-WIDEST = 64  # of a grid, about: a wider one gets as many columns over a multiple of 4
+# At least: more than a tile of any kernel, so that whole tiles, the last one and prefix tokens are
+# met.
+TOKENS = 150
 PAIRS = 2  # images, and heads, at most
+WIDTH = 128  # of values that show what dropout dropped
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.125}
 TF32 = 2e-2  # where products in float32 may round their factors
+
+
+# Width of the grid, prefix tokens, the form of tables, and whether a call suits large tiles: what
+# kernels are compiled for, and tiles chosen by.
+Grid = tuple[int, int, bool, bool]
+
+
+def grid_of(call: AttentionCall) -> Grid:
+    """Of a call that the kernels do not reject; zeros where no term reads a table."""
+    layouts = call_layouts(call)
+    height, width, prefix = (0, 0, 0)
+    for layout in layouts:  # one at most
+        height, width, prefix = layout.height, layout.width, layout.prefix
+    keys = int(call.key.shape[2])
+    return width, prefix, prefers_blocks(height, width), fills_large(keys, prefix, width)
 
 
 def fault_of(call: AttentionCall, is_trained: bool) -> str | None:
     """None where output, and all gradients if trained, are right; else what is not, in words."""
     try:
         with torch.set_grad_enabled(is_trained), _on(call.query.device):
-            return _compare(_Small(call).call)
+            _, _, is_blocked, _ = grid_of(call)
+            return _compare(_Small(call).call, is_blocked)
     except Exception as error:  # whatever a compiler or a device may raise
         return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _compare(call: AttentionCall) -> str | None:
+def _compare(call: AttentionCall, is_blocked: bool) -> str | None:
     """Of output and gradients, relative to the largest number."""
     factors = None if call.dropout_p == 0 else _dropout_factors(call)
     with _same_numbers(call.query.device):
-        out = triton.compute(call)
+        out = triton.compute(call, is_blocked)
     exact = _in_float64(call)
     expected = _attention(exact, factors)
     pairs = [("output", out, expected)]
@@ -73,15 +91,21 @@ def _dropout_factors(call: AttentionCall) -> Tensor:
     tokens = call.query.shape[2]
     same = torch.zeros_like(call.query, requires_grad=False)
     one_hot = torch.eye(tokens, device=same.device, dtype=same.dtype)
-    values = one_hot.expand(*same.shape[:2], tokens, tokens)
-    with torch.no_grad(), _same_numbers(same.device):
-        uniform = triton.compute(
-            replace(call, query=same, key=same, value=values, terms=(), attn_mask=None)
-        )
-    kept = uniform > 0.5 / tokens
+    columns = [
+        _uniform(call, same, values.expand(*same.shape[:2], -1, -1))
+        for values in one_hot.split(WIDTH, dim=1)
+    ]
+    kept = torch.cat(columns, -1) > 0.5 / tokens
     if abs(kept.double().mean() - (1 - call.dropout_p)) > 0.05:
         raise ArithmeticError(f"dropout keeps {kept.double().mean():.2f} of the weights")
     return kept / (1 - call.dropout_p)
+
+
+def _uniform(call: AttentionCall, same: Tensor, values: Tensor) -> Tensor:
+    """Attention that is the same everywhere, but for what dropout drops."""
+    plain = replace(call, query=same, key=same, value=values, terms=(), attn_mask=None)
+    with torch.no_grad(), _same_numbers(same.device):
+        return triton.compute(plain)
 
 
 def _gradients(out: Tensor, call: AttentionCall, cotangent: Tensor) -> dict[str, Tensor]:
@@ -123,10 +147,10 @@ class _Small:
 
     def __init__(self, call: AttentionCall) -> None:
         self.generator = torch.Generator("cpu").manual_seed(0)
-        batch, heads, self.tokens, _ = call.query.shape
+        batch, heads, tokens, _ = call.query.shape
         self.batch, self.heads = min(batch, PAIRS), min(heads, PAIRS)
         layouts = call_layouts(call)
-        self.layout = _small_layout(layouts.pop()) if layouts else TokenLayout(1, self._most())
+        self.layout = _small_layout(layouts.pop()) if layouts else _small_row(tokens)
         self.num_tokens = self.layout.num_tokens
         self.call = replace(
             call,
@@ -136,9 +160,6 @@ class _Small:
             terms=tuple(map(self._term, call.terms)),
             attn_mask=None if call.mask_4d is None else self._mask(call.mask_4d),
         )
-
-    def _most(self) -> int:
-        return int(min(self.tokens, TOKENS))
 
     def _inputs(self, like: Tensor) -> Tensor:
         shape = (self.batch, self.heads, self.num_tokens, like.shape[-1])
@@ -199,9 +220,19 @@ class _Small:
 
 
 def _small_layout(layout: TokenLayout) -> TokenLayout:
-    """Of about `TOKENS` patches, with rows that are as far from a multiple of 4."""
-    width = layout.width if layout.width <= WIDEST else WIDEST + layout.width % 4
-    return TokenLayout(min(layout.height, max(2, TOKENS // width)), width, layout.prefix)
+    """The first rows, as many as suit the same tiles."""
+    fills = fills_large(layout.num_tokens, layout.prefix, layout.width)
+    enough = -(-TOKENS // layout.width)
+    for rows in range(enough, layout.height):
+        small = TokenLayout(rows, layout.width, layout.prefix)
+        if fills_large(small.num_tokens, layout.prefix, layout.width) == fills:
+            return small
+    return layout
+
+
+def _small_row(tokens: int) -> TokenLayout:
+    """Tokens without a grid, of which tiles leave over as many."""
+    return TokenLayout(1, tokens if tokens < 2 * LARGE.keys else LARGE.keys + tokens % LARGE.keys)
 
 
 @contextlib.contextmanager

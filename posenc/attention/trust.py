@@ -23,6 +23,7 @@ from torch import Tensor
 from posenc._torch import constant_under_dynamo
 from posenc.attention import trial
 from posenc.attention.call import AttentionCall
+from posenc.attention.trial import Grid
 from posenc.terms import LookupBias, LowRankBias, Term
 
 RECORDS = Path(__file__).with_name("kernels") / "proven.json"
@@ -43,6 +44,7 @@ class Kind(NamedTuple):
     widths: tuple[int, int]  # of a head and of its values
     terms: tuple[str, ...]
     mask: str
+    grid: Grid
     has_dropout: bool
     is_trained: bool
     numerics: tuple[bool, str]  # deterministic algorithms; precision of products in float32
@@ -50,6 +52,7 @@ class Kind(NamedTuple):
     def __str__(self) -> str:
         names = [*self.terms, *([self.mask] if self.mask else [])]
         names += [word for word in ("dropout", "training") if getattr(self, _FLAGS[word])]
+        names += [f"rows of {self.grid[0]}"] if self.grid[0] else []
         return f"{self.dtype}, heads of {self.widths[0]} and {self.widths[1]}, {', '.join(names)}"
 
 
@@ -79,6 +82,7 @@ def kind_of(call: AttentionCall) -> Kind:
         widths=(int(call.query.shape[-1]), int(call.value.shape[-1])),
         terms=tuple(map(_describe, call.terms)),
         mask=_describe_mask(call.mask_4d),
+        grid=trial.grid_of(call),
         has_dropout=call.dropout_p > 0,
         is_trained=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
         numerics=_numerics(),

@@ -32,9 +32,12 @@ def rejects(call: AttentionCall) -> str | None:
     return _rejects_device(call) or _rejects_sizes(call) or _rejects_terms(call)
 
 
-def compute(call: AttentionCall) -> Tensor:
-    """`[B, heads, N, Dv]`; the value terms from the weights summed per bucket."""
-    out, _, sums = fused_attention(*read_call(call))
+def compute(call: AttentionCall, is_blocked: bool | None = None) -> Tensor:
+    """`[B, heads, N, Dv]`; the value terms from the weights summed per bucket.
+
+    A trial says in which form tables are; else their size decides.
+    """
+    out, _, sums = fused_attention(*read_call(call, is_blocked))
     if not call.value_terms:
         return out
     result, start = out.to(call.dtype), 0

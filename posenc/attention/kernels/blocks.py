@@ -36,6 +36,7 @@ class Load(NamedTuple):
     factors: str  # low-rank ones, "none", as "halves" in 16 bits (factors.py), or in "float32"
 
 
+EDGE = 16  # of a product: tiles for what the main loop leaves over
 LARGE = Blocks(128, 128, 8, 2)
 HIGH, WIDE = Blocks(128, 64, 8, 2), Blocks(64, 128, 8, 2)
 FLAT, NARROW = Blocks(32, 128, 8, 2), Blocks(128, 32, 8, 2)
@@ -83,6 +84,12 @@ WITH_FACTORS = {
 }
 
 _found: dict[Hashable, Blocks] = {}
+
+
+def fills_large(keys: int, prefix: int, width: int) -> bool:
+    """Whether a large tile suits a call: what it leaves over fits into two tiles of an edge."""
+    left_over = (keys - prefix) % LARGE.keys + prefix
+    return left_over <= 2 * EDGE and width % 4 == 0
 
 
 def candidates(kernel: str, load: Load) -> tuple[Blocks, ...]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from posenc._torch import constant_under_dynamo
 from posenc.memo import memoised
 from posenc.pairs import PairIndex
 
@@ -41,13 +42,14 @@ class Form(NamedTuple):
         return max(run for run in (1, 2, 4) if self.width % run == 0) if self.blocked else 1
 
 
-def form_of(height: int, width: int) -> Form:
-    """In blocks, unless they are large, or nothing needs a grid."""
+@constant_under_dynamo
+def prefers_blocks(height: int, width: int) -> bool:
+    """Tables in blocks, unless they are large, or nothing needs a grid."""
     wanted = os.environ.get("POSENC_TABLES")
     if wanted is not None and width > 0:
-        return Form(height, width, _is_blocked(wanted))
+        return _is_blocked(wanted)
     slots = (2 * height - 1) * (width + 1) * width
-    return Form(height, width, 0 < slots <= MOST_SLOTS)
+    return 0 < slots <= MOST_SLOTS
 
 
 @memoised

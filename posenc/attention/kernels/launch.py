@@ -13,11 +13,11 @@ from torch import Tensor
 
 from posenc.attention.kernels import blocks
 from posenc.attention.kernels.blocks import TABLE, Blocks, Load
-from posenc.attention.kernels.forms import form_of, slot_offsets
+from posenc.attention.kernels.forms import Form, slot_offsets
 from posenc.attention.kernels.operands import Operands
 from posenc.attention.kernels.tiles import Call, Lookup, Mask, Rows, Shape
 
-MIN_BLOCK = 16  # of a matrix product
+MIN_BLOCK = blocks.EDGE
 
 
 class Launcher:
@@ -25,7 +25,7 @@ class Launcher:
 
     def __init__(self, operands: Operands, is_folded: bool, by_key: bool = False) -> None:
         self.operands, self.is_folded, self.by_key = operands, is_folded, by_key
-        self.form = form_of(operands.height, operands.width)
+        self.form = Form(operands.height, operands.width, operands.is_blocked)
         self.call = self._call()
 
     def __call__(
@@ -141,13 +141,12 @@ class Launcher:
         reads += (operands.keep is not None) + (operands.mask is not None)
         width = max(operands.query.shape[-1], operands.value.shape[-1])
         factors = "none" if operands.left is None else "halves" if self.is_folded else "float32"
-        left_over = (operands.key.shape[2] - operands.prefix) % blocks.LARGE.keys + operands.prefix
         return Load(
             architecture(operands.query.device),
             _block(width),
             operands.query.itemsize,
             reads,
-            left_over <= 2 * MIN_BLOCK and self.form.width % 4 == 0,
+            blocks.fills_large(operands.key.shape[2], operands.prefix, operands.width),
             factors,
         )
 

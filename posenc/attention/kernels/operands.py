@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from posenc.attention.call import AttentionCall
-from posenc.attention.kernels.forms import offset_buckets
+from posenc.attention.kernels.forms import offset_buckets, prefers_blocks
 from posenc.layout import TokenLayout
 from posenc.memo import memoised
 from posenc.pairs import PairIndex
@@ -47,6 +47,7 @@ class Operands(NamedTuple):
     is_causal: bool
     dropout_p: float
     is_wide: bool  # 16 bits hold neither the factors nor the rounding of the weights
+    is_blocked: bool  # the form of the kernels' tables, see forms.py
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
@@ -57,8 +58,8 @@ class Operands(NamedTuple):
 NUM_DIFFERENTIABLE = 8
 
 
-def read_call(call: AttentionCall) -> Operands:
-    """The operands; gradients flow through them."""
+def read_call(call: AttentionCall, is_blocked: bool | None = None) -> Operands:
+    """The operands, with tables of the usual form or a given one; gradients flow through them."""
     lookups = [term for term in call.biases if isinstance(term, LookupBias)]
     by_query = [term for term in lookups if term.read_by == "query"]
     by_key = [term for term in lookups if term.read_by == "key"]
@@ -91,6 +92,7 @@ def read_call(call: AttentionCall) -> Operands:
         is_causal=call.is_causal,
         dropout_p=float(call.dropout_p),
         is_wide=call.query.dtype != call.dtype and call.is_wide,
+        is_blocked=prefers_blocks(height, width) if is_blocked is None else is_blocked,
     )
 
 

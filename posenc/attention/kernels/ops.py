@@ -16,7 +16,7 @@ _OPERANDS = (
     "Tensor? key_lookup, Tensor? left, Tensor? right, Tensor? keep, Tensor? mask, "
     "Tensor? query_buckets, Tensor? key_buckets, Tensor? value_buckets, Tensor? seed, int height, "
     "int width, int prefix, int num_sums, float scale, bool is_causal, float dropout_p, "
-    "bool is_wide"
+    "bool is_wide, bool is_blocked"
 )
 _NUM_TENSORS = 14
 _FORWARD = f"({_OPERANDS}) -> (Tensor, Tensor, Tensor)"

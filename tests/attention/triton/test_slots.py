@@ -12,7 +12,7 @@ from triton.runtime.interpreter import TensorHandle
 
 from posenc import TokenLayout
 from posenc.attention.kernels import forms
-from posenc.attention.kernels.forms import ALIGNMENT, form_of, offset_buckets, slot_offsets
+from posenc.attention.kernels.forms import ALIGNMENT, offset_buckets, prefers_blocks, slot_offsets
 from posenc.attention.kernels.slots import own_slots, pair_slots
 from posenc.attention.kernels.tiles import Call, Shape, tokens_at, walked, whole_tiles
 
@@ -88,15 +88,15 @@ def test_tables_are_aligned_for_every_head(blocked):
 
 
 def test_large_tables_are_not_expanded(monkeypatch):
-    assert form_of(64, 64).blocked
-    assert not form_of(128, 128).blocked
+    assert prefers_blocks(64, 64)
+    assert not prefers_blocks(128, 128)
     monkeypatch.setenv("POSENC_TABLES", "blocks")
-    assert form_of(128, 128).blocked
+    assert prefers_blocks(128, 128)
     monkeypatch.setenv("POSENC_TABLES", "offsets")
-    assert not form_of(4, 4).blocked
+    assert not prefers_blocks(4, 4)
     monkeypatch.setenv("POSENC_TABLES", "runs")
     with pytest.raises(ValueError, match='POSENC_TABLES must be "blocks" or "offsets", got'):
-        form_of(4, 4)
+        prefers_blocks(4, 4)
 
 
 @pytest.mark.parametrize("kind", ["static", "query", "key"])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from kernel_calls import DEVICE, call_of, qkv, random_terms, set_tiles
 
+from posenc import TokenLayout
 from posenc.attention import picker, trial, trust
-from posenc.attention.kernels import launch, run
+from posenc.attention.kernels import forms, launch, run
 from posenc.terms import LookupBias, LowRankBias
 
 SELF_CHECKED = trust.Verdict(True, "self-checked in this process")
@@ -52,18 +53,56 @@ def test_a_right_kernel_passes(kind, dtype, dropout_p):
     assert trust.verdict(call(kind, dtype=dtype, dropout_p=dropout_p)) == SELF_CHECKED
 
 
+@pytest.mark.parametrize(
+    ("layout", "rows"),
+    [
+        ((32, 32, 1), 8),  # 256 patches, as many whole tiles as of 1024
+        ((14, 14, 1), 11),
+        ((24, 24, 1), 7),  # 168 leave over 40, as 576 leave 64: no large tiles
+        ((36, 36, 0), 8),  # 288 leave over 32, 1296 leave 16
+        ((3, 5, 2), 3),
+        ((1, 700, 1), 1),
+    ],
+)
+def test_a_trial_runs_the_kernels_of_the_call(layout, rows):
+    (term,), _ = random_terms("static", layout, batch=1, heads=1)
+    tokens = layout[0] * layout[1] + layout[2]
+    given = call_of([torch.zeros(1, 1, tokens, 16, device=DEVICE)] * 3, [term])
+    small = trial._Small(given).call
+    assert trial.call_layouts(small) == {TokenLayout(rows, *layout[1:])}
+    assert trial.grid_of(small)[:2] == trial.grid_of(given)[:2] == layout[1:]
+    assert trial.grid_of(small)[3] == trial.grid_of(given)[3]
+
+
+def test_a_trial_has_the_form_of_tables_of_the_call(monkeypatch):
+    seen = []
+    read_call = trial.triton.read_call
+    monkeypatch.setattr(
+        trial.triton, "read_call", lambda *args: (seen.append(read_call(*args)), seen[-1])[1]
+    )
+    monkeypatch.setattr(forms, "MOST_SLOTS", 300)
+    large = call("static", (9, 5, 1))  # 17 * 6 * 5 slots
+    assert trust.kind_of(large).grid == (5, 1, False, False)
+    assert trust.verdict(large) == SELF_CHECKED
+    assert trust.verdict(call("static", (3, 5, 1))) == SELF_CHECKED
+    assert [operands.is_blocked for operands in seen] == [False, True]
+    assert len(trust._verdicts) == 2
+
+
 @pytest.mark.slow
 def test_a_large_call_has_a_small_trial_and_a_choice(monkeypatch):
     shapes = []
     compute = trial.triton.compute
     monkeypatch.setattr(
-        trial.triton, "compute", lambda call: (shapes.append(call.query.shape), compute(call))[1]
+        trial.triton,
+        "compute",
+        lambda call, *form: (shapes.append(call.query.shape), compute(call, *form))[1],
     )
-    mask = torch.rand(1, 1, 9 * 70 + 2, 9 * 70 + 2, device=DEVICE) > 0.1
-    choice, why = choose(call("query", (9, 70, 2), attn_mask=mask))
+    mask = torch.rand(1, 1, 9 * 20 + 2, 9 * 20 + 2, device=DEVICE) > 0.1
+    choice, why = choose(call("query", (9, 20, 2), attn_mask=mask))
     assert choice == "triton"
     assert "kernels self-checked in this process" in why
-    assert shapes == [(2, 2, 3 * 66 + 2, 16)]  # as far from a multiple of four
+    assert shapes == [(2, 2, 8 * 20 + 2, 16)]
 
 
 def broken_slots(monkeypatch):
@@ -113,7 +152,7 @@ BROKEN = [
 @pytest.mark.parametrize(("broken", "message"), BROKEN, ids=lambda x: getattr(x, "__name__", ""))
 def test_a_broken_kernel_is_not_taken_and_one_warning_names_it(broken, message, monkeypatch):
     broken(monkeypatch)
-    kind = r"float32, heads of 16 and 20, LookupBias by one trained, training"
+    kind = r"float32, heads of 16 and 20, LookupBias by one trained, training, rows of 5"
     with pytest.warns(UserWarning, match=rf"failed their self-check on \w+ \({kind}\): ") as seen:
         choice, why = choose(call())
     assert len(seen) == 1
@@ -151,7 +190,7 @@ def test_wide_factors_are_checked_as_wide(monkeypatch):
     seen = []
     read_call = trial.triton.read_call
     monkeypatch.setattr(
-        trial.triton, "read_call", lambda call: (seen.append(read_call(call)), seen[-1])[1]
+        trial.triton, "read_call", lambda *args: (seen.append(read_call(*args)), seen[-1])[1]
     )
     assert trust.verdict(given) == SELF_CHECKED
     assert seen[0].is_wide
