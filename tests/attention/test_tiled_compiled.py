@@ -92,20 +92,21 @@ def uses_operator(graphs):
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("keeps", [True, False], ids=["kept", "computed again"])
 @pytest.mark.parametrize(
-    ("case", "size", "mask"),
+    ("case", "size", "mask", "keeps"),
     [
-        ("irpe on=qkv", (3, 5, 0), None),
-        ("irpe on=qkv", (2, 5, 2), torch.bool),
-        ("irpe method=cross on=qkv", (7, 2, 1), torch.float64),
-        ("irpe method=cross on=qkv", (3, 3, 5), None),
-        ("swin", (7, 2, 1), torch.bool),
-        ("quadratic", (2, 5, 5), None),
+        ("irpe on=qkv", (3, 5, 0), None, True),
+        ("irpe on=qkv", (2, 5, 2), torch.bool, False),
+        ("irpe method=cross on=qkv", (7, 2, 1), torch.float64, True),
+        ("irpe method=cross on=qkv", (3, 3, 5), None, False),
+        ("swin", (7, 2, 1), torch.bool, True),
+        ("swin", (3, 5, 0), None, False),
+        ("quadratic", (2, 5, 5), None, True),
     ],
     ids=str,
 )
 def test_equals_the_reference(case, size, mask, keeps, monkeypatch):
+    """Of attention that is kept for backward, or computed again."""
     if not keeps:
         monkeypatch.setattr(tiled, "KEPT_TOKENS", 0)
     layout = TokenLayout(*size)
