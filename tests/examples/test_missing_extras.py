@@ -21,7 +21,6 @@ MISSING = [
     ("examples/reid/pictures.py", "reid", "matplotlib"),
     ("examples/reid/train.py", "reid", "accelerate"),
     ("examples/reid/train.py", "reid", "pytorch_metric_learning"),
-    ("benchmarks/bench_attention.py", "bench", "tqdm"),
     ("benchmarks/inspect_kernels.py", "triton", "triton"),
     ("docs/coverage.py", "bench", "tqdm"),
     ("docs/figures.py", "viz", "matplotlib"),
@@ -34,8 +33,11 @@ def entry_points():
 
 
 def test_every_script_is_tried():
-    """`bench_model.py` needs no extra."""
-    without = {"benchmarks/bench_model.py"}
+    """Some need no extra."""
+    without = {
+        *("benchmarks/bench_attention.py", "benchmarks/bench_compiled.py"),
+        *("benchmarks/bench_model.py", "benchmarks/on_gpu.py"),
+    }
     assert entry_points() <= {script for script, _, _ in MISSING} | without
 
 
