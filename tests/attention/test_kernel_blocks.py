@@ -143,12 +143,15 @@ def test_the_kernels_compile_and_fit(capability, options, tmp_path):
         capture_output=True,
     )
     rows = json.loads(report.read_text())["kernels"]
-    assert {row["kernel"] for row in rows} >= {"forward", "query_gradients", "key_gradients"}
+    main = {"forward", "query_gradients", "key_gradients"}
+    assert {row["kernel"] for row in rows} >= main
     assert ("static" in options) == ("table_gradient" in {row["kernel"] for row in rows})
     for row in rows:
         assert row["shared"] <= {"80": 163, "90": 227}[capability] * 1024
         assert row["registers"] > 0
         assert row["spilled"] < 1024
-        if row["kernel"] != "row_deltas" and "float32" not in options:
-            assert 5 < row["instructions_per_score"] < 100
+        if row["kernel"] in main and "float32" not in options:
+            # Random numbers are made of a hundred instructions.
+            most = 300 if "--dropout" in options else 100
+            assert 5 < row["instructions_per_score"] < most
             assert row["bound"] >= row["instructions_per_score"] / 128 - 1e-3
