@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 INSTALL_LOWEST = $(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct
 
-.PHONY: demo test test-fast test-lowest smoke-lowest lint types contracts check bench tables sweep gpu gpu-dry
+.PHONY: demo test test-kernels test-fast test-lowest smoke-lowest lint types contracts check bench tables sweep gpu gpu-dry
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -19,10 +19,14 @@ demo: .venv/installed
 	$(BIN)/python examples/reid/demo.py --out demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not kernels"
+
+# The fused kernels, interpreted and compiled without a GPU: long, and apart from all else.
+test-kernels: .venv/installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m kernels tests/attention tests/conformance
 
 test-fast: .venv/installed
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not kernels"
 
 # The lowest versions that pyproject.toml states: of the core, then of everything.
 .venv-lowest/core: pyproject.toml
@@ -51,7 +55,7 @@ types: .venv/installed
 contracts: .venv/installed
 	$(BIN)/lint-imports --config setup.cfg
 
-check: lint types contracts test
+check: lint types contracts test test-kernels
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/bench_attention.py

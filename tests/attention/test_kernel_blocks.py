@@ -121,6 +121,7 @@ def test_tuning_keeps_the_fastest_and_leaves_no_trace(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.kernels
 @pytest.mark.parametrize(
     ("capability", "options"),
     [

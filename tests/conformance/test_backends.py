@@ -32,6 +32,7 @@ def test_equals_the_reference(backend, name):
 
 
 @pytest.mark.slow
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_in_the_interpreter_equal_the_reference(interpreted, name):
     # Two layouts: the interpreter is slow, and the kernels have tests of their own.

@@ -1,9 +1,20 @@
 """The fused kernels on CUDA, or else in Triton's interpreter."""
 
+from pathlib import Path
+
 import interpreter
 import pytest
 import torch
 from kernel_calls import DEVICE, poison, set_tiles
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    """What is slow here is a long proof of the kernels."""
+    for item in items:
+        if item.path.is_relative_to(HERE) and item.get_closest_marker("slow"):
+            item.add_marker("kernels")
 
 
 @pytest.fixture(autouse=True)
