@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
 
-from posenc.encodings.base import TokenEncoding, check_blocks, check_kernel_size
-from posenc.functional.depthwise import add_depthwise
+from posenc.encodings._depthwise import DepthwiseEncoding
+from posenc.encodings.base import check_blocks
 from posenc.layout import TokenLayout
 
 
-class LocalFFN(TokenEncoding):
+class LocalFFN(DepthwiseEncoding):
     """Looks at the neighbours of each patch inside the MLP: `W_2 (h + depthwise_conv(h))`.
 
     A depthwise K x K cross-correlation with zero padding K // 2 and stride 1, on the hidden tokens
@@ -46,8 +45,6 @@ class LocalFFN(TokenEncoding):
     """
 
     paper = ("Li et al. 2021", "https://arxiv.org/abs/2104.05707")
-    is_sized_by_prefix = False
-
     placement = "mlp_hidden"
 
     def __init__(
@@ -60,21 +57,5 @@ class LocalFFN(TokenEncoding):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(layout, embed_dim)
-        self.kernel_size = check_kernel_size(kernel_size, "LocalFFN")
+        super().__init__(layout, embed_dim, kernel_size=kernel_size, device=device, dtype=dtype)
         self.at = None if at is None else check_blocks(at, "at", "LocalFFN")
-        shape = (embed_dim, 1, kernel_size, kernel_size)
-        self.weight = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(embed_dim, device=device, dtype=dtype))
-
-    def changes_at_start(self) -> bool:
-        """Never: the kernels are zero."""
-        return False
-
-    def encode(self, x: Tensor, layout: TokenLayout) -> Tensor:
-        """Grid tokens plus their convolution, prefix tokens as they are."""
-        return add_depthwise(x, self.weight, self.bias, layout)
-
-    def extra_repr(self) -> str:
-        """Options, as printed."""
-        return f"{self.embed_dim}, kernel_size={self.kernel_size}"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
 
-from posenc.encodings.base import TokenEncoding, check_blocks, check_kernel_size
-from posenc.functional.depthwise import add_depthwise
+from posenc.encodings._depthwise import DepthwiseEncoding
+from posenc.encodings.base import check_blocks
 from posenc.layout import TokenLayout
 
 
-class LPU(TokenEncoding):
+class LPU(DepthwiseEncoding):
     """Looks at the neighbours of each patch before each block: `x + depthwise_conv(x)`.
 
     A depthwise K x K cross-correlation with zero padding K // 2 and stride 1, on the tokens that a
@@ -41,8 +40,6 @@ class LPU(TokenEncoding):
     """
 
     paper = ("Guo et al. 2022", "https://arxiv.org/abs/2107.06263")
-    is_sized_by_prefix = False
-
     placement = "block_input"
 
     def __init__(
@@ -55,21 +52,5 @@ class LPU(TokenEncoding):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(layout, embed_dim)
-        self.kernel_size = check_kernel_size(kernel_size, "LPU")
+        super().__init__(layout, embed_dim, kernel_size=kernel_size, device=device, dtype=dtype)
         self.at = None if at is None else check_blocks(at, "at", "LPU")
-        shape = (embed_dim, 1, kernel_size, kernel_size)
-        self.weight = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(embed_dim, device=device, dtype=dtype))
-
-    def changes_at_start(self) -> bool:
-        """Never: the kernels are zero."""
-        return False
-
-    def encode(self, x: Tensor, layout: TokenLayout) -> Tensor:
-        """Grid tokens plus their convolution, prefix tokens as they are."""
-        return add_depthwise(x, self.weight, self.bias, layout)
-
-    def extra_repr(self) -> str:
-        """Options, as printed."""
-        return f"{self.embed_dim}, kernel_size={self.kernel_size}"

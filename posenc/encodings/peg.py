@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from posenc.encodings.base import TokenEncoding, check_blocks, check_choice, check_kernel_size
-from posenc.functional.depthwise import add_depthwise
+from posenc.encodings._depthwise import DepthwiseEncoding
+from posenc.encodings.base import check_blocks, check_choice
 from posenc.layout import TokenLayout
 
 Init = Literal["zero", "paper"]
 
 
-class PEG(TokenEncoding):
+class PEG(DepthwiseEncoding):
     """Positions from the content around each patch: `x + depthwise_conv(x)` on the grid.
 
     A depthwise K x K cross-correlation with zero padding K // 2 and stride 1; prefix tokens pass
@@ -43,8 +43,6 @@ class PEG(TokenEncoding):
     """
 
     paper = ("Chu et al. 2021", "https://arxiv.org/abs/2102.10882")
-    is_sized_by_prefix = False
-
     placement = "block"
 
     def __init__(
@@ -58,13 +56,9 @@ class PEG(TokenEncoding):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(layout, embed_dim)
-        self.kernel_size = check_kernel_size(kernel_size, "PEG")
+        super().__init__(layout, embed_dim, kernel_size=kernel_size, device=device, dtype=dtype)
         self.after = check_blocks(after, "after", "PEG")
         self.init = check_choice(init, get_args(Init), "init", "PEG")
-        shape = (embed_dim, 1, kernel_size, kernel_size)
-        self.weight = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(embed_dim, device=device, dtype=dtype))
         if init == "paper":
             bound = 1 / kernel_size  # 1 / sqrt(fan_in) of one channel
             nn.init.uniform_(self.weight, -bound, bound)
@@ -73,11 +67,3 @@ class PEG(TokenEncoding):
     def changes_at_start(self) -> bool:
         """With the paper's start."""
         return self.init == "paper"
-
-    def encode(self, x: Tensor, layout: TokenLayout) -> Tensor:
-        """Grid tokens plus their convolution, prefix tokens as they are."""
-        return add_depthwise(x, self.weight, self.bias, layout)
-
-    def extra_repr(self) -> str:
-        """Options, as printed."""
-        return f"{self.embed_dim}, kernel_size={self.kernel_size}"
