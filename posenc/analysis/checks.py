@@ -11,6 +11,19 @@ from posenc.layout import TokenLayout
 from posenc.patching.models.examine import check_module
 
 
+def check_floating(given: Any, name: str) -> Tensor:
+    """Raises unless `given` is a floating point tensor.
+
+    Args:
+        given: what was passed.
+        name: of function and argument, for messages.
+    """
+    if not isinstance(given, Tensor) or not given.is_floating_point():
+        got = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise TypeError(f"{name} must be a floating point tensor, got {got}")
+    return given
+
+
 def check_pairs(matrix: Any, layout: TokenLayout, name: str, dims: int | None = None) -> Tensor:
     """Raises unless `matrix` is `[..., N, N]` with the tokens of `layout`.
 
@@ -21,9 +34,7 @@ def check_pairs(matrix: Any, layout: TokenLayout, name: str, dims: int | None = 
         dims: number of dimensions, where it is fixed; 4 is `[B, heads, N, N]`.
     """
     check_layout(layout, name)
-    if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
-        got = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
-        raise TypeError(f"{name} must be a floating point tensor, got {got}")
+    checked = check_floating(matrix, name)
     tokens = layout.num_tokens
     right_dims = matrix.dim() == dims if dims is not None else matrix.dim() >= 2
     if not right_dims or tuple(matrix.shape[-2:]) != (tokens, tokens):
@@ -33,7 +44,7 @@ def check_pairs(matrix: Any, layout: TokenLayout, name: str, dims: int | None = 
             f"{tokens} tokens, got {list(matrix.shape)}; pass the layout of these tokens "
             "(captured.layouts has it)"
         )
-    return matrix
+    return checked
 
 
 def check_tokens(tokens: Any, layout: TokenLayout, name: str) -> Tensor:
@@ -45,15 +56,13 @@ def check_tokens(tokens: Any, layout: TokenLayout, name: str) -> Tensor:
         name: of function and argument, for messages.
     """
     check_layout(layout, name)
-    if not isinstance(tokens, Tensor) or not tokens.is_floating_point():
-        got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise TypeError(f"{name} must be a floating point tensor, got {got}")
+    checked = check_floating(tokens, name)
     if tokens.dim() != 3 or tokens.shape[1] != layout.num_tokens:
         raise ValueError(
             f"{name} must be [B, {layout.num_tokens}, C] for the layout {layout}, got "
             f"{list(tokens.shape)}; pass the layout of these tokens"
         )
-    return tokens
+    return checked
 
 
 def check_images(model: nn.Module, images: Any, batch_size: Any, name: str) -> None:
@@ -66,9 +75,7 @@ def check_images(model: nn.Module, images: Any, batch_size: Any, name: str) -> N
         name: of the function, for messages.
     """
     check_module(model)
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"{name}: images must be a floating point tensor, got {got}")
+    check_floating(images, f"{name}: images")
     if images.dim() != 4 or len(images) == 0:
         raise ValueError(f"{name}: images must be [B, 3, H, W], got {list(images.shape)}")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:

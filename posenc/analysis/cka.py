@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from posenc.analysis.checks import check_floating
 from posenc.encodings.base import is_finite
 from posenc.functional.precision import at_least_float32
 
@@ -66,9 +67,7 @@ def _hsic(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _check(x: Any, name: str) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"linear_cka: {name} must be a floating point tensor, got {got}")
+    check_floating(x, f"linear_cka: {name}")
     if x.dim() != 2:
         raise ValueError(f"linear_cka: {name} must be [n, C], got {list(x.shape)}")
     if not is_finite(x):

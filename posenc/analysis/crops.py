@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from posenc.analysis.checks import check_floating
+
 SMALLEST_SIDE = 0.5  # of a crop, as a share of the image's
 
 
@@ -31,9 +33,7 @@ def crops_of(image: Tensor, count: int = 30, *, seed: int = 0) -> Tensor:
     >>> crops_of(torch.rand(3, 32, 48), 4).shape
     torch.Size([4, 3, 32, 48])
     """
-    if not isinstance(image, Tensor) or not image.is_floating_point():
-        got = image.dtype if isinstance(image, Tensor) else type(image).__name__
-        raise TypeError(f"crops_of: image must be a floating point tensor, got {got}")
+    check_floating(image, "crops_of: image")
     if image.dim() not in (3, 4) or (image.dim() == 4 and len(image) != 1):
         raise ValueError(
             f"crops_of: image must be [3, H, W] or [1, 3, H, W], got {list(image.shape)}"

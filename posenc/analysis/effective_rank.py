@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posenc.analysis.checks import check_floating
 from posenc.encodings.base import is_finite
 from posenc.functional.precision import at_least_float32
 
@@ -45,9 +46,7 @@ def effective_rank(bias: Tensor) -> Tensor:
 
 
 def _check(bias: Any) -> None:
-    if not isinstance(bias, Tensor) or not bias.is_floating_point():
-        got = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
-        raise TypeError(f"effective_rank: bias must be a floating point tensor, got {got}")
+    check_floating(bias, "effective_rank: bias")
     if bias.dim() < 2 or bias.shape[-1] != bias.shape[-2]:
         raise ValueError(f"effective_rank: bias must be [..., N, N], got {list(bias.shape)}")
     if not is_finite(bias):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from posenc.analysis.checks import check_tokens
 from posenc.encodings.base import is_finite
+from posenc.functional.coordinates import patch_coordinates
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
 
@@ -64,20 +65,13 @@ def coordinate_probe(
     patches = tokens[:, layout.prefix :].to(at_least_float32(tokens.dtype))
     count = min(len(patches) - 1, max(1, round(held_out * len(patches))))
     fitted, kept = patches[:-count], patches[-count:]
-    places = _places(layout, patches)
-    middle, mean = places.mean(dim=0), fitted.mean(dim=(0, 1))
-    targets = (places - middle).repeat(len(fitted), 1)
-    weights = _ridge((fitted - mean).flatten(0, 1), targets, strength)
-    errors = (kept - mean) @ weights + middle - places
-    total = (places - middle).square().sum(dim=0) * count
+    places = patch_coordinates(layout, patches.device, patches.dtype)  # centered
+    mean = fitted.mean(dim=(0, 1))
+    weights = _ridge((fitted - mean).flatten(0, 1), places.repeat(len(fitted), 1), strength)
+    errors = (kept - mean) @ weights - places
+    total = places.square().sum(dim=0) * count
     scores = 1 - errors.square().sum(dim=(0, 1)) / total.where(total > 0, float("nan"))
     return CoordinateProbe(*scores.tolist())
-
-
-def _places(layout: TokenLayout, like: Tensor) -> Tensor:
-    """(row, column) of each patch: `[n, 2]`."""
-    patches = torch.arange(layout.num_grid, device=like.device)
-    return torch.stack([patches // layout.width, patches % layout.width], dim=-1).to(like.dtype)
 
 
 def _ridge(x: Tensor, y: Tensor, strength: float) -> Tensor:

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posenc.analysis.checks import check_floating
 from posenc.encodings.base import check_layout, is_finite
+from posenc.functional.buckets import distance_index, swin_index
+from posenc.functional.distances import squared_distances
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
 
@@ -41,7 +44,7 @@ def invariance(matrix: Tensor, layout: TokenLayout) -> Tensor:
     """
     pairs = _pairs(matrix, layout, "invariance")
     centered = pairs - pairs.mean(dim=-1, keepdim=True)
-    offsets = _offsets(layout, pairs.device)
+    offsets = swin_index(_patches(layout), "none").dense(pairs.device)  # one bucket an offset
     count = (2 * layout.height - 1) * (2 * layout.width - 1)
     seen = torch.zeros(len(offsets), count, dtype=pairs.dtype, device=pairs.device)
     seen.scatter_(1, offsets, 1.0)  # which offsets a query has keys at
@@ -113,7 +116,8 @@ def monotonicity(matrix: Tensor, layout: TokenLayout) -> Tensor:
     tensor(1.)
     """
     pairs = _pairs(matrix, layout, "monotonicity")
-    squares = _squared_distances(layout, pairs.device)
+    kinds = distance_index(_patches(layout)).dense(pairs.device)
+    squares = squared_distances(layout, pairs.device, torch.float64)[kinds]
     right, total = pairs.new_zeros(pairs.shape[:-2]), 0
     for query, distances in enumerate(squares):
         row = pairs[..., query, :]
@@ -127,9 +131,7 @@ def monotonicity(matrix: Tensor, layout: TokenLayout) -> Tensor:
 def _pairs(matrix: Any, layout: TokenLayout, name: str) -> Tensor:
     """The pairs of patches, `[..., n, n]`."""
     check_layout(layout, name)
-    if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
-        got = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
-        raise TypeError(f"{name}: matrix must be a floating point tensor, got {got}")
+    check_floating(matrix, f"{name}: matrix")
     sides = (layout.num_tokens, layout.num_grid)
     if matrix.dim() < 2 or matrix.shape[-1] != matrix.shape[-2] or matrix.shape[-1] not in sides:
         raise ValueError(
@@ -145,19 +147,6 @@ def _pairs(matrix: Any, layout: TokenLayout, name: str) -> Tensor:
     return pairs.to(at_least_float32(pairs.dtype))
 
 
-def _places(layout: TokenLayout, device: torch.device) -> tuple[Tensor, Tensor]:
-    patches = torch.arange(layout.num_grid, device=device)
-    return patches // layout.width, patches % layout.width
-
-
-def _offsets(layout: TokenLayout, device: torch.device) -> Tensor:
-    """The number of each pair's offset: `[n, n]`."""
-    rows, columns = _places(layout, device)
-    down = rows - rows[:, None] + layout.height - 1
-    right = columns - columns[:, None] + layout.width - 1
-    return down * (2 * layout.width - 1) + right
-
-
-def _squared_distances(layout: TokenLayout, device: torch.device) -> Tensor:
-    rows, columns = _places(layout, device)
-    return (rows - rows[:, None]).square() + (columns - columns[:, None]).square()
+def _patches(layout: TokenLayout) -> TokenLayout:
+    """Without prefix tokens."""
+    return TokenLayout(*layout.grid)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from posenc.analysis.block_tokens import block_tokens
-from posenc.analysis.checks import check_images
+from posenc.analysis.checks import check_floating, check_images
 from posenc.analysis.crops import crops_of
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
@@ -140,9 +140,7 @@ def _check_debias(tokens: Any, subspace: Any) -> None:
             "debias: subspace must be what position_subspace returned, got "
             f"{type(subspace).__name__}"
         )
-    if not isinstance(tokens, Tensor) or not tokens.is_floating_point():
-        got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise TypeError(f"debias: tokens must be a floating point tensor, got {got}")
+    check_floating(tokens, "debias: tokens")
     prefix, width = subspace.layout.prefix, subspace.basis.shape[-1]
     if tokens.dim() != 3 or tokens.shape[-1] != width or tokens.shape[1] <= prefix:
         raise ValueError(

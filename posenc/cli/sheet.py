@@ -71,8 +71,7 @@ def draw(
 
 def _attention_height(heads: int, ratio: float) -> float:
     """As `plot_attention` arranges its panels."""
-    rows = -(-(heads + 1) // (6 if ratio < 1.5 else 7))
-    columns = -(-(heads + 1) // rows)
+    rows, columns = canvas.arrange(heads + 1, ratio)
     return rows * (min((WIDTH - 0.8) / columns * ratio, TALLEST) + 0.75) + 0.4
 
 

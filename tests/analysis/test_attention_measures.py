@@ -56,6 +56,9 @@ def test_the_effective_rank_of_built_biases():
     torch.testing.assert_close(actual, torch.tensor([[3.0, expected]], dtype=torch.float64))
     assert effective_rank(per_query.expand(8, 8)).item() == 0
     assert effective_rank(torch.zeros(8, 8)).item() == 0
+    drift = torch.randn(7, 1, generator=generator).expand(7, 7)  # its mean is rounded
+    assert (drift - drift.mean(dim=-1, keepdim=True)).any()
+    assert effective_rank(drift).item() == 0
 
 
 def test_errors():

@@ -123,8 +123,7 @@ def _panels(
 ) -> Figure | SubFigure:
     """A figure with axes for the image and for each head."""
     ratio = shown.shape[0] / shown.shape[1]
-    rows = -(-(heads + 1) // (6 if ratio < 1.5 else 7))
-    columns = -(-(heads + 1) // rows)
+    rows, columns = canvas.arrange(heads + 1, ratio)
     width, height = canvas.panel_size(rows, columns, ratio)
     size = columns * width + 0.7, rows * (height + 0.5) + 0.3
     figure = canvas.figure_of(figure, size, CALLER)

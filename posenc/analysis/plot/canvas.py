@@ -72,6 +72,12 @@ def axes_of(ax: Axes | None, size: tuple[float, float], caller: str) -> Axes:
     return figure_of(None, size, caller).subplots() if ax is None else ax
 
 
+def arrange(panels: int, ratio: float) -> tuple[int, int]:
+    """How many rows and columns: up to 6 panels in a row, 7 where height by width is large."""
+    rows = -(-panels // (6 if ratio < 1.5 else 7))
+    return rows, -(-panels // rows)
+
+
 def panel_size(
     rows: int, columns: int, ratio: float, *, largest: float = 2.2
 ) -> tuple[float, float]:
