@@ -109,7 +109,8 @@ def test_a_hidden_absolute_table_cannot_be_loaded():
         load_reference_checkpoint(model, state, source="beit")
 
 
-@pytest.mark.parametrize("new", [(16, 28), (24, 12)])
+# The last has as many patches as the checkpoint's table has rows, that of CLS among them.
+@pytest.mark.parametrize("new", [(16, 28), (24, 12), (16, 16)])
 def test_another_grid_resizes_tables_by_splines_and_the_absolute_table_bicubically(new):
     state = beit_of_timm(use_abs_pos_emb=True).state_dict()
     model = patched(plain(new, pos_embed="learn"))
@@ -222,6 +223,12 @@ def test_tables_of_blocks_and_one_for_all():
     state = beit_of_timm(use_shared_rel_pos_bias=True).state_dict()
     with pytest.raises(ValueError, match=r"rel_pos_bias.relative.*and tables of its blocks"):
         load_reference_checkpoint(patched(plain()), state, source="beit")
+
+
+def test_one_table_for_all_blocks_where_some_are_patched():
+    state = beit_of_timm(use_rel_pos_bias=False, use_shared_rel_pos_bias=True).state_dict()
+    with pytest.raises(ValueError, match=r"beit in blocks\.1\.attn.*all 2 blocks: patch without"):
+        load_reference_checkpoint(patched(plain(), blocks=[1]), state, source="beit")
 
 
 def test_many_tables_for_one():
