@@ -209,6 +209,23 @@ def test_what_does_not_fit_is_listed(options, message):
     assert tiny_vit.snapshot(model) == before
 
 
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("blocks.0.attn.q_bias", torch.sum, r"checkpoint: blocks\.0\.attn\.q_bias.*v_bias"),
+        ("pos_embed", lambda value: value[0], r"pos_embed \[16, 16\] instead of \[1, 19, 16\]"),
+        ("pos_embed", lambda value: value.repeat(2, 1, 1), r"pos_embed \[2, 16, 16\] instead of"),
+        ("patch_embed.proj.weight", torch.sum, r"patch_embed\.proj\.weight \[\] instead of"),
+    ],
+)
+def test_a_layer_with_other_axes(key, change, message):
+    state = beit_of_timm(use_abs_pos_emb=True).state_dict()
+    state[key] = change(state[key])
+    model = patched(plain((24, 12), pos_embed="learn"))
+    with pytest.raises(ValueError, match=message):
+        load_reference_checkpoint(model, state, source="beit", grid=(3, 5))
+
+
 def test_half_of_the_biases():
     state = beit_of_timm().state_dict()
     del state["blocks.1.attn.v_bias"]
