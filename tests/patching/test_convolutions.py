@@ -274,6 +274,8 @@ def test_a_callable_is_told_the_width_of_the_tokens():
     def narrow_attention(layout, *sizes):
         return posenc.ConvProjection(layout, 8)
 
+    with pytest.raises(ValueError, match="selects none of the 2 attention modules"):
+        patch_model(vit(), narrow_attention, blocks=lambda name: False)
     with pytest.raises(ValueError, match=r"narrow .* width 16, and those at blocks.0.mlp.drop1"):
         patch_model(vit(), narrow)
     with pytest.raises(ValueError, match=r"width 8, and those at blocks.0.attn have 16"):
