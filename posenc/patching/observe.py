@@ -101,13 +101,17 @@ def told_layout(
     if find_patched(model) is not None:
         _check_knows_layout(layout, caller)
         name, module = named_backbone(model)
-        source: LayoutSource | None = module._posenc_record.layout
-        given = source.default() if isinstance(source, GivenLayout | SeenLayout) else None
-        backbone = dataclasses.replace(examine_originals(module, given), name=name)
-    else:
-        backbone = examine_originals(model, layout)
-        source = backbone.layout
-    return backbone, source
+        backbone = dataclasses.replace(_examine_patched(module), name=name)
+        return backbone, module._posenc_record.layout
+    backbone = examine_originals(model, layout)
+    return backbone, backbone.layout
+
+
+def _examine_patched(module: Any) -> Backbone:
+    """The parts of a patched backbone, at the layout that it was told, if it was told one."""
+    source: LayoutSource | None = module._posenc_record.layout
+    given = source.default() if isinstance(source, GivenLayout | SeenLayout) else None
+    return examine_originals(module, given)
 
 
 def is_replayed() -> bool:
@@ -170,8 +174,7 @@ def _watch_patched(model: nn.Module, layout: TokenLayout | None, watch: Watch) -
         for found in [_found(n, m) for n, m in selected.items() if n not in observed]:
             _watch_twin(found, found.layout, source, prefix, watch)
     else:
-        given = source.default() if isinstance(source, GivenLayout | SeenLayout) else None
-        backbone = examine_originals(module, given)
+        backbone = _examine_patched(module)
         there = set(map(id, observed.values()))
         backbone.attention = [site for site in backbone.attention if id(site.module) not in there]
         _watch_twins(backbone, source, prefix, watch)

@@ -35,8 +35,8 @@ def place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
     """Builds one encoding for each of its sites, or one for all (`share`)."""
     if plan.share:
         _check_shareable(spec)
-    if _kind_of_class(spec) in SELECTED:
-        _place_at_attention(plan, spec, blocks, {})
+    if (kind := _kind_of_class(spec)) in SELECTED:
+        _place_at_attention(plan, spec, blocks, kind, {})
         return
     # What a callable builds shows only when it was called: the result is kept for its site.
     is_class = isinstance(spec.build, type)
@@ -45,8 +45,8 @@ def place(plan: Plan, spec: Spec, blocks: Blocks) -> None:
         site = _seeing_all(plan, spec, site)
     where = _first_place(plan, spec)
     first = _build(plan, spec, site.module if site else plan.backbone.module, site, where)
-    if acts_on(first) in SELECTED:
-        _place_at_attention(plan, spec, blocks, {site.name: first} if site else {})
+    if (kind := acts_on(first)) in SELECTED:
+        _place_at_attention(plan, spec, blocks, kind, {site.name: first} if site else {})
         return
     if site is not None and site.layout.default() != _one_grid(plan, spec).default():
         first = _build(plan, spec, site.module, _seeing_all(plan, spec, site), where)
@@ -86,9 +86,10 @@ def _seeing_all(plan: Plan, spec: Spec, site: AttentionSite | None) -> Attention
     return None if site is None else dataclasses.replace(site, layout=layout)
 
 
-def _place_at_attention(plan: Plan, spec: Spec, blocks: Blocks, built: dict[str, Any]) -> None:
+def _place_at_attention(
+    plan: Plan, spec: Spec, blocks: Blocks, kind: str, built: dict[str, Any]
+) -> None:
     """`built` has the encodings that there are already, by site."""
-    kind = _kind_of_class(spec) or acts_on(next(iter(built.values())))
     selected = _selected(plan, spec, blocks, kind)
     if plan.share:
         _check_equal(selected)

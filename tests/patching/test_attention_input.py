@@ -10,6 +10,7 @@ import torch
 from beyond_timm import CASES, build, inputs, outputs, patch
 from random_encodings import randomise_encodings
 from timm.layers import Attention
+from tiny_vit import vit
 from torch import nn
 
 import posenc
@@ -131,6 +132,20 @@ def test_the_width_of_registered_attention_is_not_known():
     message = r"conv_projection cannot act at 0: what the forward of OwnAttention receives is not"
     with pytest.raises(ValueError, match=message):
         patch_model(model, "conv_projection", layout=TokenLayout(2, 5, 1))
+    assert not posenc.is_patched(model)
+
+
+@pytest.mark.parametrize("kind", [{"shape": "b h t n d"}, {"map": "b c h w"}])
+def test_registered_attention_of_windows_or_channels_first(kind):
+    """In a model of timm, which tells the width of tokens, but not in which order they come."""
+
+    class InOwnOrder(Attention):
+        pass
+
+    posenc.register_attention(InOwnOrder, **kind)
+    model = vit(attn_layer=InOwnOrder)
+    with pytest.raises(ValueError, match=r"blocks.0.attn: what the forward of InOwnOrder receives"):
+        patch_model(model, "conv_projection")
     assert not posenc.is_patched(model)
 
 

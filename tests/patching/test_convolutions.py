@@ -257,6 +257,16 @@ def test_windows_and_stages_are_refused(name):
         patch_model(tiny_global.build("sam"), "conv_projection")
 
 
+def test_hidden_tokens_of_several_widths():
+    model = vit()
+    model.blocks[1].mlp = Mlp(16, 24).double()
+    with pytest.raises(ValueError, match=r"share=True needs tokens of equal width, got \[24, 32\]"):
+        patch_model(model, "local_ffn", share=True)
+    encodings = posenc.patched_encodings(patch_model(model, "local_ffn")).values()
+    assert [encoding.embed_dim for encoding in encodings] == [32, 24]
+    assert model(images(model)).isfinite().all()
+
+
 def test_a_callable_is_told_the_width_of_the_tokens():
     asked = []
 
@@ -274,6 +284,8 @@ def test_a_callable_is_told_the_width_of_the_tokens():
     def narrow_attention(layout, *sizes):
         return posenc.ConvProjection(layout, 8)
 
+    with pytest.raises(ValueError, match="selects none of the 2 attention modules"):
+        patch_model(vit(), narrow_attention, blocks=lambda name: False)
     with pytest.raises(ValueError, match=r"narrow .* width 16, and those at blocks.0.mlp.drop1"):
         patch_model(vit(), narrow)
     with pytest.raises(ValueError, match=r"width 8, and those at blocks.0.attn have 16"):

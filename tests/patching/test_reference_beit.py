@@ -109,7 +109,8 @@ def test_a_hidden_absolute_table_cannot_be_loaded():
         load_reference_checkpoint(model, state, source="beit")
 
 
-@pytest.mark.parametrize("new", [(16, 28), (24, 12)])
+# The last has as many patches as the checkpoint's table has rows, that of CLS among them.
+@pytest.mark.parametrize("new", [(16, 28), (24, 12), (16, 16)])
 def test_another_grid_resizes_tables_by_splines_and_the_absolute_table_bicubically(new):
     state = beit_of_timm(use_abs_pos_emb=True).state_dict()
     model = patched(plain(new, pos_embed="learn"))
@@ -208,6 +209,23 @@ def test_what_does_not_fit_is_listed(options, message):
     assert tiny_vit.snapshot(model) == before
 
 
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("blocks.0.attn.q_bias", torch.sum, r"checkpoint: blocks\.0\.attn\.q_bias.*v_bias"),
+        ("pos_embed", lambda value: value[0], r"pos_embed \[16, 16\] instead of \[1, 19, 16\]"),
+        ("pos_embed", lambda value: value.repeat(2, 1, 1), r"pos_embed \[2, 16, 16\] instead of"),
+        ("patch_embed.proj.weight", torch.sum, r"patch_embed\.proj\.weight \[\] instead of"),
+    ],
+)
+def test_a_layer_with_other_axes(key, change, message):
+    state = beit_of_timm(use_abs_pos_emb=True).state_dict()
+    state[key] = change(state[key])
+    model = patched(plain((24, 12), pos_embed="learn"))
+    with pytest.raises(ValueError, match=message):
+        load_reference_checkpoint(model, state, source="beit", grid=(3, 5))
+
+
 def test_half_of_the_biases():
     state = beit_of_timm().state_dict()
     del state["blocks.1.attn.v_bias"]
@@ -222,6 +240,12 @@ def test_tables_of_blocks_and_one_for_all():
     state = beit_of_timm(use_shared_rel_pos_bias=True).state_dict()
     with pytest.raises(ValueError, match=r"rel_pos_bias.relative.*and tables of its blocks"):
         load_reference_checkpoint(patched(plain()), state, source="beit")
+
+
+def test_one_table_for_all_blocks_where_some_are_patched():
+    state = beit_of_timm(use_rel_pos_bias=False, use_shared_rel_pos_bias=True).state_dict()
+    with pytest.raises(ValueError, match=r"beit in blocks\.1\.attn.*all 2 blocks: patch without"):
+        load_reference_checkpoint(patched(plain(), blocks=[1]), state, source="beit")
 
 
 def test_many_tables_for_one():

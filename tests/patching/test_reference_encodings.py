@@ -10,6 +10,7 @@ import tiny_vit
 import torch
 import windowed_models
 from oracles import randomise
+from random_encodings import randomise_encodings
 from timm.models.convit import ConVit
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -121,9 +122,13 @@ def test_a_key_that_swin_does_not_have():
 
 
 def test_other_encodings_beside_it_stay():
-    model = posenc.patch_model(windowed(), "swin+irpe")
+    model = randomise_encodings(posenc.patch_model(windowed(), "swin+irpe"))
+    before = {k: v.clone() for k, v in model.state_dict().items() if ".posenc.irpe." in k}
     loaded = load_reference_checkpoint(model, windowed().state_dict(), source="swin")
     assert not any("irpe" in name for name in loaded.loaded)
+    assert len(before) == 4
+    for key, value in before.items():
+        assert torch.equal(model.state_dict()[key], value), key
 
 
 # Swin V2

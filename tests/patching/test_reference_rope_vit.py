@@ -154,6 +154,13 @@ def test_rows_for_prefix_tokens():
         load_reference_checkpoint(model, state, source="rope_vit")
 
 
+def test_as_many_frequencies_of_other_heads():
+    with pytest.raises(ValueError, match=r"freqs \[2, 2, 6\] instead of \[2, 3, 4\]"):
+        load_reference_checkpoint(
+            patched(True, num_heads=3), rope_of_timm(True).state_dict(), source="rope_vit"
+        )
+
+
 def test_frequencies_of_other_heads():
     state = rope_of_timm(True).state_dict()
     state["rope.freqs"] = state["rope.freqs"][..., :4]

@@ -98,7 +98,9 @@ def load_reference_checkpoint(
 
     Some options leave no trace in a checkpoint, and a wrong one loads without a word: iRPE's ratio
     and, where the number of buckets is the same, its method; the temperature of axial rotary; the
-    grid of Swin V2's pretraining (`pretrained=`). Patch as the published model was built.
+    grid of Swin V2's pretraining (`pretrained=`); and the number of heads, where no tensor has an
+    axis of heads (axial rotary, mixed rotary under its published names, iRPE's bias that heads
+    share). Build and patch as the published model was built.
 
     Everything is checked first: after an exception the model is as it was. Devices, dtypes and
     `requires_grad` of the model stay.

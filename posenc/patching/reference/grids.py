@@ -67,9 +67,10 @@ def sized_absolute(value: Tensor, like: Tensor, layout: TokenLayout, given: Grid
     Bicubic without antialias, as the fine-tuning scripts of DeiT, on which these sources build.
     """
     prefix, new = like.shape[1] - layout.num_grid, layout.grid
-    if prefix < 0 or value.shape[1] in {layout.num_grid, layout.num_tokens} - {like.shape[1]}:
-        return value, ""  # with other rows for prefix tokens
     count = value.shape[1] - prefix
+    other_prefix = value.shape[1] in {layout.num_grid, layout.num_tokens} - {like.shape[1]}
+    if prefix < 0 or (other_prefix and (given is None or num_patches(given) != count)):
+        return value, ""
     old = _grid_of(count, num_patches, new, given, "pos_embed", whole=True)
     if old == new:
         return value, ""

@@ -111,6 +111,7 @@ def matched(
         _check_everywhere(name, mine, reading.depth)
         return {}
     if "" in theirs:
+        _check_everywhere(name, mine, reading.depth)
         return dict.fromkeys(mine, _for_all(theirs))
     if source.layers and "" not in mine:
         _check_names(name, list(theirs), list(mine))

@@ -26,8 +26,9 @@ def transposed(value: Tensor, like: Tensor) -> Tensor:
 
 
 def reshaped(value: Tensor, like: Tensor) -> Tensor:
-    """The same numbers in the shape of the parameter, where there are as many."""
-    return value.reshape(like.shape) if value.numel() == like.numel() else value
+    """The same numbers with as many axes as the parameter; equal axes must be of equal sizes."""
+    fits = value.dim() != like.dim() and value.numel() == like.numel()
+    return value.reshape(like.shape) if fits else value
 
 
 @dataclass(frozen=True)
