@@ -1,5 +1,7 @@
 """What is remembered of a static term says nothing of another call, and nothing that changed."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 import posenc
 from posenc import AttentionEncoding, TokenLayout, attend, explain
 from posenc.memo import Memo
+from posenc.term_maps import map_tensors
 from posenc.terms import DenseBias, LookupBias
 
 LAYOUT = TokenLayout(2, 3, 1)
@@ -52,6 +55,23 @@ def test_another_device_is_checked_again():
     attend(*qkv(), terms)
     with pytest.raises(ValueError, match=r"LookupBias\.lookup is on cpu, the query on meta"):
         attend(*qkv(device="meta"), terms)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by", ["replace", "map_tensors"])
+def test_a_term_of_other_tensors_has_nothing_of_the_first(by):
+    (term,), (q, k, v) = static_terms(), qkv()
+    term.lookup.normal_()
+    before = attend(q, k, v, term)
+    if by == "replace":
+        other = dataclasses.replace(term, lookup=3 * term.lookup)
+    else:
+        other = map_tensors(term, lambda _, tensor: 3 * tensor)
+    after = attend(q, k, v, other)
+    assert (after - before).abs().max() > 1e-2
+    torch.testing.assert_close(after, attend(q, k, v, other, backend="reference"))
+    with pytest.raises(ValueError, match=r"LookupBias\.lookup must have shape"):
+        attend(q, k, v, dataclasses.replace(term, lookup=term.lookup[..., 1:]))
 
 
 @torch.no_grad()
