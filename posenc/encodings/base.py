@@ -372,6 +372,14 @@ def check_flag(value: Any, name: str, owner: str) -> bool:
     return value
 
 
+def check_positive_number(value: Any, name: str, owner: str) -> float:
+    """Raises unless `value` is one finite number above 0."""
+    number = check_number(value, name, owner)
+    if number <= 0:
+        raise ValueError(f"{owner}: {name} must be positive, got {value!r}")
+    return number
+
+
 def check_number(value: Any, name: str, owner: str) -> float:
     """Raises unless `value` is one finite number."""
     try:
