@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import posenc
 from posenc import AttentionEncoding, TokenLayout, attend, explain
@@ -96,6 +97,31 @@ def test_what_is_held_is_used_beyond_the_budget(monkeypatch):
     attend(*qkv(), terms)
     monkeypatch.setattr(Memo, "LIMIT_BYTES", 0)
     assert "built once" in explain(*qkv(), terms).why
+
+
+class Times(nn.Module):
+    """A parametrisation without parameters."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
+@torch.no_grad()
+def test_a_second_parametrisation_of_a_parameter_is_seen():
+    encoding = posenc.create_encoding("swin", layout=LAYOUT, num_heads=2, head_dim=8).eval()
+    encoding.table.normal_()
+    q, k, v = qkv()
+    results = []
+    for factor in (2.0, 3.0):
+        parametrize.register_parametrization(encoding, "table", Times(factor))
+        results.append(attend(q, k, v, encoding(q, k, LAYOUT)))
+        terms = encoding.terms(q, k, LAYOUT, 1.0)
+        torch.testing.assert_close(results[-1], attend(q, k, v, terms, backend="reference"))
+    assert (results[1] - results[0]).abs().max() > 1e-2
 
 
 class WithChild(AttentionEncoding):
