@@ -43,8 +43,10 @@ def map_biases(term: Term, change: Callable[[BiasTerm], BiasTerm]) -> Any:
 
 
 def with_memo(bias: BiasTerm) -> BiasTerm:
-    """The bias with a fresh memo, and one in the exact form inside it."""
-    changes: dict[str, Any] = {"memo": Memo()}
+    """The bias anew with a fresh memo, and one in the exact form inside it."""
+    changes: dict[str, Any] = {}
     if isinstance(bias, LowRankBias) and bias.exact is not None:
         changes["exact"] = with_memo(bias.exact)
-    return dataclasses.replace(bias, **changes)
+    own = dataclasses.replace(bias, **changes)
+    object.__setattr__(own, "memo", Memo())
+    return own

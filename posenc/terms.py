@@ -24,8 +24,9 @@ from posenc.functional.rotary import rotate, rotate_blocks
 from posenc.memo import Memo
 from posenc.pairs import PairIndex, read_pairs, sum_buckets
 
-# `memo` is set only by an encoding's static cache, on terms whose tensors nobody else changes:
-# a backend may keep there what it derived from them.
+# `memo` is set only by an encoding's static cache, on terms whose tensors nobody else changes: a
+# backend may keep there what it derived from them. It is no argument, so that `dataclasses.replace`
+# does not hand it on to a term of other tensors.
 
 
 class CallShape(NamedTuple):
@@ -89,7 +90,7 @@ class DenseBias(BiasTerm):
     """
 
     bias: Tensor
-    memo: Memo | None = field(default=None, repr=False)
+    memo: Memo | None = field(default=None, init=False, repr=False)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name."""
@@ -128,7 +129,7 @@ class LookupBias(BiasTerm):
     lookup: Tensor
     index: PairIndex
     side: str = "query"
-    memo: Memo | None = field(default=None, repr=False)
+    memo: Memo | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.side not in ("query", "key"):
@@ -176,7 +177,7 @@ class LowRankBias(BiasTerm):
     right: Tensor
     wide: bool = False
     exact: LookupBias | None = None
-    memo: Memo | None = field(default=None, repr=False)
+    memo: Memo | None = field(default=None, init=False, repr=False)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name."""

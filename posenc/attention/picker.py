@@ -85,9 +85,11 @@ def _can_tile(call: AttentionCall) -> bool:
         return True
     if call.value_terms and not torch.is_grad_enabled():
         return True
-    is_varied = bool(call.value_terms) or _is_per_image(call)
-    is_long = call.query.shape[2] > FUSED_TOKENS[0 if is_varied else 1]
-    return is_long and (bool(call.value_terms) or call.trains_biases)
+    if not (call.value_terms or call.trains_biases):
+        return False
+    varied, static = FUSED_TOKENS
+    tokens = call.query.shape[2]
+    return tokens > varied or (tokens > static and not call.value_terms and not _is_per_image(call))
 
 
 def _prefers_columns(call: AttentionCall) -> bool:
@@ -107,10 +109,11 @@ def _has_thin_factors(call: AttentionCall) -> bool:
 
     Where no gradient needs them, wide ones are exact enough, but for 16 bits.
     """
-    if call.query.dtype != call.dtype or not _is_per_image(call):
+    if call.query.dtype != call.dtype:
         return False
-    is_factors = all(isinstance(term, LowRankBias) for term in call.biases)
-    return is_factors and lowrank.rejects(call) is None and lowrank.rank(call) <= MAX_RANK
+    if not all(isinstance(term, LowRankBias) for term in call.biases) or not _is_per_image(call):
+        return False
+    return lowrank.rejects(call) is None and lowrank.rank(call) <= MAX_RANK
 
 
 def _prefers_tiles(call: AttentionCall) -> bool:

@@ -285,9 +285,10 @@ class _StaticTerms:
     def get(
         self, encoding: AttentionEncoding, q: Tensor, k: Tensor, layout: TokenLayout, scale: float
     ) -> tuple[Term, ...]:
-        state = _state(encoding)
-        # The class tells a parametrisation that came or went.
-        key = (layout, q.dtype, q.device, scale, type(encoding))
+        modules = _modules(encoding)
+        state = _state(modules)
+        # The class and the modules inside tell parametrisations that came or went.
+        key = (layout, q.dtype, q.device, scale, type(encoding), modules[1:])
         seen, snapshot, terms = self._entry
         if seen != key or not _same_content(state, snapshot):
             # Outside inference mode: a later training step must be able to use its results.
@@ -310,14 +311,23 @@ def _as_tuple(terms: Any, encoding: AttentionEncoding) -> tuple[Term, ...]:
     return (terms,)
 
 
-def _state(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers, in a third of the time that torch takes: it also names them."""
-    own = (*module._parameters.values(), *module._buffers.values())
-    state = [tensor for tensor in own if tensor is not None]
+def _modules(module: nn.Module) -> list[nn.Module]:
+    """Itself first, then those inside, in a third of the time that torch takes: it names them."""
+    modules = [module]
     for child in module._modules.values():
         if child is not None:
-            state += _state(child)
-    return state
+            modules += _modules(child)
+    return modules
+
+
+def _state(modules: list[nn.Module]) -> list[Tensor]:
+    """Parameters and buffers."""
+    return [
+        tensor
+        for module in modules
+        for tensor in (*module._parameters.values(), *module._buffers.values())
+        if tensor is not None
+    ]
 
 
 def _same_content(state: list[Tensor], snapshot: list[Tensor]) -> bool:
@@ -370,6 +380,14 @@ def check_flag(value: Any, name: str, owner: str) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{owner}: {name} must be True or False, got {value!r}")
     return value
+
+
+def check_positive_number(value: Any, name: str, owner: str) -> float:
+    """Raises unless `value` is one finite number above 0."""
+    number = check_number(value, name, owner)
+    if number <= 0:
+        raise ValueError(f"{owner}: {name} must be positive, got {value!r}")
+    return number
 
 
 def check_number(value: Any, name: str, owner: str) -> float:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posenc.encodings.base import AttentionEncoding, check_number, check_positive
+from posenc.encodings.base import AttentionEncoding, check_positive, check_positive_number
 from posenc.functional.buckets import distance_index, fit_buckets
 from posenc.functional.distances import diagonal, patch_distances
 from posenc.functional.precision import at_least_float32
@@ -117,7 +117,4 @@ class FIRE2D(AttentionEncoding):
 
 
 def _logarithm(value: float, name: str) -> float:
-    number = check_number(value, name, "FIRE2D")
-    if number <= 0:
-        raise ValueError(f"FIRE2D: {name} must be positive, got {value!r}")
-    return math.log(number)
+    return math.log(check_positive_number(value, name, "FIRE2D"))

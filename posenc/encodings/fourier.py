@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posenc.encodings.base import TokenEncoding, check_number, check_positive
+from posenc.encodings.base import TokenEncoding, check_positive, check_positive_number
 from posenc.functional.coordinates import unit_coordinates
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
@@ -69,9 +69,7 @@ class FourierFeatures(TokenEncoding):
                 f"got {features}"
             )
         check_positive(hidden, "hidden", "FourierFeatures")
-        self.gamma = check_number(gamma, "gamma", "FourierFeatures")
-        if self.gamma <= 0:
-            raise ValueError(f"FourierFeatures: gamma must be positive, got {gamma!r}")
+        self.gamma = check_positive_number(gamma, "gamma", "FourierFeatures")
 
         def zeros(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))

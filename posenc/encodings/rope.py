@@ -15,6 +15,7 @@ from posenc.encodings.base import (
     check_flag,
     check_number,
     check_positive,
+    check_positive_number,
 )
 from posenc.functional.precision import at_least_float32
 from posenc.functional.rotary_angles import (
@@ -359,10 +360,7 @@ def _pair(value: Any, name: str) -> Sequence[Any]:
 
 
 def _positive(value: Any, name: str) -> float:
-    number = check_number(value, name, "RoPE")
-    if number <= 0:
-        raise ValueError(f"RoPE: {name} must be positive, got {value!r}")
-    return number
+    return check_positive_number(value, name, "RoPE")
 
 
 def _at_least(value: Any, least: float, name: str) -> float:

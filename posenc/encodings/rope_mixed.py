@@ -8,7 +8,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import AttentionEncoding, check_choice, check_number
+from posenc.encodings.base import (
+    AttentionEncoding,
+    check_choice,
+    check_number,
+    check_positive_number,
+)
 from posenc.functional.precision import at_least_float32
 from posenc.functional.rotary_angles import Axis, counted, power_bands, token_places
 from posenc.layout import TokenLayout
@@ -84,9 +89,7 @@ class RoPEMixed(AttentionEncoding):
                 "RoPEMixed: head_dim must be a multiple of 4 (pairs along two directions), got "
                 f"{head_dim}; rope with rotated={head_dim // 4 * 4} can leave channels out"
             )
-        self.temperature = check_number(temperature, "temperature", "RoPEMixed")
-        if self.temperature <= 0:
-            raise ValueError(f"RoPEMixed: temperature must be positive, got {temperature!r}")
+        self.temperature = check_positive_number(temperature, "temperature", "RoPEMixed")
         self.order = check_choice(order, get_args(Order), "order", "RoPEMixed")
         self.start_strength = check_number(strength, "strength", "RoPEMixed")
         self.resize = check_choice(resize, get_args(Resize), "resize", "RoPEMixed")

@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import TokenEncoding, check_choice, check_flag, check_number
+from posenc.encodings.base import (
+    TokenEncoding,
+    check_choice,
+    check_flag,
+    check_number,
+    check_positive_number,
+)
 from posenc.functional.precision import at_least_float32
 from posenc.functional.sincos import CONVENTIONS, Convention, check_sincos, sincos_table
 from posenc.layout import TokenLayout
@@ -66,9 +72,7 @@ class Sinusoidal(TokenEncoding):
     ) -> None:
         super().__init__(layout, embed_dim)
         self.convention = check_choice(convention, CONVENTIONS, "convention", "Sinusoidal")
-        self.temperature = check_number(temperature, "temperature", "Sinusoidal")
-        if self.temperature <= 0:
-            raise ValueError(f"Sinusoidal: temperature must be positive, got {temperature!r}")
+        self.temperature = check_positive_number(temperature, "temperature", "Sinusoidal")
         self.start_strength = check_number(strength, "strength", "Sinusoidal")
         self.flags = {
             "reverse_coord": check_flag(reverse_coord, "reverse_coord", "Sinusoidal"),

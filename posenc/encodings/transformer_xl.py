@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import AttentionEncoding, check_number
+from posenc.encodings.base import AttentionEncoding, check_positive_number
 from posenc.functional.buckets import Axis, axis_index, fit_buckets
 from posenc.functional.precision import at_least_float32
 from posenc.functional.sincos import offset_waves
@@ -76,9 +76,7 @@ class TransformerXL(AttentionEncoding):
                 "TransformerXL: num_heads * head_dim must be a multiple of 4 (sine and cosine of "
                 f"row and column), got {num_heads} * {head_dim} = {width}"
             )
-        self.temperature = check_number(temperature, "temperature", "TransformerXL")
-        if self.temperature <= 0:
-            raise ValueError(f"TransformerXL: temperature must be positive, got {temperature!r}")
+        self.temperature = check_positive_number(temperature, "temperature", "TransformerXL")
         per_head = (num_heads, head_dim)
         for name, shape in (
             ("projection", (width, width)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -70,9 +69,7 @@ class FoldedBias(AttentionEncoding):
 def _folded(bias: BiasTerm) -> BiasTerm:
     """Its factors, where it has nothing but these; else the whole matrix."""
     exact = bias.exact_form
-    if isinstance(exact, LowRankBias):
-        return dataclasses.replace(exact, memo=None)
-    return DenseBias(exact.dense())
+    return exact if isinstance(exact, LowRankBias) else DenseBias(exact.dense())
 
 
 def fold_biases(model: nn.Module) -> nn.Module:

@@ -7,8 +7,8 @@ import torch
 
 from posenc import ConViT, TokenLayout, attend, explain
 from posenc.functional.buckets import swin_index
-from posenc.memo import Memo
 from posenc.pairs import PairIndex
+from posenc.term_maps import with_memo
 from posenc.terms import ContentScale, LookupBias
 
 
@@ -65,7 +65,7 @@ def test_a_mask_or_dropout_is_not_forgotten():
 def test_one_table_for_all_heads():
     index = PairIndex(TokenLayout(1, 3), torch.tensor([[0, 1, 2, 1, 0]]), num_buckets=3)
     lookup = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)[None, None, None]
-    terms = (ContentScale(0.0), LookupBias(lookup, index, memo=Memo()))
+    terms = (ContentScale(0.0), with_memo(LookupBias(lookup, index)))
     q, k, v, _ = (x.detach() for x in oracles.random_qkv(3))
     expected = attend(q, k, v, terms, backend="reference")
     torch.testing.assert_close(attend(q, k, v, terms, backend="sdpa"), expected)
@@ -75,6 +75,6 @@ def test_one_table_for_all_heads():
 def test_explain_names_no_kernel_of_attention():
     layout = TokenLayout(2, 5, prefix=1)
     q, k, v, _ = (x.detach() for x in oracles.random_qkv(11))
-    bias = LookupBias(torch.zeros(1, 2, 1, 28), swin_index(layout, "none"), memo=Memo())
+    bias = with_memo(LookupBias(torch.zeros(1, 2, 1, 28), swin_index(layout, "none")))
     assert explain(q, k, v, (ContentScale(0.0), bias), backend="sdpa").sdpa_kernel is None
     assert explain(q, k, v, (bias,), backend="sdpa").sdpa_kernel is not None

@@ -1,12 +1,16 @@
 """What is remembered of a static term says nothing of another call, and nothing that changed."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import posenc
 from posenc import AttentionEncoding, TokenLayout, attend, explain
 from posenc.memo import Memo
+from posenc.term_maps import map_tensors
 from posenc.terms import DenseBias, LookupBias
 
 LAYOUT = TokenLayout(2, 3, 1)
@@ -55,6 +59,23 @@ def test_another_device_is_checked_again():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("by", ["replace", "map_tensors"])
+def test_a_term_of_other_tensors_has_nothing_of_the_first(by):
+    (term,), (q, k, v) = static_terms(), qkv()
+    term.lookup.normal_()
+    before = attend(q, k, v, term)
+    if by == "replace":
+        other = dataclasses.replace(term, lookup=3 * term.lookup)
+    else:
+        other = map_tensors(term, lambda _, tensor: 3 * tensor)
+    after = attend(q, k, v, other)
+    assert (after - before).abs().max() > 1e-2
+    torch.testing.assert_close(after, attend(q, k, v, other, backend="reference"))
+    with pytest.raises(ValueError, match=r"LookupBias\.lookup must have shape"):
+        attend(q, k, v, dataclasses.replace(term, lookup=term.lookup[..., 1:]))
+
+
+@torch.no_grad()
 def test_each_condition_of_the_choice_is_asked_anew(monkeypatch):
     terms, own = static_terms(), "built once"
     attend(*qkv(), terms)
@@ -76,6 +97,31 @@ def test_what_is_held_is_used_beyond_the_budget(monkeypatch):
     attend(*qkv(), terms)
     monkeypatch.setattr(Memo, "LIMIT_BYTES", 0)
     assert "built once" in explain(*qkv(), terms).why
+
+
+class Times(nn.Module):
+    """A parametrisation without parameters."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
+@torch.no_grad()
+def test_a_second_parametrisation_of_a_parameter_is_seen():
+    encoding = posenc.create_encoding("swin", layout=LAYOUT, num_heads=2, head_dim=8).eval()
+    encoding.table.normal_()
+    q, k, v = qkv()
+    results = []
+    for factor in (2.0, 3.0):
+        parametrize.register_parametrization(encoding, "table", Times(factor))
+        results.append(attend(q, k, v, encoding(q, k, LAYOUT)))
+        terms = encoding.terms(q, k, LAYOUT, 1.0)
+        torch.testing.assert_close(results[-1], attend(q, k, v, terms, backend="reference"))
+    assert (results[1] - results[0]).abs().max() > 1e-2
 
 
 class WithChild(AttentionEncoding):

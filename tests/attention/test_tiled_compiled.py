@@ -1,5 +1,6 @@
 """Tiles inside torch.compile: one operator, with the results and gradients of the definition."""
 
+import oracles
 import pytest
 import torch
 from torch.utils._pytree import tree_map
@@ -116,6 +117,8 @@ def test_equals_the_reference(case, size, mask, keeps, monkeypatch):
     if mask is not None:
         given = torch.randn(BATCH, 1, layout.num_tokens, layout.num_tokens, dtype=torch.float64)
         given = given > -1 if mask == torch.bool else given.requires_grad_()
+        with torch.no_grad():
+            given[:, :, 3] = False if mask == torch.bool else -torch.inf  # no key for this query
         leaves += [given] if given.requires_grad else []
     compiled = torch.compile(
         attention(encoding, layout, "tiled", given), fullgraph=True, backend="aot_eager"
@@ -204,6 +207,24 @@ def test_one_graph_for_all_batches(record, graphs):
         expected = gradients(attention(encoding, layout, "reference")(packed), leaves)
         assert_same(gradients(compiled(packed), leaves), expected, atol=1e-10, rtol=1e-10)
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("name", ["irpe", "deberta"])
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_batch_that_has_no_size_yet(name, trains):
+    """Of biases that differ between images: no choice depends on it."""
+    layout = TokenLayout(2, 3, 1)
+    encoding = posenc.create_encoding(name, layout=layout, num_heads=HEADS, head_dim=DIM)
+    oracles.randomise(encoding)
+    x = torch.randn(2, HEADS, 7, DIM)
+    torch._dynamo.decorators.mark_unbacked(x, 0)
+
+    def function(x):
+        return attend(x, x, x, encoding(x, x, layout))
+
+    with torch.set_grad_enabled(trains):
+        found = torch.compile(function, fullgraph=True, backend="eager")(x)
+        torch.testing.assert_close(found, function(x))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # its own
