@@ -24,7 +24,7 @@ from posenc._torch import constant_under_dynamo
 from posenc.attention import trial
 from posenc.attention.call import AttentionCall
 from posenc.attention.trial import Grid
-from posenc.terms import LookupBias, LowRankBias, Term
+from posenc.terms import BiasTerm, LookupBias, LowRankBias, Term
 
 RECORDS = Path(__file__).with_name("kernels") / "proven.json"
 
@@ -45,6 +45,7 @@ class Kind(NamedTuple):
     terms: tuple[str, ...]
     mask: str
     grid: Grid
+    several: tuple[bool, bool]  # images; heads
     has_dropout: bool
     is_trained: bool
     numerics: tuple[bool, str]  # deterministic algorithms; precision of products in float32
@@ -83,6 +84,7 @@ def kind_of(call: AttentionCall) -> Kind:
         terms=tuple(map(_describe, call.terms)),
         mask=_describe_mask(call.mask_4d),
         grid=trial.grid_of(call),
+        several=(call.query.shape[0] > 1, call.query.shape[1] > 1),
         has_dropout=call.dropout_p > 0,
         is_trained=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
         numerics=_numerics(),
@@ -148,13 +150,17 @@ def _check(call: AttentionCall, kind: Kind) -> Verdict:
 
 
 def _describe(term: Term) -> str:
-    """Which kernels a term needs: its class, what reads it, and what its tensors share."""
+    """Which kernels a term needs: its class, what reads it, whether images share it."""
     name = type(term).__name__
     if isinstance(term, LookupBias):
         name += f" by {term.read_by}"
     if isinstance(term, LowRankBias):
         name += f" of rank {int(term.left.shape[-1])}{' (wide)' if term.wide else ''}"
-    return name + (" trained" if any(t.requires_grad for t in term.tensors().values()) else "")
+        name += "" if term.exact is None else " or its table"
+    tensors = term.tensors().values()
+    if isinstance(term, BiasTerm) and any(tensor.shape[0] > 1 for tensor in tensors):
+        name += " of each image"
+    return name + (" trained" if any(tensor.requires_grad for tensor in tensors) else "")
 
 
 def _describe_mask(mask: Tensor | None) -> str:
