@@ -168,7 +168,7 @@ class _Small:
 
     def _inputs(self, like: Tensor) -> Tensor:
         shape = (self.batch, self.heads, self.num_tokens, like.shape[-1])
-        return self._numbers(shape, like, is_leaf=True)
+        return self._numbers(shape, like).requires_grad_(torch.is_grad_enabled())
 
     def _term(self, term: Term) -> Term:
         if isinstance(term, LookupBias):
@@ -179,11 +179,11 @@ class _Small:
             exact = None if term.exact is None else self._lookup(term.exact)
             return LowRankBias(left, right, term.wide, exact)
         if isinstance(term, DenseBias):
-            return DenseBias(self._factor(term.bias, *(self.num_tokens,) * 2, is_leaf=False))
+            return DenseBias(self._factor(term.bias, *(self.num_tokens,) * 2))
         if isinstance(term, ValueLookup):
             index = self._index(term.index)
             shape = (min(term.table.shape[0], self.heads), index.num_buckets, term.table.shape[-1])
-            return ValueLookup(self._numbers(shape, term.table, is_leaf=True), index)
+            return ValueLookup(self._numbers(shape, term.table), index)
         raise TypeError(f"the kernels know no {type(term).__name__}")
 
     def _lookup(self, term: LookupBias) -> LookupBias:
@@ -191,10 +191,10 @@ class _Small:
         rows = 1 if term.read_by == "one" else self.num_tokens
         return LookupBias(self._factor(term.lookup, rows, index.num_buckets), index, term.side)
 
-    def _factor(self, like: Tensor, *sizes: int, is_leaf: bool = True) -> Tensor:
+    def _factor(self, like: Tensor, *sizes: int) -> Tensor:
         """Shared by images and heads as the tensor of a term is."""
         shared = (min(like.shape[0], self.batch), min(like.shape[1], self.heads))
-        return self._numbers((*shared, *sizes), like, is_leaf)
+        return self._numbers((*shared, *sizes), like)
 
     def _index(self, index: PairIndex) -> PairIndex:
         """Of random buckets."""
@@ -211,17 +211,18 @@ class _Small:
         shape = tuple(min(*each) for each in zip(like.shape, sizes, strict=True))
         if like.dtype == torch.bool:
             return (self._integers(4, shape) > 0).to(like.device)
-        return self._numbers(shape, like, is_leaf=False)
+        return self._numbers(shape, like)
 
     def _integers(self, below: int, shape: tuple[int, ...]) -> Tensor:
         return torch.randint(below, shape, generator=self.generator, device="cpu")
 
-    def _numbers(self, shape: Sequence[int], like: Tensor, is_leaf: bool) -> Tensor:
+    def _numbers(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Trained where the call's are: kernels sum nothing for others."""
         numbers = torch.randn(
             tuple(shape), generator=self.generator, device="cpu", dtype=torch.float32
         )
         numbers = numbers.to(like.device, like.dtype)
-        return numbers.requires_grad_(is_leaf and torch.is_grad_enabled())
+        return numbers.requires_grad_(like.requires_grad and torch.is_grad_enabled())
 
 
 def _small_layout(layout: TokenLayout) -> TokenLayout:

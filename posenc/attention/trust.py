@@ -150,17 +150,20 @@ def _check(call: AttentionCall, kind: Kind) -> Verdict:
 
 
 def _describe(term: Term) -> str:
-    """Which kernels a term needs: its class, what reads it, whether images share it."""
+    """Which kernels a term needs: by what reads it, what images share, and what is trained."""
     name = type(term).__name__
     if isinstance(term, LookupBias):
         name += f" by {term.read_by}"
     if isinstance(term, LowRankBias):
         name += f" of rank {int(term.left.shape[-1])}{' (wide)' if term.wide else ''}"
         name += "" if term.exact is None else " or its table"
-    tensors = term.tensors().values()
-    if isinstance(term, BiasTerm) and any(tensor.shape[0] > 1 for tensor in tensors):
+    tensors = term.tensors()
+    if isinstance(term, BiasTerm) and any(tensor.shape[0] > 1 for tensor in tensors.values()):
         name += " of each image"
-    return name + (" trained" if any(tensor.requires_grad for tensor in tensors) else "")
+    trained = [which for which, tensor in tensors.items() if tensor.requires_grad]
+    if len(trained) < len(tensors):
+        name += "".join(f" {which}" for which in trained)
+    return name + (" trained" if trained else "")
 
 
 def _describe_mask(mask: Tensor | None) -> str:

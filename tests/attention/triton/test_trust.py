@@ -100,7 +100,21 @@ def test_what_runs_other_kernels_is_of_another_kind():
         call(terms=(LowRankBias(left, right, wide=True),)),
         call(terms=(LowRankBias(left, right, wide=True, exact=exact),)),
     ]
+    left, right = left.requires_grad_(), right.detach()
+    calls += [call(terms=(LowRankBias(*each),)) for each in ((left, right), (right, left))]
     assert len(set(map(trust.kind_of, calls))) == len(calls)
+
+
+def test_a_trial_trains_what_the_call_trains(monkeypatch):
+    left, right = torch.randn(2, 1, 3, 36, 2, device=DEVICE)
+    given = call(terms=(LowRankBias(left.requires_grad_(), right.detach()),))
+    seen = []
+    gradients = run.run_backward
+    monkeypatch.setattr(
+        run, "run_backward", lambda *args: (seen.append(args[-1]), gradients(*args))[1]
+    )
+    assert trust.verdict(given) == SELF_CHECKED
+    assert seen == [[True, True, True, False, False, False, True, False]]
 
 
 def test_an_aligned_number_of_tokens_is_of_another_kind():
