@@ -45,7 +45,7 @@ class Kind(NamedTuple):
     terms: tuple[str, ...]
     mask: str
     grid: Grid
-    several: tuple[bool, bool]  # images; heads
+    several: tuple[str, ...]  # images or heads
     has_dropout: bool
     is_trained: bool
     numerics: tuple[bool, str]  # deterministic algorithms; precision of products in float32
@@ -84,7 +84,12 @@ def kind_of(call: AttentionCall) -> Kind:
         terms=tuple(map(_describe, call.terms)),
         mask=_describe_mask(call.mask_4d),
         grid=trial.grid_of(call),
-        several=(call.query.shape[0] > 1, call.query.shape[1] > 1),
+        # By a condition: of a number that is a symbol in Dynamo, a comparison is one, too.
+        several=tuple(
+            name
+            for name, size in zip(("images", "heads"), call.query.shape[:2], strict=True)
+            if size > 1
+        ),
         has_dropout=call.dropout_p > 0,
         is_trained=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
         numerics=_numerics(),

@@ -302,6 +302,9 @@ def test_a_compiled_graph_takes_what_was_checked_before():
     def is_taken(q, k, v):
         return q.new_zeros(1) + (choose(call_of((q, k, v), [term]))[0] == "triton")
 
+    for x in inputs:
+        torch._dynamo.mark_dynamic(x, 0)
+
     def compiled():
         torch.compiler.reset()
         return torch.compile(is_taken, fullgraph=True, backend="eager")(*inputs).item()
