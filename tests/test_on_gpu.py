@@ -13,7 +13,7 @@ import interpreter
 import on_gpu
 import pytest
 import torch
-from gpu import correctness, picker, ratios, tiles
+from gpu import checks, correctness, picker, ratios, tiles
 from gpu.ahead import compile_ahead
 from gpu.part import Part
 from gpu.summary import markdown
@@ -159,12 +159,12 @@ def _interpreted(monkeypatch):
 @pytest.mark.usefixtures("_interpreted")
 def test_a_wrong_kernel_is_found(monkeypatch):
     compute = triton.compute
-    assert correctness.terms("static", (2, 3, 1), "float32", (16, 16))["error"] < 1e-6
+    assert checks.terms("static", (2, 3, 1), "float32", (16, 16))["error"] < 1e-6
     monkeypatch.setattr(triton, "compute", lambda call: compute(call) * 1.0001)
     for check in (
-        partial(correctness.terms, "static", (2, 3, 1), "float32", (16, 16)),
-        partial(correctness.encoding, "swin", "triton", (1, 2, 16), (2, 3, 1), "float32"),
-        partial(correctness.plain, 5, 9, "float32", (16, 16), True),
+        partial(checks.terms, "static", (2, 3, 1), "float32", (16, 16)),
+        partial(checks.encoding, "swin", "triton", (1, 2, 16), (2, 3, 1), "float32"),
+        partial(checks.plain, 5, 9, "float32", (16, 16), True),
     ):
         with pytest.raises(AssertionError, match=r"errors above 7\.6e-06 of the largest entry"):
             check()
@@ -181,20 +181,20 @@ def test_a_race_is_found(monkeypatch, fixed):
 
     monkeypatch.setattr(triton, "compute", changing)
     with pytest.raises(AssertionError, match="runs differ by"):
-        correctness.repeated("static", (2, 3, 1), "float32", (16, 16), runs=2, fixed=fixed)
+        checks.repeated("static", (2, 3, 1), "float32", (16, 16), runs=2, fixed=fixed)
 
 
 def test_no_number_is_an_error():
     with pytest.raises(AssertionError, match="nan"):
-        correctness.judged({"out": 0.0, "query": float("nan")}, 1.0)
+        checks.judged({"out": 0.0, "query": float("nan")}, 1.0)
 
 
 def test_other_programs_fail_or_take_too_long(monkeypatch):
-    assert correctness._in_process(["echo", "fine"]) == {"output": "fine\n"}
+    assert checks._in_process(["echo", "fine"]) == {"output": "fine\n"}
     with pytest.raises(AssertionError, match="no such option"):
-        correctness._in_process(["sh", "-c", "echo no such option; exit 3"])
-    monkeypatch.setattr(correctness, "SECONDS", 0.2)
-    assert correctness._in_process(["sleep", "600"]) == {"skipped": "it takes more than 0.2 s"}
+        checks._in_process(["sh", "-c", "echo no such option; exit 3"])
+    monkeypatch.setattr(checks, "SECONDS", 0.2)
+    assert checks._in_process(["sleep", "600"]) == {"skipped": "it takes more than 0.2 s"}
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ if __name__ == "__main__":
 
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
-    from gpu import correctness
+    from gpu import checks
 
-    correctness.start()
+    checks.start()
     for dtype in ("float32", "bfloat16") if torch.cuda.is_available() else ("float32",):
-        print(correctness.terms("value and all", (2, 3, 2), dtype, (16, 20)))
+        print(checks.terms("value and all", (2, 3, 2), dtype, (16, 20)))

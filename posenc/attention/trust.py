@@ -24,7 +24,7 @@ from posenc._torch import constant_under_dynamo
 from posenc.attention import trial
 from posenc.attention.call import AttentionCall
 from posenc.attention.trial import Grid
-from posenc.terms import LookupBias, LowRankBias, Term
+from posenc.terms import BiasTerm, LookupBias, LowRankBias, Term
 
 RECORDS = Path(__file__).with_name("kernels") / "proven.json"
 
@@ -45,6 +45,7 @@ class Kind(NamedTuple):
     terms: tuple[str, ...]
     mask: str
     grid: Grid
+    several: tuple[str, ...]  # images or heads
     has_dropout: bool
     is_trained: bool
     numerics: tuple[bool, str]  # deterministic algorithms; precision of products in float32
@@ -83,6 +84,12 @@ def kind_of(call: AttentionCall) -> Kind:
         terms=tuple(map(_describe, call.terms)),
         mask=_describe_mask(call.mask_4d),
         grid=trial.grid_of(call),
+        # By a condition: of a number that is a symbol in Dynamo, a comparison is one, too.
+        several=tuple(
+            name
+            for name, size in zip(("images", "heads"), call.query.shape[:2], strict=True)
+            if size > 1
+        ),
         has_dropout=call.dropout_p > 0,
         is_trained=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
         numerics=_numerics(),
@@ -148,13 +155,20 @@ def _check(call: AttentionCall, kind: Kind) -> Verdict:
 
 
 def _describe(term: Term) -> str:
-    """Which kernels a term needs: its class, what reads it, and what its tensors share."""
+    """Which kernels a term needs: by what reads it, what images share, and what is trained."""
     name = type(term).__name__
     if isinstance(term, LookupBias):
         name += f" by {term.read_by}"
     if isinstance(term, LowRankBias):
         name += f" of rank {int(term.left.shape[-1])}{' (wide)' if term.wide else ''}"
-    return name + (" trained" if any(t.requires_grad for t in term.tensors().values()) else "")
+        name += "" if term.exact is None else " or its table"
+    tensors = term.tensors()
+    if isinstance(term, BiasTerm) and any(tensor.shape[0] > 1 for tensor in tensors.values()):
+        name += " of each image"
+    trained = [which for which, tensor in tensors.items() if tensor.requires_grad]
+    if len(trained) < len(tensors):
+        name += "".join(f" {which}" for which in trained)
+    return name + (" trained" if trained else "")
 
 
 def _describe_mask(mask: Tensor | None) -> str:

@@ -30,6 +30,8 @@ from posenc.attention.kernels.operands import Operands
 
 WEIGHT_UNITS = 2.0**40  # in 1; weights are at most 1 / (1 - dropout_p)
 TABLE_PROGRAMS = 1024  # wanted: fewer would leave a large device idle
+# Images that a program adds up, at least: a loop already in the two images of a trial (trial.py).
+TABLE_IMAGES = 2
 SMALLEST_SCALE = 1e-30  # in place of 0, since scores are divided by the scale
 
 
@@ -178,7 +180,8 @@ class _Backward:
         offsets, slots = self.grads[3], launch.slot_offsets()
         table = _Sums((*offsets.shape[:2], 1, len(slots)), offsets, self.units)
         tiles = launch.pair_tiles(blocks.MIDDLE)
-        groups = batch if len(offsets) > 1 else min(batch, -(-TABLE_PROGRAMS // tiles))
+        wanted = min(-(-batch // TABLE_IMAGES), -(-TABLE_PROGRAMS // tiles))
+        groups = batch if len(offsets) > 1 else wanted
         images = -(-batch // groups)
         launch(
             "table",

@@ -56,10 +56,11 @@ def test_a_right_kernel_passes(kind, dtype, dropout_p):
 @pytest.mark.parametrize(
     ("layout", "rows"),
     [
-        ((32, 32, 1), 8),  # 256 patches, as many whole tiles as of 1024
-        ((14, 14, 1), 11),
-        ((24, 24, 1), 7),  # 168 leave over 40, as 576 leave 64: no large tiles
-        ((36, 36, 0), 8),  # 288 leave over 32, 1296 leave 16
+        ((32, 32, 1), 12),  # 384 patches, whole tiles as of 1024
+        ((14, 14, 1), 14),
+        ((24, 24, 1), 18),  # 432 leave over 48, as 576 leave 64: no large tiles
+        ((36, 36, 0), 32),  # 1152 leave over nothing, 1296 leave 16; multiples of 16 both
+        ((28, 28, 0), 24),  # 672, a multiple of 16 as 784
         ((3, 5, 2), 3),
         ((1, 700, 1), 1),
     ],
@@ -71,7 +72,7 @@ def test_a_trial_runs_the_kernels_of_the_call(layout, rows):
     small = trial._Small(given).call
     assert trial.call_layouts(small) == {TokenLayout(rows, *layout[1:])}
     assert trial.grid_of(small)[:2] == trial.grid_of(given)[:2] == layout[1:]
-    assert trial.grid_of(small)[3] == trial.grid_of(given)[3]
+    assert trial.grid_of(small)[3:] == trial.grid_of(given)[3:]
 
 
 def test_a_trial_has_the_form_of_tables_of_the_call(monkeypatch):
@@ -82,11 +83,80 @@ def test_a_trial_has_the_form_of_tables_of_the_call(monkeypatch):
     )
     monkeypatch.setattr(forms, "MOST_SLOTS", 300)
     large = call("static", (9, 5, 1))  # 17 * 6 * 5 slots
-    assert trust.kind_of(large).grid == (5, 1, False, False)
+    assert trust.kind_of(large).grid == (5, 1, False, False, False)
     assert trust.verdict(large) == SELF_CHECKED
     assert trust.verdict(call("static", (3, 5, 1))) == SELF_CHECKED
     assert [operands.is_blocked for operands in seen] == [False, True]
     assert len(trust._verdicts) == 2
+
+
+def test_what_runs_other_kernels_is_of_another_kind():
+    left, right = torch.randn(2, 1, 3, 36, 2, device=DEVICE)
+    (exact,), _ = random_terms("static", (7, 5, 1), batch=1)
+    calls = [
+        call(),
+        call(terms=(exact,)),  # summed over images
+        call_of([x[:1] for x in qkv(36)], [exact]),
+        call(terms=(LowRankBias(left, right, wide=True),)),
+        call(terms=(LowRankBias(left, right, wide=True, exact=exact),)),
+    ]
+    left, right = left.requires_grad_(), right.detach()
+    calls += [call(terms=(LowRankBias(*each),)) for each in ((left, right), (right, left))]
+    assert len(set(map(trust.kind_of, calls))) == len(calls)
+
+
+def test_a_trial_trains_what_the_call_trains(monkeypatch):
+    left, right = torch.randn(2, 1, 3, 36, 2, device=DEVICE)
+    given = call(terms=(LowRankBias(left.requires_grad_(), right.detach()),))
+    seen = []
+    gradients = run.run_backward
+    monkeypatch.setattr(
+        run, "run_backward", lambda *args: (seen.append(args[-1]), gradients(*args))[1]
+    )
+    assert trust.verdict(given) == SELF_CHECKED
+    assert seen == [[True, True, True, False, False, False, True, False]]
+
+
+def test_an_aligned_number_of_tokens_is_of_another_kind():
+    def grid(rows):
+        (term,), _ = random_terms("static", (rows, 28, 0), batch=1)
+        tokens = torch.zeros(1, 1, rows * 28, 16, device=DEVICE)
+        return trust.kind_of(call_of([tokens] * 3, [term])).grid
+
+    assert grid(32) == (28, 0, True, True, True)
+    assert grid(33) == (28, 0, True, True, False)
+
+
+def test_a_trial_sums_over_images_in_a_loop(monkeypatch):
+    (exact,), _ = random_terms("static", (7, 5, 1), batch=1)
+    seen = []
+    table_gradient = launch.Launcher.__call__
+
+    def launched(self, name, kernel, count, *args, **options):
+        seen.extend(args[-1:] if name == "table" else ())
+        table_gradient(self, name, kernel, count, *args, **options)
+
+    monkeypatch.setattr(launch.Launcher, "__call__", launched)
+    assert trust.verdict(call(terms=(exact,))) == SELF_CHECKED
+    assert seen == [2]
+
+
+@pytest.mark.parametrize("kind", ["static", "low_rank"])
+def test_a_key_that_is_not_seen_is_found_in_16_bits(kind, monkeypatch):
+    layout = (14, 14, 1)
+    given = call(kind, layout, dtype=torch.bfloat16)
+    dropped = []
+
+    def without(call, is_blocked):
+        keep = torch.ones(197, device=DEVICE, dtype=torch.bool)
+        keep[dropped] = False
+        return trial.reference.compute(dataclasses.replace(call, attn_mask=keep[None]))
+
+    monkeypatch.setattr(trial.triton, "compute", without)
+    assert trial.fault_of(given, is_trained=False) is None
+    for key in (0, 1, 17, 128, 195, 196):
+        dropped[:] = [key]
+        assert re.match("output is off by", trial.fault_of(given, is_trained=False) or "")
 
 
 @pytest.mark.slow
@@ -98,6 +168,7 @@ def test_a_large_call_has_a_small_trial_and_a_choice(monkeypatch):
         "compute",
         lambda call, *form: (shapes.append(call.query.shape), compute(call, *form))[1],
     )
+    monkeypatch.setattr(trial, "TOKENS", 150)
     mask = torch.rand(1, 1, 9 * 20 + 2, 9 * 20 + 2, device=DEVICE) > 0.1
     choice, why = choose(call("query", (9, 20, 2), attn_mask=mask))
     assert choice == "triton"
@@ -152,7 +223,9 @@ BROKEN = [
 @pytest.mark.parametrize(("broken", "message"), BROKEN, ids=lambda x: getattr(x, "__name__", ""))
 def test_a_broken_kernel_is_not_taken_and_one_warning_names_it(broken, message, monkeypatch):
     broken(monkeypatch)
-    kind = r"float32, heads of 16 and 20, LookupBias by one trained, training, rows of 5"
+    kind = (
+        r"float32, heads of 16 and 20, LookupBias by one of each image trained, training, rows of 5"
+    )
     with pytest.warns(UserWarning, match=rf"failed their self-check on \w+ \({kind}\): ") as seen:
         choice, why = choose(call())
     assert len(seen) == 1
@@ -186,7 +259,9 @@ def test_wide_factors_are_checked_as_wide(monkeypatch):
     (exact,), _ = random_terms("static", (7, 5, 1))
     wide = LowRankBias(left, right, wide=True, exact=LookupBias(exact.lookup, exact.index))
     given = dataclasses.replace(call(dtype=torch.float16), terms=(wide,))
-    assert trust.kind_of(given).terms == ("LowRankBias of rank 2 (wide) trained",)
+    assert trust.kind_of(given).terms == (
+        "LowRankBias of rank 2 (wide) or its table of each image trained",
+    )
     seen = []
     read_call = trial.triton.read_call
     monkeypatch.setattr(
@@ -226,6 +301,9 @@ def test_a_compiled_graph_takes_what_was_checked_before():
 
     def is_taken(q, k, v):
         return q.new_zeros(1) + (choose(call_of((q, k, v), [term]))[0] == "triton")
+
+    for x in inputs:
+        torch._dynamo.mark_dynamic(x, 0)
 
     def compiled():
         torch.compiler.reset()
