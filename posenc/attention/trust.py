@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from posenc._torch import constant_under_dynamo
+from posenc._torch import constant_under_dynamo, is_symbolic
 from posenc.attention import trial
 from posenc.attention.call import AttentionCall
 from posenc.attention.trial import Grid
@@ -66,6 +66,8 @@ def verdict(call: AttentionCall) -> Verdict:
     device = call.query.device.index or 0
     if (proof := proof_of(device)) is not None:
         return Verdict(True, proof)
+    if torch.compiler.is_compiling() and _has_symbols(call):
+        return Verdict(False, "sizes are symbols in this graph, and kernels are made for numbers")
     kind = kind_of(call)
     if (known := _known(*kind)) is not None:
         return Verdict(*known)
@@ -129,6 +131,12 @@ def architecture(device: int) -> str | None:
     if not torch.cuda.is_available():
         return None
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+def _has_symbols(call: AttentionCall) -> bool:
+    """Of tokens or widths; numbers of images and heads are asked for in a way that traces."""
+    tensors = (call.query, call.key, call.value, *_tensors(call.terms))
+    return any(is_symbolic(size) for tensor in tensors for size in tensor.shape[2:])
 
 
 def _is_capturing() -> bool:

@@ -315,6 +315,23 @@ def test_a_compiled_graph_takes_what_was_checked_before():
     assert compiled()
 
 
+@pytest.mark.slow
+def test_a_graph_of_symbols_takes_stock_operations():
+    (term,), _ = random_terms("static", (7, 5, 1))
+    inputs = qkv(36)
+    assert choose(call_of(inputs, [term]))[0] == "triton"
+
+    def choice_of(q, k, v):
+        choice, why = choose(call_of((q, k, v), [term]))
+        return q.new_zeros(1) + (choice == "triton") + len(why)
+
+    torch.compiler.reset()
+    compiled = torch.compile(choice_of, fullgraph=True, dynamic=True, backend="eager")
+    why = f"{picker.WITH_MASK}; sizes are symbols in this graph, and kernels are made for numbers"
+    assert compiled(*inputs).item() == len(why)
+    torch.compiler.reset()
+
+
 def test_nothing_runs_while_a_graph_is_captured(monkeypatch):
     monkeypatch.setattr(trust, "_is_capturing", lambda: True)
     choice, why = choose(call())
