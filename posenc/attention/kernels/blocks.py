@@ -43,10 +43,11 @@ FLAT, NARROW = Blocks(32, 128, 8, 2), Blocks(128, 32, 8, 2)
 # Hopper's products are of 64 rows by four warps together: eight would do some work twice.
 MIDDLE, MIDDLE_OF_FOUR = Blocks(64, 64, 8, 2), Blocks(64, 64, 4, 2)
 LOW, THIN = Blocks(64, 32, 4, 2), Blocks(32, 64, 4, 2)
+LOW_OF_EIGHT = Blocks(64, 32, 8, 2)  # more registers for each pair, where heads are wide
 SMALL, LEAST, TINY = Blocks(32, 32, 4, 2), Blocks(16, 16, 4, 1), Blocks(32, 32, 4, 1)
 ALL = (
     *(LARGE, HIGH, WIDE, FLAT, NARROW, MIDDLE, MIDDLE_OF_FOUR),
-    *(LOW, THIN, SMALL, TINY, LEAST),
+    *(LOW, LOW_OF_EIGHT, THIN, SMALL, TINY, LEAST),
 )
 
 # In 16 bits, for heads up to 64 wide: by architecture and kernel, and by what is read for a pair,
@@ -68,12 +69,12 @@ TABLE = {
 }
 # The same for heads up to 128 wide.
 TABLE_OF_WIDE: dict[int, dict[str, dict[int, Blocks]]] = {
-    8: {},
+    8: {"table": {ANY: LOW_OF_EIGHT}},
     9: {
         "forward": {1: HIGH, ANY: SMALL},
         "query": {0: HIGH, 1: NARROW, ANY: SMALL},
         "key": {1: FLAT, ANY: SMALL},
-        "table": {1: WIDE, ANY: SMALL},
+        "table": {ANY: SMALL},  # whose sums of integers leave little room
     },
 }
 # Factors need registers for sums of their own, and products in float32 for much more.
