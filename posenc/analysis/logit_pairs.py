@@ -29,7 +29,7 @@ def measure_pairs(
         unturned: the same without the rotations of posenc's encodings; None without any.
     """
     count = len(sides[0])
-    native = _per_image(_native_bias(call), layout, count)
+    native = _per_image(native_bias(call), layout, count)
     ours = _per_image(dense_bias(call.terms, call.query), layout, count)
     sums: dict[str, Tensor] = {}
     for index in range(count):  # one image at a time: these are matrices of all pairs
@@ -79,7 +79,7 @@ def _variance(x: Tensor, seen: Tensor | None) -> Tensor:
     return x.square().sum(dim=(0, 2, 3)) / seen.sum(dim=(0, 2, 3)).clamp(min=1)
 
 
-def _native_bias(call: AttentionCall) -> Tensor | None:
+def native_bias(call: AttentionCall) -> Tensor | None:
     """The mask of the call as a bias, minus infinity at pairs that it hides."""
     mask = call.mask_4d
     if mask is None or mask.dtype != torch.bool:

@@ -1,0 +1,203 @@
+"""The page: what it shows of models and images, and its file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import posenc
+from posenc.analysis.crops import crops_of
+from posenc.analysis.logits import LogitShares, split_logits
+from posenc.explorer.calls import Seen, describe_call, finite, means_over, watch
+from posenc.explorer.numbers import Numbers
+from posenc.layout import TokenLayout
+
+FORMAT = 1
+NUM_CROPS = 30
+PLACE = "<!-- posenc data -->"
+JPEG_QUALITY = 88
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image.
+
+    Args:
+        name: that a reader knows it by.
+        pixels: `[3, H, W]`, as the model receives it.
+        shown: `[3, h, w]` from 0 to 1, of the same part of the image, as the page shows it.
+    """
+
+    name: str
+    pixels: Tensor
+    shown: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model and the images that it sees.
+
+    Args:
+        model: any model that `posenc.patch_model` could patch, or one that it has patched.
+        name: of the model.
+        weights: which weights these are, in words.
+        pictures: one or more.
+    """
+
+    model: nn.Module
+    name: str
+    weights: str
+    pictures: Sequence[Picture]
+
+
+def make_page(
+    subjects: Sequence[Subject], *, num_crops: int = NUM_CROPS, done: Callable[[], Any] | None = None
+) -> bytes:
+    """One self-contained HTML page that shows where each head looks.
+
+    For every layer that sees the whole image it holds queries, keys and biases of each image, and
+    computes attention when a token is clicked. To tell position from content it also holds the
+    means of queries and keys over crops of the images (`posenc.analysis.crops_of`), and the shares
+    of `posenc.analysis.split_logits` from the same crops: both are approximate, and the page
+    says so. Models run in eval.
+
+    Args:
+        subjects: models with their images; the page compares any two.
+        num_crops: of all images of a subject together, at least 5.
+        done: called after each of the three steps that a subject takes.
+
+    Raises:
+        ValueError: a model is in training mode, compiled or not known, or has no attention over
+            the whole image, with the reasons; or too few crops.
+
+    Returns:
+        The page in UTF-8.
+    """
+    done = done or (lambda: None)
+    numbers, models, seen_images = Numbers(), [], []
+    for index, subject in enumerate(subjects):
+        _check(subject)
+        crops = _crops(subject.pictures, num_crops)
+        seen = [watch(subject.model, picture.pixels[None]) for picture in subject.pictures]
+        done()
+        means = means_over(subject.model, crops)
+        done()
+        shares = split_logits(subject.model, crops)
+        done()
+        models.append(_describe_model(subject, seen[0], means, shares, numbers))
+        for picture, each in zip(subject.pictures, seen, strict=True):
+            layers = [describe_call(call, layout, numbers) for call, layout in each.calls.values()]
+            seen_images.append({"model": index, "image": _describe(picture), "layers": layers})
+    data = {
+        "format": FORMAT,
+        "version": posenc.__version__,
+        "models": models,
+        "subjects": seen_images,
+    }
+    return _filled(data, numbers)
+
+
+def _check(subject: Subject) -> None:
+    if subject.model.training:
+        raise ValueError("explore: the model is in training mode: call model.eval() first")
+    if not subject.pictures:
+        raise ValueError(f"explore: no pictures were given for {subject.name}")
+
+
+def _crops(pictures: Sequence[Picture], count: int) -> Tensor:
+    """Of all images, as equally many of each as the count allows."""
+    each = -(-count // len(pictures))
+    return torch.cat([crops_of(picture.pixels, each) for picture in pictures])[:count]
+
+
+def _describe_model(
+    subject: Subject,
+    seen: Seen,
+    means: dict[str, list[Tensor]],
+    shares: LogitShares,
+    numbers: Numbers,
+) -> dict[str, Any]:
+    notes = [*shares.notes, *(f"{name} is not shown: {why}" for name, why in seen.left_out.items())]
+    layers = []
+    for name, (call, layout) in seen.calls.items():
+        module, _, later = name.partition(", call ")
+        own = shares.shares.get(module)
+        both = means.get(name)
+        layers.append(
+            {
+                "name": name,
+                "height": layout.height,
+                "width": layout.width,
+                "prefix": prefix_names(subject.model, layout),
+                "heads": call.query.shape[1],
+                "means": both
+                and {
+                    "query": numbers.add_half(both[0]),
+                    "key": numbers.add_half(both[1]),
+                },
+                "why_no_means": None if both else "it mixes two attentions",
+                "shares": own and _of_call(own, call.query.shape[1], int(later or 1) - 1),
+                "why_no_shares": None if own else shares.left_out.get(module),
+            }
+        )
+    return {
+        "name": subject.name,
+        "weights": subject.weights,
+        "notes": notes,
+        "num_crops": shares.num_images,
+        "layers": layers,
+    }
+
+
+def _of_call(shares: dict[str, Tensor], heads: int, index: int) -> dict[str, list[float | None]]:
+    """Those of the heads of one call; the heads of later calls follow those of the first."""
+    mine = slice(index * heads, (index + 1) * heads)
+    return {part: finite(values[mine]) for part, values in shares.items()}
+
+
+def prefix_names(model: Any, layout: TokenLayout) -> list[str]:
+    """What the tokens before the patches are, as far as the model tells.
+
+    >>> import timm
+    >>> vit = timm.create_model("vit_tiny_patch16_224", depth=1, reg_tokens=2)
+    >>> prefix_names(vit, TokenLayout(14, 14, prefix=3))
+    ['CLS', 'register 1', 'register 2']
+    """
+    names = ["CLS"] if getattr(model, "cls_token", None) is not None else []
+    names += ["distillation"] if getattr(model, "dist_token", None) is not None else []
+    if len(names) > layout.prefix or (not names and layout.prefix):
+        return [f"prefix {index}" for index in range(layout.prefix)]
+    return names + [f"register {index + 1}" for index in range(layout.prefix - len(names))]
+
+
+def _describe(picture: Picture) -> dict[str, Any]:
+    from PIL import Image
+
+    height, width = picture.shown.shape[1:]
+    pixels = (picture.shown.permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
+    code = base64.b64encode(file.getvalue()).decode("ascii")
+    url = f"data:image/jpeg;base64,{code}"
+    return {"name": picture.name, "height": height, "width": width, "url": url}
+
+
+def _filled(data: dict[str, Any], numbers: Numbers) -> bytes:
+    template = resources.files("posenc.explorer").joinpath("page.html").read_text("utf-8")
+    text = json.dumps(data, allow_nan=False).replace("</", "<\\/")
+    scripts = (
+        f'<script type="application/json" id="posenc-data">{text}</script>\n'
+        f'<script type="text/plain" id="posenc-numbers">{numbers.base64()}</script>'
+    )
+    before, found, after = template.partition(PLACE)
+    if not found:
+        raise RuntimeError(f"page.html has no line {PLACE}: build it anew (make explorer)")
+    return f"{before}{scripts}{after}".encode()
