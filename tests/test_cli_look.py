@@ -1,6 +1,5 @@
 """`posenc look`: its picture, which weights it draws, its errors, and what is left behind."""
 
-import argparse
 import os
 import sys
 
@@ -240,14 +239,3 @@ def test_no_pretrained_weights(monkeypatch, capsys):
     code, _, err = run(capsys, PHOTO, *SMALL, "--pretrained")
     assert code == 1
     assert err == f"posenc: no pretrained weights of {MODEL}: none for this name\n"
-
-
-def test_which_weights_the_title_says():
-    def words(**given):
-        names = ("pretrained", "checkpoint", "encoding", "encodings")
-        return look._words(argparse.Namespace(seed=3, **{**dict.fromkeys(names), **given}))
-
-    assert words() == "random weights (seed 3)"
-    assert (
-        words(pretrained=True, encoding="irpe") == "pretrained weights, encoding irpe as it starts"
-    )

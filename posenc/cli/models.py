@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import posenc
@@ -81,6 +83,44 @@ def patch(model: nn.Module, encoding: str) -> None:
         print(one_line(str(warning.message)), file=sys.stderr)
 
 
+def default_tag(name: str) -> str:
+    """Of the pretrained weights that timm takes where the name has none, or nothing."""
+    import timm
+
+    return "" if "." in name else timm.get_pretrained_cfg(name).tag or ""
+
+
+def load_weights(model: nn.Module, name: str, path: Path) -> None:
+    """Loads pretrained weights into a model that is not patched, as `load_checkpoint` does.
+
+    Files of JAX (`.npz`), in which timm has the first ViTs, are read by the model itself.
+
+    Raises:
+        ValueError: the file cannot be read safely, holds encodings, or is that of another model.
+    """
+    if path.suffix == ".npz":
+        _load_npz(model, name, path)
+    else:
+        _load(model, name, path, advice="; --checkpoint loads encodings")
+
+
+def _load_npz(model: Any, name: str, path: Path) -> None:
+    if not hasattr(model, "load_pretrained"):
+        raise ValueError(f"{path}: timm reads no .npz for {name}")
+    heads = _classifiers(model)
+    own = {key: value for key, value in model.named_parameters() if not key.startswith(heads)}
+    with torch.no_grad():
+        for value in own.values():
+            value.fill_(math.nan)  # what the file does not have stays so
+    try:
+        model.load_pretrained(str(path))
+    except Exception as error:  # of many kinds
+        raise ValueError(f"{path} is not a file of {name}: {one_line(error)}") from error
+    for key, value in own.items():
+        if value.isnan().any():
+            raise ValueError(f"{path} is not a file of {name}: {key} is missing in the file")
+
+
 def load_checkpoint(model: nn.Module, name: str, path: Path, *, encodings: bool) -> None:
     """Loads a state dict of timm or PyTorch, without running code that it may hold.
 
@@ -97,6 +137,11 @@ def load_checkpoint(model: nn.Module, name: str, path: Path, *, encodings: bool)
     Raises:
         ValueError: the file cannot be read safely, or is that of another model.
     """
+    _load(model, name, path, encodings=encodings, advice="; name its encoding by --encoding")
+
+
+def _load(model: nn.Module, name: str, path: Path, *, advice: str, encodings: bool = True) -> None:
+    """As `load_checkpoint`; the advice is for encodings that the model does not have."""
     from timm.models import load_state_dict
 
     try:
@@ -113,7 +158,7 @@ def load_checkpoint(model: nn.Module, name: str, path: Path, *, encodings: bool)
         for key, value in state.items()
         if not key.startswith(heads) or _shape(own.get(key)) == _shape(value)
     }
-    _check(state, own, heads, f"{path} is not a checkpoint of {name}")
+    _check(state, own, heads, f"{path} is not a checkpoint of {name}", advice)
     try:
         model.load_state_dict(state, strict=False)
     except (RuntimeError, ValueError) as error:
@@ -136,7 +181,11 @@ def _classifiers(model: Any) -> tuple[str, ...]:
 
 
 def _check(
-    state: dict[str, Any], own: dict[str, Any], heads: tuple[str, ...], refusal: str
+    state: dict[str, Any],
+    own: dict[str, Any],
+    heads: tuple[str, ...],
+    refusal: str,
+    advice: str,
 ) -> None:
     """Raises for the first entry that is missing, too much or of another shape."""
     has_encodings = any(map(is_of_encoding, state))
@@ -146,8 +195,8 @@ def _check(
             raise ValueError(f"{refusal}: {key} is missing in the file")
     for key, value in state.items():
         if key not in own:
-            advice = "; name its encoding by --encoding" if is_of_encoding(key) else ""
-            raise ValueError(f"{refusal}: {key} is missing in the model{advice}")
+            more = advice if is_of_encoding(key) else ""
+            raise ValueError(f"{refusal}: {key} is missing in the model{more}")
         if _shape(value) != _shape(own[key]):
             raise ValueError(
                 f"{refusal}: {key} is {_shape(value)} in the file and {_shape(own[key])} in the "
