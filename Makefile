@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 INSTALL_LOWEST = $(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct
 
-.PHONY: demo test test-kernels test-fast test-lowest smoke-lowest lint types contracts check bench tables sweep gpu gpu-dry
+.PHONY: demo test test-kernels test-fast test-lowest smoke-lowest lint types contracts check bench tables sweep gpu gpu-dry explorer
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -75,3 +75,7 @@ tables: .venv/installed
 
 sweep: .venv/installed
 	$(BIN)/python docs/coverage.py
+
+# The page of `posenc explore`, from its source: needs node, and only where that source was changed.
+explorer:
+	cd posenc/explorer/front && npm ci && npm run build

@@ -1,0 +1,104 @@
+import { useEffect, useLayoutEffect, useState } from "preact/hooks";
+import { modeOf } from "./attention.js";
+import { Choice, Head, Layer, ModeNote, Modes, Subjects } from "./Controls.jsx";
+import { layerOf, numLayers } from "./data.js";
+import { Help } from "./Help.jsx";
+import { asked } from "./keys.js";
+import { change, clampHead, fromHash, toHash } from "./state.js";
+import { sameToken } from "./tokens.js";
+import { View } from "./View.jsx";
+
+const dark = () => matchMedia("(prefers-color-scheme: dark)").matches;
+
+/** State that the address tells and follows; written a little later, for browsers limit how often it may change. */
+function useAddress(data) {
+  const [state, setState] = useState(() => fromHash(data, location.hash));
+  useEffect(() => {
+    const timer = setTimeout(() => history.replaceState(null, "", toHash(state)), 100);
+    return () => clearTimeout(timer);
+  }, [state]);
+  useEffect(() => {
+    const follow = () => setState(fromHash(data, location.hash));
+    addEventListener("hashchange", follow);
+    return () => removeEventListener("hashchange", follow);
+  }, []);
+  return [state, (next) => setState((now) => change(data, now, next))];
+}
+
+/** Listens on the whole page, so that keys work wherever the focus is; with the newest state, hence no list of needs. */
+function useKeys(layer, state, onChange, onOther) {
+  useLayoutEffect(() => {
+    const listen = (event) => {
+      const next = asked(event, layer, state);
+      if (!next) return onOther(event);
+      event.preventDefault();
+      return onChange(next);
+    };
+    addEventListener("keydown", listen);
+    return () => removeEventListener("keydown", listen);
+  });
+}
+
+function useTheme() {
+  const [theme, setTheme] = useState(() => (dark() ? "dark" : "light"));
+  useLayoutEffect(() => void (document.documentElement.dataset.theme = theme), [theme]);
+  return [theme, () => setTheme(theme === "dark" ? "light" : "dark")];
+}
+
+export function App({ data }) {
+  const [state, onChange] = useAddress(data);
+  const [pointed, setPointed] = useState(null); // {token, reads}: under the mouse, in the grid of the first view
+  const [tool, setTool] = useState("query");
+  const [together, setTogether] = useState(false);
+  const [opacity, setOpacity] = useState(0.75);
+  const [help, setHelp] = useState(false);
+  const [theme, toggleTheme] = useTheme();
+
+  const first = layerOf(data, state.subject, state.layer);
+  const reads = (event) => (tool === "read") !== event.shiftKey;
+  useKeys(first, state, onChange, ({ key }) => {
+    if (key === "?") setHelp(!help);
+    if (key === "r") setTool(tool === "read" ? "query" : "read");
+  });
+
+  const subjects = [state.subject, state.compare].filter((subject) => subject !== null);
+  const view = (subject, index) => {
+    const layer = layerOf(data, subject, Math.min(state.layer, numLayers(data, subject) - 1));
+    const here = (token) => (token === null || token === undefined ? null : sameToken(first, token, layer));
+    const point = (token, event) => setPointed(token === null ? null : { token: sameToken(layer, token, first), reads: reads(event) });
+    const choose = (token, event) => {
+      if (event.pointerType === "touch" && reads(event)) return point(token, event);
+      setPointed(null);
+      return onChange({ query: sameToken(layer, token, first) });
+    };
+    const shown = { chosen: here(state.query), query: here(pointed && !pointed.reads ? pointed.token : state.query), read: here(pointed?.reads ? pointed.token : null) };
+    return <View key={index} {...{ data, subject, layer, opacity, together }} {...shown} head={clampHead(layer, state.head)} mode={state.mode} all={state.all} onPoint={point} onChoose={choose} onChange={onChange} />;
+  };
+  const tools = [
+    { key: "query", label: "moves the query", title: "The mouse previews a query where it hovers (r, or hold Shift: reads)" },
+    { key: "read", label: "reads a token", title: "The mouse tells the weight and the logit of the token it hovers (r, or hold Shift: moves the query)" },
+  ];
+  return (
+    <>
+      <header class="top">
+        <h1>posenc <span>explorer</span></h1>
+        <Subjects data={data} {...state} onChange={onChange} />
+        <span class="space" />
+        <button onClick={toggleTheme} aria-label="dark or light page" title="dark or light page" data-theme-toggle>{theme === "dark" ? "☀" : "☾"}</button>
+        <button onClick={() => setHelp(true)} aria-label="keys" title="keys (?)">?</button>
+      </header>
+      <div class="controls">
+        <Modes layer={first} mode={modeOf(first, state.mode)} onChange={onChange} />
+        <Layer data={data} subject={state.subject} layer={first} onChange={onChange} />
+        <Head layer={first} head={state.head} onChange={onChange} />
+        <Choice name="maps" options={[{ key: false, label: "one layer" }, { key: true, label: "all layers", title: "every head of every layer (a)" }]} value={state.all} onChoose={(all) => onChange({ all })} />
+        <Choice name="color scale" options={[{ key: false, label: "scale of each map", title: "each map's colors end at its own largest weight" }, { key: true, label: "one scale", title: "all maps' colors end at the largest weight of the chosen layer's heads" }]} value={together} onChoose={setTogether} />
+        <label class="tool">Pointer <Choice name="pointer" options={tools} value={tool} onChoose={setTool} /></label>
+        <label class="overlay">Map <input type="range" name="opacity" min="0" max="1" step="0.05" value={opacity} onInput={(event) => setOpacity(Number(event.target.value))} aria-label="opacity of the map over the image" /></label>
+      </div>
+      <ModeNote layer={first} mode={modeOf(first, state.mode)} />
+      <main class={subjects.length > 1 ? "two" : ""}>{subjects.map(view)}</main>
+      <Help open={help} version={data.version} onClose={() => setHelp(false)} />
+    </>
+  );
+}
