@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import posenc
-from posenc.cli import bench, checkup, inspection, listing, look
-from posenc.cli.errors import UsageError, one_line
+from posenc.cli import bench, checkup, explore, inspection, listing, look
+from posenc.cli.errors import Parser, UsageError, one_line
 
 EPILOG = (
     "Exit codes: 0; 1 for what posenc refuses, or doctor finds broken; 2 for wrong arguments and "
@@ -42,20 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, UsageError) else 1
 
 
-class Parser(argparse.ArgumentParser):
-    """With usage errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Prints it and leaves the process with 2."""
-        self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` tells more)\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """Of the command with all that it can do."""
     command = Parser("posenc", description=posenc.__doc__, epilog=EPILOG)
     command.add_argument("--version", action="version", version=f"posenc {posenc.__version__}")
     commands = command.add_subparsers(required=True, metavar="COMMAND")
-    for module in (listing, inspection, look, bench, checkup):
+    for module in (listing, inspection, look, explore, bench, checkup):
         name, text = module.NAME, module.HELP
         one = commands.add_parser(name, help=text, description=text, epilog=EPILOG)
         module.add_arguments(one)

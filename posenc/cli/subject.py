@@ -15,11 +15,16 @@ from posenc.cli import files, models
 from posenc.cli.errors import one_line
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of which a `Subject` is made."""
+def add_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Those of which a `Subject` is made.
+
+    Args:
+        parser: gets them.
+        several: there may be some models, each with its own: none excludes another here.
+    """
     parser.add_argument("--model", required=True, metavar="NAME", help="of a timm model")
     models.add_size(parser)
-    weights = parser.add_mutually_exclusive_group()
+    weights = parser if several else parser.add_mutually_exclusive_group()
     weights.add_argument("--pretrained", action="store_true", help="downloads timm's weights")
     weights.add_argument(
         "--weights", type=Path, metavar="FILE", help="the file that --pretrained would download"
@@ -30,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="of a training, with its encodings; without all three, weights are random",
     )
-    encodings = parser.add_mutually_exclusive_group()
+    encodings = parser if several else parser.add_mutually_exclusive_group()
     encodings.add_argument("--encoding", metavar="NAME", help="patches the model, as it starts")
     encodings.add_argument(
         "--encodings", type=Path, metavar="FILE", help="patches it by a file of save_encodings"

@@ -17,7 +17,9 @@ from posenc.attention.lower import Part, lower
 from posenc.explorer.numbers import Numbers
 from posenc.layout import TokenLayout
 from posenc.patching.observe import observe_attention
-from posenc.terms import BiasTerm, DenseBias, LookupBias
+from posenc.terms import BiasTerm, LookupBias, LowRankBias
+
+LATER_CALL = ", call "  # before its number, in the name of a call that is not a module's first
 
 
 @dataclass
@@ -47,7 +49,7 @@ class _Observer:
     def __call__(self, call: AttentionCall, layout: TokenLayout) -> None:
         """An attention call, as a site tells it."""
         self.count += 1
-        name = self.name if self.count == 1 else f"{self.name}, call {self.count}"
+        name = self.name if self.count == 1 else f"{self.name}{LATER_CALL}{self.count}"
         reason = _reason(call, self.num_images)
         if reason is None:
             self.seen.calls[name] = (call, layout)
@@ -141,10 +143,7 @@ def _describe_bias(term: BiasTerm, numbers: Numbers) -> dict[str, Any]:
             "table": numbers.add(table, torch.float32 if own == "one" else torch.float16),
             "index": numbers.add_index(term.index.dense()),
         }
-    if isinstance(term, DenseBias):
-        return {"kind": "dense", "bias": numbers.add_half(term.bias[0])}
-    return {
-        "kind": "low rank",
-        "left": numbers.add(term.left[0], torch.float32),
-        "right": numbers.add(term.right[0], torch.float32),
-    }
+    if isinstance(term, LowRankBias):
+        left, right = (numbers.add(x[0], torch.float32) for x in (term.left, term.right))
+        return {"kind": "low rank", "left": left, "right": right}
+    return {"kind": "dense", "bias": numbers.add_half(term.dense()[0])}

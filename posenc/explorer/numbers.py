@@ -42,12 +42,10 @@ class Numbers:
 
     def _append(self, tensor: Tensor, dtype: torch.dtype) -> dict[str, Any]:
         scale = _scale(tensor) if dtype == torch.float16 else 1.0
-        numbers = tensor.detach().cpu()
-        numbers = (numbers / scale if scale != 1.0 else numbers).to(dtype).contiguous().numpy()
-        if sys.byteorder == "big":
-            numbers = numbers.byteswap()
+        scaled = tensor if scale == 1.0 else tensor / scale
+        numbers = scaled.detach().to("cpu", dtype).contiguous().numpy()
         offset = len(self.buffer)
-        self.buffer += numbers.tobytes()
+        self.buffer += (numbers.byteswap() if sys.byteorder == "big" else numbers).tobytes()
         self.buffer += bytes(-len(self.buffer) % 4)
         return {
             "dtype": TYPES[dtype],

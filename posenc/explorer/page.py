@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import posenc
+from posenc import __version__
 from posenc.analysis.crops import crops_of
 from posenc.analysis.logits import LogitShares, split_logits
-from posenc.explorer.calls import Seen, describe_call, finite, means_over, watch
+from posenc.explorer.calls import LATER_CALL, Seen, describe_call, finite, means_over, watch
 from posenc.explorer.numbers import Numbers
 from posenc.layout import TokenLayout
 
 FORMAT = 1
 NUM_CROPS = 30
+STEPS = 3  # of each exhibit
 PLACE = "<!-- posenc data -->"
 JPEG_QUALITY = 88
 
@@ -42,7 +43,7 @@ class Picture:
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class Exhibit:
     """A model and the images that it sees.
 
     Args:
@@ -59,7 +60,10 @@ class Subject:
 
 
 def make_page(
-    subjects: Sequence[Subject], *, num_crops: int = NUM_CROPS, done: Callable[[], Any] | None = None
+    exhibits: Sequence[Exhibit],
+    *,
+    num_crops: int = NUM_CROPS,
+    done: Callable[[], Any] | None = None,
 ) -> bytes:
     """One self-contained HTML page that shows where each head looks.
 
@@ -67,12 +71,13 @@ def make_page(
     computes attention when a token is clicked. To tell position from content it also holds the
     means of queries and keys over crops of the images (`posenc.analysis.crops_of`), and the shares
     of `posenc.analysis.split_logits` from the same crops: both are approximate, and the page
-    says so. Models run in eval.
+    says so. Queries, keys, means and what each query or key reads of a table are rounded to 16
+    bits, so that weights differ by a few thousandths of the largest from those of the model.
 
     Args:
-        subjects: models with their images; the page compares any two.
-        num_crops: of all images of a subject together, at least 5.
-        done: called after each of the three steps that a subject takes.
+        exhibits: models with their images; the page compares any two.
+        num_crops: of all images of a model together, at least 5.
+        done: called after each of the `STEPS` steps that an exhibit takes.
 
     Raises:
         ValueError: a model is in training mode, compiled or not known, or has no attention over
@@ -82,34 +87,30 @@ def make_page(
         The page in UTF-8.
     """
     done = done or (lambda: None)
-    numbers, models, seen_images = Numbers(), [], []
-    for index, subject in enumerate(subjects):
-        _check(subject)
-        crops = _crops(subject.pictures, num_crops)
-        seen = [watch(subject.model, picture.pixels[None]) for picture in subject.pictures]
+    numbers, models, subjects = Numbers(), [], []
+    for index, exhibit in enumerate(exhibits):
+        _check(exhibit)
+        crops = _crops(exhibit.pictures, num_crops)
+        seen = [watch(exhibit.model, picture.pixels[None]) for picture in exhibit.pictures]
         done()
-        means = means_over(subject.model, crops)
+        means = means_over(exhibit.model, crops)
         done()
-        shares = split_logits(subject.model, crops)
+        shares = split_logits(exhibit.model, crops, blocks=_modules(seen[0]).__contains__)
         done()
-        models.append(_describe_model(subject, seen[0], means, shares, numbers))
-        for picture, each in zip(subject.pictures, seen, strict=True):
+        models.append(_describe_model(exhibit, seen[0], means, shares, numbers))
+        for picture, each in zip(exhibit.pictures, seen, strict=True):
             layers = [describe_call(call, layout, numbers) for call, layout in each.calls.values()]
-            seen_images.append({"model": index, "image": _describe(picture), "layers": layers})
-    data = {
-        "format": FORMAT,
-        "version": posenc.__version__,
-        "models": models,
-        "subjects": seen_images,
-    }
-    return _filled(data, numbers)
+            subjects.append({"model": index, "image": _describe(picture), "layers": layers})
+    return _filled(
+        {"format": FORMAT, "version": __version__, "models": models, "subjects": subjects}, numbers
+    )
 
 
-def _check(subject: Subject) -> None:
-    if subject.model.training:
+def _check(exhibit: Exhibit) -> None:
+    if exhibit.model.training:
         raise ValueError("explore: the model is in training mode: call model.eval() first")
-    if not subject.pictures:
-        raise ValueError(f"explore: no pictures were given for {subject.name}")
+    if not exhibit.pictures:
+        raise ValueError(f"explore: no pictures were given for {exhibit.name}")
 
 
 def _crops(pictures: Sequence[Picture], count: int) -> Tensor:
@@ -119,7 +120,7 @@ def _crops(pictures: Sequence[Picture], count: int) -> Tensor:
 
 
 def _describe_model(
-    subject: Subject,
+    exhibit: Exhibit,
     seen: Seen,
     means: dict[str, list[Tensor]],
     shares: LogitShares,
@@ -128,7 +129,7 @@ def _describe_model(
     notes = [*shares.notes, *(f"{name} is not shown: {why}" for name, why in seen.left_out.items())]
     layers = []
     for name, (call, layout) in seen.calls.items():
-        module, _, later = name.partition(", call ")
+        module, _, later = name.partition(LATER_CALL)
         own = shares.shares.get(module)
         both = means.get(name)
         layers.append(
@@ -136,7 +137,7 @@ def _describe_model(
                 "name": name,
                 "height": layout.height,
                 "width": layout.width,
-                "prefix": prefix_names(subject.model, layout),
+                "prefix": prefix_names(exhibit.model, layout),
                 "heads": call.query.shape[1],
                 "means": both
                 and {
@@ -149,12 +150,16 @@ def _describe_model(
             }
         )
     return {
-        "name": subject.name,
-        "weights": subject.weights,
+        "name": exhibit.name,
+        "weights": exhibit.weights,
         "notes": notes,
         "num_crops": shares.num_images,
         "layers": layers,
     }
+
+
+def _modules(seen: Seen) -> set[str]:
+    return {name.partition(LATER_CALL)[0] for name in seen.calls}
 
 
 def _of_call(shares: dict[str, Tensor], heads: int, index: int) -> dict[str, list[float | None]]:
