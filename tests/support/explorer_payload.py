@@ -28,7 +28,7 @@ class Stored:
         return self.raw().astype(np.float64) * self.scale
 
 
-def pages(template, payload):
+def page(template, payload):
     """The page with the payload in the place of its line."""
     numbers = bytearray()
     text = json.dumps(_packed(payload, numbers)).replace("</", "<\\/")

@@ -50,7 +50,7 @@ export function App({ data }) {
   const [pointed, setPointed] = useState(null); // {token, reads}: under the mouse, in the grid of the first view
   const [tool, setTool] = useState("query");
   const [together, setTogether] = useState(false);
-  const [opacity, setOpacity] = useState(0.75);
+  const [opacity, setOpacity] = useState(0.65);
   const [help, setHelp] = useState(false);
   const [theme, toggleTheme] = useTheme();
 
@@ -72,11 +72,11 @@ export function App({ data }) {
       return onChange({ query: sameToken(layer, token, first) });
     };
     const shown = { chosen: here(state.query), query: here(pointed && !pointed.reads ? pointed.token : state.query), read: here(pointed?.reads ? pointed.token : null) };
-    return <View key={index} {...{ data, subject, layer, opacity, together }} {...shown} head={clampHead(layer, state.head)} mode={state.mode} all={state.all} onPoint={point} onChoose={choose} onChange={onChange} />;
+    return <View key={index} {...{ data, subject, layer, opacity, together }} {...shown} head={clampHead(layer, state.head)} mode={state.mode} all={state.all} onOpacity={setOpacity} onPoint={point} onChoose={choose} onChange={onChange} />;
   };
   const tools = [
-    { key: "query", label: "moves the query", title: "The mouse previews a query where it hovers (r, or hold Shift: reads)" },
-    { key: "read", label: "reads a token", title: "The mouse tells the weight and the logit of the token it hovers (r, or hold Shift: moves the query)" },
+    { key: "query", label: "query", title: "The mouse previews a query where it hovers (r, or hold Shift: reads)" },
+    { key: "read", label: "weight", title: "The mouse tells the weight and the logit of the token it hovers (r, or hold Shift: moves the query)" },
   ];
   return (
     <>
@@ -92,9 +92,8 @@ export function App({ data }) {
         <Layer data={data} subject={state.subject} layer={first} onChange={onChange} />
         <Head layer={first} head={state.head} onChange={onChange} />
         <Choice name="maps" options={[{ key: false, label: "one layer" }, { key: true, label: "all layers", title: "every head of every layer (a)" }]} value={state.all} onChoose={(all) => onChange({ all })} />
-        <Choice name="color scale" options={[{ key: false, label: "scale of each map", title: "each map's colors end at its own largest weight" }, { key: true, label: "one scale", title: "all maps' colors end at the largest weight of the chosen layer's heads" }]} value={together} onChoose={setTogether} />
-        <label class="tool">Pointer <Choice name="pointer" options={tools} value={tool} onChoose={setTool} /></label>
-        <label class="overlay">Map <input type="range" name="opacity" min="0" max="1" step="0.05" value={opacity} onInput={(event) => setOpacity(Number(event.target.value))} aria-label="opacity of the map over the image" /></label>
+        <span class="field">Scale <Choice name="color scale" options={[{ key: false, label: "own", title: "each map's colors end at its own largest weight" }, { key: true, label: "shared", title: "all maps' colors end at the largest weight of the chosen layer's heads" }]} value={together} onChoose={setTogether} /></span>
+        <span class="field">Pointer <Choice name="pointer" options={tools} value={tool} onChoose={setTool} /></span>
       </div>
       <ModeNote layer={first} mode={modeOf(first, state.mode)} />
       <main class={subjects.length > 1 ? "two" : ""}>{subjects.map(view)}</main>

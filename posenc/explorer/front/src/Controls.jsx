@@ -57,7 +57,7 @@ export function ModeNote({ layer, mode }) {
     <p class="hint note">
       <b>{mode}</b>: {MEANINGS[mode]}.{" "}
       {[...missing].map(([reason, modes]) => (
-        <span key={reason} class="reason"> No {modes.join(", no ")}: {reason}. </span>
+        <span key={reason} class="reason">Not here: {modes.join(", ")} ({reason}). </span>
       ))}
     </p>
   );

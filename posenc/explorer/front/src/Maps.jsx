@@ -35,7 +35,7 @@ const background = ({ width, height, ...image }, size) => ({
 /** All heads of a layer, and their mean. */
 export function Heads({ image, layer, head, query, attention, shared, onChoose }) {
   return (
-    <div class="heads" style={background(image, layer.heads > 8 ? 86 : 116)}>
+    <div class="heads" style={background(image, layer.heads > 8 ? 80 : 100)}>
       {headsOf(layer).map((each) => {
         const weights = pick(attention, each);
         const largest = largestPatch(layer, weights);
@@ -64,7 +64,7 @@ export function Matrix({ data, subject, layer, mode, query, head, shared, onChoo
   const layers = Array.from({ length: numLayers(data, subject) }, (_, index) => layerOf(data, subject, index));
   const most = Math.max(...layers.map((each) => each.heads));
   return (
-    <div class="matrix" style={{ ...background(data.subjects[subject].image, 30), "--columns": most + 1 }}>
+    <div class="matrix" style={{ ...background(data.subjects[subject].image, Math.min(64, 500 / layers.length)), "--columns": most + 1 }}>
       <span class="corner">layer</span>
       {["mean", ...Array(most).keys()].map((each) => (
         <span key={each} class="column">{each}</span>

@@ -28,10 +28,15 @@ function HeadRow({ head, chosen, onChoose, value, children }) {
   );
 }
 
-/** How far each head looks on average: distances of all patches, weighted by attention. */
-export function Distance({ data, subject, layer, head, onChoose }) {
+/** The longest distance of any head: all layers of a subject are drawn against it. */
+function longestOf(data, subject) {
   const all = Array.from({ length: numLayers(data, subject) }, (_, index) => layerOf(data, subject, index));
-  const longest = Math.max(...all.flatMap((each) => each.distance));
+  return [all, Math.max(...all.flatMap((each) => each.distance))];
+}
+
+/** How far each head looks: distances of patches, weighted by attention. */
+export function Distance({ data, subject, layer, head, onChoose }) {
+  const [, longest] = longestOf(data, subject);
   return (
     <section class="panel distance">
       <h3>Mean attention distance <small>in patches</small></h3>
@@ -43,29 +48,28 @@ export function Distance({ data, subject, layer, head, onChoose }) {
           <span class="value">{signed(of(layer.distance, each))}</span>
         </HeadRow>
       ))}
-      <Depth {...{ all, longest, layer, head, onChoose }} />
     </section>
   );
 }
 
-/** Distance of every head against depth (Dosovitskiy et al. 2021, figure 7). */
-function Depth({ all, longest, layer, head, onChoose }) {
+/** Distance of every head against depth (Dosovitskiy et al. 2021, figure 7); a click chooses the layer. */
+export function Depth({ data, subject, layer, head, onChoose }) {
+  const [all, longest] = longestOf(data, subject);
   if (all.length < 2) return null;
-  const left = (index) => `${(100 * (index + 0.5)) / all.length}%`;
   return (
-    <figure class="depth">
+    <section class="panel depth">
+      <h3>Distance over depth <small>a dot is a head, a column a layer</small></h3>
       <div class="plot">
-        <span class="most">{signed(longest)}</span>
+        <span class="axis"><span>{signed(longest)}</span><span>0</span></span>
         {all.map((each) => (
-          <i key={each.index} class={each === layer ? "column here" : "column"} style={{ left: left(each.index), width: `${100 / all.length}%` }} title={each.name} onClick={() => onChoose({ layer: each.index })}>
+          <i key={each.index} class={each === layer ? "here" : ""} title={each.name} onClick={() => onChoose({ layer: each.index })}>
             {each.distance.map((distance, index) => (
               <b key={index} class={each === layer && index === head ? "chosen" : ""} style={{ bottom: `${(100 * distance) / longest}%` }} />
             ))}
           </i>
         ))}
       </div>
-      <figcaption>distance of each head, by layer 0 to {all.length - 1}</figcaption>
-    </figure>
+    </section>
   );
 }
 
@@ -108,7 +112,7 @@ export function Shares({ model, layer, head, onChoose }) {
   return (
     <section class="panel shares">
       <h3>
-        Shares of the logits’ variance <small>{shares && `approximate: from ${model.num_crops} crops`}</small>
+        Logit variance <small title="shares of the variance of the logits over queries and keys">{shares && `approximate: from ${model.num_crops} crops`}</small>
       </h3>
       {!shares && <p class="hint">Not known: {layer.why_no_means ?? "they were not measured"}.</p>}
       {shares &&
@@ -117,7 +121,7 @@ export function Shares({ model, layer, head, onChoose }) {
             <Stack shares={shares} head={each} />
           </HeadRow>
         ))}
-      {shares && <p class="hint">Numbers below: {headName(head)}. Beside a bar: the sum of its negative shares.</p>}
+      {shares && <p class="hint">Below: {headName(head)}. Beside bars: negatives</p>}
       {shares && <Legend shares={shares} head={head} />}
     </section>
   );

@@ -3,10 +3,12 @@ import { attend, largestPatch, modeOf, pick, whyNot } from "./attention.js";
 import { layerOf } from "./data.js";
 import { Heads, Matrix } from "./Maps.jsx";
 import { ColorBar } from "./ColorBar.jsx";
-import { Distance, Shares } from "./Panels.jsx";
+import { Depth, Distance, Shares } from "./Panels.jsx";
 import { Prefix } from "./Prefix.jsx";
 import { Readout, Token } from "./Readout.jsx";
 import { Stage } from "./Stage.jsx";
+
+const prefixOf = ({ prefix: [first, ...others] }) => (first ? ` + ${first}${others.length ? ` and ${others.length} more` : ""}` : "");
 
 function Heading({ model, image, layer }) {
   const random = /random/i.test(model.weights);
@@ -15,7 +17,7 @@ function Heading({ model, image, layer }) {
       <h2>{image.name}</h2>
       <p>
         {model.name} · <span class={random ? "badge warning" : "badge"} data-random={random}>{model.weights}</span> · {layer.height} × {layer.width} patches
-        {layer.prefix.length > 0 && ` + ${layer.prefix.join(", ")}`}
+        {prefixOf(layer)}
       </p>
       {model.notes.map((note) => (
         <p class="hint" key={note}>{note}</p>
@@ -27,7 +29,7 @@ function Heading({ model, image, layer }) {
 /**
  * One subject: its image, maps and numbers. Tokens given and told are those of this view's own layer.
  */
-export function View({ data, subject, layer, head, mode: asked, query, chosen, read, all, opacity, together, onPoint, onChoose, onChange }) {
+export function View({ data, subject, layer, head, mode: asked, query, chosen, read, all, opacity, together, onOpacity, onPoint, onChoose, onChange }) {
   const { image, model } = data.subjects[subject];
   const mode = modeOf(layer, asked);
   const attention = useMemo(() => attend(layer, mode, query), [layer, mode, query]);
@@ -44,14 +46,17 @@ export function View({ data, subject, layer, head, mode: asked, query, chosen, r
         <div class="look">
           <Stage image={image} chosen={chosen} opacity={opacity} {...tokens} />
           <Prefix {...tokens} />
-          <ColorBar largest={largest} tokens={layer.tokens} />
+          <ColorBar largest={largest} tokens={layer.tokens} opacity={opacity} onOpacity={onOpacity} />
           {reason && <p class="hint">Total is shown, for there is no {asked}: {reason}.</p>}
           <Readout {...{ layer, mode, head, query, weights }} />
         </div>
         <div class="maps">
-          <h3>{all ? "All layers and heads" : `Heads of ${layer.name}`} <small>{mode}</small></h3>
-          {all ? <Matrix {...maps} /> : <Heads {...maps} />}
+          <section class="panel">
+            <h3>{all ? "All layers and heads" : `Heads of ${layer.name}`} <small>{mode}</small></h3>
+            {all ? <Matrix {...maps} /> : <Heads {...maps} />}
+          </section>
           <Token {...{ layer, head, query, read, weights }} />
+          <Depth {...{ data, subject, layer, head }} onChoose={onChange} />
         </div>
         <div class="numbers">
           <Distance {...{ data, subject, layer, head }} onChoose={onChange} />
