@@ -44,8 +44,10 @@ def main(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path(f"{arguments.images[0].stem}-explore.html")
     if out in images or any(out.exists() and out.samefile(path) for path in images):
         raise UsageError(f"--out {out} is an image itself")
-    with files.replacing(out) as file, _progress(len(subjects) * STEPS) as done:
-        page = _page([_exhibit(each, images) for each in subjects], done)
+    with files.replacing(out) as file:
+        exhibits = [_exhibit(each, images) for each in subjects]
+        with _progress(len(exhibits) * STEPS) as done:
+            page = _page(exhibits, done)
         file.write(page)
     print(f"{out} ({len(page) / 1e6:.1f} MB)")
     return 0

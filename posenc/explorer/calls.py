@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from posenc.analysis.distance import mean_attention_distance
 from posenc.analysis.logit_pairs import native_bias
+from posenc.analysis.logit_parts import centered
 from posenc.attention.api import matrix_of
 from posenc.attention.call import AttentionCall
 from posenc.attention.lower import Part, lower
@@ -91,7 +92,8 @@ def _reason(call: AttentionCall, num_images: int) -> str | None:
 def means_over(model: nn.Module, images: Tensor, batch_size: int = 8) -> dict[str, list[Tensor]]:
     """Name of a call -> means over images of its queries and keys, `[heads, N, D]` each.
 
-    As they enter the logits, turned or normalised. Calls that mix attentions have none.
+    As they enter the logits, turned or normalised, keys centered over tokens. Calls that mix
+    attentions have none.
     """
     sums: dict[str, list[Tensor]] = {}
     for chunk in images.split(batch_size):
@@ -99,10 +101,15 @@ def means_over(model: nn.Module, images: Tensor, batch_size: int = 8) -> dict[st
             parts = lower(call)
             if len(parts) > 1:
                 continue
-            both = [x.float().sum(dim=0) for x in (parts[0].call.query, parts[0].call.key)]
+            both = [side.sum(dim=0) for side in _sides(parts[0].call)]
             before = sums.get(name, [torch.zeros(())] * 2)
             sums[name] = [old.to(new) + new for old, new in zip(before, both, strict=True)]
     return {name: [total / len(images) for total in totals] for name, totals in sums.items()}
+
+
+def _sides(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """Queries and keys; what all keys share, which softmax does not see, would cost bits."""
+    return call.query.to(call.dtype), centered(call.key.to(call.dtype))
 
 
 def describe_call(call: AttentionCall, layout: TokenLayout, numbers: Numbers) -> dict[str, Any]:
@@ -122,12 +129,13 @@ def finite(numbers: Tensor) -> list[float | None]:
 
 def _describe_part(part: Part, numbers: Numbers) -> dict[str, Any]:
     call = part.call
+    query, key = _sides(call)
     native = native_bias(call)
     return {
         "weight": None if part.weight is None else numbers.add(part.weight[0], torch.float32),
         "scale": call.scale,
-        "query": numbers.add_half(call.query[0]),
-        "key": numbers.add_half(call.key[0]),
+        "query": numbers.add_half(query[0]),
+        "key": numbers.add_half(key[0]),
         "native": None if native is None else numbers.add_half(native[0].to(call.dtype)),
         "biases": [_describe_bias(term, numbers) for term in call.biases],
     }
