@@ -1,8 +1,8 @@
 """Random payloads of the explorer's page, and the attention they stand for, in plain NumPy.
 
 A payload is the JSON of the format with a `Stored` wherever an array goes. `weights` computes all
-rows of a layer at once from what `Stored` holds: the numbers themselves, or, with `rounded`, what 16
-bits keep of them.
+rows of a layer at once from what `Stored` holds: the numbers themselves, or, with `rounded`, what
+16 bits keep of them.
 """
 
 import base64
