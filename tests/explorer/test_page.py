@@ -1,4 +1,4 @@
-"""The explorer's page in a real browser: what it shows is what NumPy computes from the same payload."""
+"""The explorer's page in a browser: what it shows is what NumPy computes from the same payload."""
 
 import re
 import shutil
@@ -20,14 +20,16 @@ pytestmark = [
 ARGUMENTS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
 ARGUMENTS += "--disable-background-networking --disable-component-update"
 TEMPLATE = Path(posenc.__file__).parent / "explorer" / "page.html"
-SQUARE, RECTANGLE, MIXTURE, REGISTERS = range(4)
+SQUARE, RECTANGLE, MIXTURE, REGISTERS, PYRAMID = range(5)
 MODES = {
     SQUARE: ("total", "content", "position"),
     RECTANGLE: ("total", "content", "position", "bias"),
     MIXTURE: ("total", "bias"),
     REGISTERS: ("total", "content", "position"),
+    PYRAMID: ("total", "content", "position"),
 }
 VIEW = "article.view"
+MINUS = "\N{MINUS SIGN}"
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +54,13 @@ def browser():
 
 @pytest.fixture
 def visit(browser, address):
-    """`visit(hash)` opens the page; afterwards: no complaint in the console, nothing asked of a network."""
-    complaints, requests, contexts = [], [], []
+    """`visit(hash)` opens the page; in the end: an empty console, nothing asked of a network."""
+    complaints, requests, contexts, known = [], [], [], ["data:", "blob:"]
 
     def visit(anchor="", width=1280, at=address, **options):
         context = browser.new_context(viewport={"width": width, "height": 800}, **options)
         contexts.append(context)
+        known.append(at)
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -69,7 +72,7 @@ def visit(browser, address):
     for context in contexts:
         context.close()
     assert complaints == []
-    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert [url for url in requests if not url.startswith(tuple(known))] == []
 
 
 def shown(page, view=0):
@@ -88,6 +91,10 @@ def cell(page, row, column, view=0):
     )
 
 
+def value(text):
+    return float(text.replace(MINUS, "-"))
+
+
 def of_page(page, **asked):
     return np.array(page.evaluate("asked => posenc.weights(asked)", asked))
 
@@ -102,10 +109,18 @@ def test_weights_are_those_of_numpy(visit, payload, subject):
             rounded = explorer_payload.weights(payload, subject, layer, mode, rounded=True)
             for query in (0, 1, exact.shape[1] - 2):
                 for head in (0, exact.shape[0] - 1, "mean"):
-                    asked = {"subject": subject, "layer": layer, "head": head, "query": query, "mode": mode}
+                    asked = {
+                        "subject": subject,
+                        "layer": layer,
+                        "head": head,
+                        "query": query,
+                        "mode": mode,
+                    }
                     told = of_page(page, **asked)
                     for expected, tolerance in ((exact, 2e-2), (rounded, 1e-4)):
-                        row = expected[:, query].mean(0) if head == "mean" else expected[head, query]
+                        row = (
+                            expected[:, query].mean(0) if head == "mean" else expected[head, query]
+                        )
                         assert abs(told - row).max() <= tolerance * row.max(), asked
 
 
@@ -115,7 +130,7 @@ def test_map_shows_the_weights_in_viridis(visit, payload):
     row = explorer_payload.weights(payload, SQUARE, 2, "total", rounded=True)[4, 60, 1:]
     expected = 255 * matplotlib.colormaps["viridis"](row / row.max())[:, :3]
     pixels = page.locator(".stage canvas").evaluate(
-        "canvas => Array.from(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data)"
+        "canvas => Array.from(canvas.getContext('2d').getImageData(0, 0, 14, 14).data)"
     )
     assert abs(np.array(pixels).reshape(-1, 4)[:, :3] - expected).max() <= 4
 
@@ -130,9 +145,13 @@ def test_click_chooses_the_query_and_the_readout_tells_it(visit, payload):
     readout = page.locator(".readout").inner_text()
     assert "Query row 3, column 5 · head 3 of blocks.1.attn · mode total" in readout
     assert f"at row {best // 14}, column {best % 14}" in readout
-    assert float(re.search(r"largest ([\d.]+)", readout)[1]) == pytest.approx(row[1:].max(), rel=6e-3)
-    assert float(re.search(r"entropy ([\d.]+)", readout)[1]) == pytest.approx(-(row * np.log(row)).sum(), abs=6e-3)
-    cls = float(re.search(r"CLS ([\d.e−]+)", readout)[1].replace("−", "-"))
+    assert float(re.search(r"largest ([\d.]+)", readout)[1]) == pytest.approx(
+        row[1:].max(), rel=6e-3
+    )
+    assert float(re.search(r"entropy ([\d.]+)", readout)[1]) == pytest.approx(
+        -(row * np.log(row)).sum(), abs=6e-3
+    )
+    cls = value(re.search(rf"CLS ([\d.e{MINUS}]+)", readout)[1])
     assert cls == pytest.approx(row[0], rel=6e-2)
 
 
@@ -142,6 +161,21 @@ def test_hover_previews_and_leaves_again(visit):
     assert shown(page)["query"] == 1 + 6 * 14 + 2
     page.mouse.move(2, 2)
     assert shown(page)["query"] == 20
+
+
+def test_query_keeps_its_place_on_another_grid(visit):
+    page = visit("#subject=4&layer=0&head=mean&query=0")
+    page.mouse.click(*cell(page, 6, 9))
+    assert shown(page)["query"] == 6 * 12 + 9
+    page.mouse.move(*cell(page, 3, 10))
+    for key in "lhhhh":
+        page.keyboard.press(key)
+    assert shown(page) == {"subject": 4, "layer": 1, "head": 3, "mode": "total", "query": 1 * 6 + 5}
+    page.keyboard.press("L")
+    assert shown(page)["head"] == 1  # the last of two
+    page.keyboard.press("l")
+    page.mouse.move(2, 2)
+    assert shown(page)["query"] == 3 * 6 + 4
 
 
 def test_pointing_tells_what_a_logit_is_made_of(visit, payload):
@@ -167,11 +201,11 @@ def test_pointing_tells_what_a_logit_is_made_of(visit, payload):
         + by_key["table"].rounded()[2, key, by_key["index"].numbers[9, key]],
     }
     told = {
-        term.get_attribute("data-term"): float(term.locator("dd").inner_text().replace("−", "-"))
+        term.get_attribute("data-term"): value(term.locator("dd").inner_text())
         for term in panel.locator("[data-term]").all()
     }
     assert told == pytest.approx(expected, abs=6e-3)
-    logit = float(panel.locator("p b").nth(1).inner_text().replace("−", "-"))
+    logit = value(panel.locator("p b").nth(1).inner_text())
     assert logit == pytest.approx(sum(expected.values()), abs=6e-3)
 
 
@@ -180,7 +214,7 @@ def test_masked_token_gets_nothing(visit):
     assert of_page(page, subject=1, layer=1, head=2, query=9, mode="total")[5] == 0
     page.keyboard.press("r")
     page.mouse.move(*cell(page, 1, 1))
-    assert "-∞".replace("-", "−") in page.locator("section.token p").inner_text()
+    assert f"{MINUS}∞" in page.locator("section.token p").inner_text()
 
 
 def test_keys(visit):
@@ -214,9 +248,9 @@ def test_keys(visit):
         expected |= change
         assert shown(page) == expected, key
     page.keyboard.press("?")
-    assert page.get_by_role("dialog").is_visible()
+    page.locator("dialog").wait_for(state="visible")
     page.keyboard.press("Escape")
-    assert not page.get_by_role("dialog").is_visible()
+    page.locator("dialog").wait_for(state="hidden")
 
 
 def test_slider_select_prefix_and_small_maps(visit):
@@ -244,16 +278,26 @@ def test_missing_modes_say_why(visit):
         button = page.locator(f"[data-choice={mode}]")
         assert button.is_disabled()
         assert "another grid" in button.get_attribute("title")
-    assert "content, position (the crops of this image have another grid)" in page.locator(".note").inner_text()
+    assert (
+        "content, position (the crops of this image have another grid)"
+        in page.locator(".note").inner_text()
+    )
     assert page.locator("[data-choice=bias]").is_enabled()
     page.locator("select[name=subject]").select_option("0")
-    assert "no encoding of posenc adds a bias" in page.locator("[data-choice=bias]").get_attribute("title")
+    assert "no encoding of posenc adds a bias" in page.locator("[data-choice=bias]").get_attribute(
+        "title"
+    )
 
 
 def test_header_says_which_weights(visit):
     page = visit("#subject=0")
     heading = page.locator(f"{VIEW} header")
-    for words in ("waves.jpg", "vit_square_patch16_224", "14 × 14 patches + CLS", "Untrained: maps show"):
+    for words in (
+        "waves.jpg",
+        "vit_square_patch16_224",
+        "14 \N{MULTIPLICATION SIGN} 14 patches + CLS",
+        "Untrained: maps show",
+    ):
         assert words in heading.inner_text()
     assert heading.locator("[data-random=true]").inner_text() == "random weights (seed 0)"
     page.locator("select[name=subject]").select_option("1")
@@ -265,10 +309,10 @@ def test_shares_and_distances_are_shown_with_their_signs(visit, payload):
     page = visit("#subject=0&layer=1&head=3")
     assert "approximate: from 30 crops" in page.locator(".shares h3").inner_text()
     shares = payload["models"][SQUARE]["layers"][1]["shares"]
-    values = [float(text.replace("−", "-")) for text in page.locator(".shares dd").all_inner_texts()]
+    values = [value(text) for text in page.locator(".shares dd").all_inner_texts()]
     assert values == pytest.approx([share[3] for share in shares.values()], abs=6e-3)
-    beside = page.locator(".shares [data-head='3'] > .value").inner_text().replace("−", "-")
-    assert float(beside) == pytest.approx(shares["interaction"][3], abs=6e-3)
+    beside = page.locator(".shares [data-head='3'] > .value").inner_text()
+    assert value(beside) == pytest.approx(shares["interaction"][3], abs=6e-3)
     assert shares["interaction"][3] < -0.005
     distance = payload["subjects"][SQUARE]["layers"][1]["distance"]
     told = page.locator(".distance .headrow .value").all_inner_texts()
@@ -279,7 +323,13 @@ def test_shares_and_distances_are_shown_with_their_signs(visit, payload):
 def test_compare_shows_the_same_place(visit):
     page = visit("#subject=3&layer=9&head=5&query=125&mode=content")  # row 7, column 8 of 16 x 16
     page.locator("select[name=compare]").select_option("1")
-    assert shown(page, 1) == {"subject": 1, "layer": 3, "head": 3, "mode": "content", "query": 3 * 4 + 2}
+    assert shown(page, 1) == {
+        "subject": 1,
+        "layer": 3,
+        "head": 3,
+        "mode": "content",
+        "query": 3 * 4 + 2,
+    }
     page.mouse.click(*cell(page, 7, 3, view=1))
     assert shown(page, 1)["query"] == 7 * 4 + 3
     assert shown(page, 0)["query"] == 5 + 15 * 16 + 14
@@ -306,7 +356,12 @@ def test_address_holds_what_is_shown(visit):
 @pytest.mark.parametrize("width", [390, 1280])
 def test_page_never_scrolls_sideways(visit, width):
     page = visit(width=width)
-    for anchor in ("subject=0", "subject=1&compare=3", "subject=2&compare=1", "subject=3&show=all&compare=2"):
+    for anchor in (
+        "subject=0",
+        "subject=1&compare=3",
+        "subject=2&compare=1",
+        "subject=3&show=all&compare=2",
+    ):
         page.evaluate("anchor => { location.hash = anchor }", anchor)
         page.wait_for_selector(f"{VIEW}[data-subject='{anchor[8]}']")
         assert page.evaluate("document.documentElement.scrollWidth") == width, anchor
@@ -357,7 +412,14 @@ def test_click_answers_within_50_milliseconds(visit):
 
 def test_dark_and_light(visit):
     def brightness(page):
-        return sum(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]))
+        return sum(
+            map(
+                int,
+                re.findall(
+                    r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor")
+                )[:3],
+            )
+        )
 
     light, dark = visit(color_scheme="light"), visit(color_scheme="dark")
     assert brightness(light) > 600 > 150 > brightness(dark)
@@ -368,9 +430,11 @@ def test_dark_and_light(visit):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda page, payload: page, "holds no data yet.*posenc explore IMAGE"),
+        (lambda page, payload: page, "holds no data yet[^|]*posenc explore IMAGE"),
         (
-            lambda page, payload: explorer_payload.page(page, {**payload, "format": 7, "subjects": []}),
+            lambda page, payload: explorer_payload.page(
+                page, {**payload, "format": 7, "subjects": []}
+            ),
             "reads data of format 1, and was given format 7",
         ),
     ],

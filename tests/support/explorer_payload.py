@@ -1,7 +1,8 @@
 """Random payloads of the explorer's page, and the attention they stand for, in plain NumPy.
 
-A payload is the JSON of the format with a `Stored` wherever an array goes. `weights` computes all rows of a layer at
-once from what `Stored` holds: the numbers themselves, or, with `rounded`, what 16 bits keep of them.
+A payload is the JSON of the format with a `Stored` wherever an array goes. `weights` computes all
+rows of a layer at once from what `Stored` holds: the numbers themselves, or, with `rounded`, what
+16 bits keep of them.
 """
 
 import base64
@@ -32,9 +33,10 @@ def page(template, payload):
     """The page with the payload in the place of its line."""
     numbers = bytearray()
     text = json.dumps(_packed(payload, numbers)).replace("</", "<\\/")
+    coded = base64.b64encode(numbers).decode()
     scripts = (
         f'<script type="application/json" id="posenc-data">{text}</script>\n'
-        f'<script type="text/plain" id="posenc-numbers">{base64.b64encode(numbers).decode()}</script>'
+        f'<script type="text/plain" id="posenc-numbers">{coded}</script>'
     )
     assert template.count("<!-- posenc data -->") == 1
     return template.replace("<!-- posenc data -->", scripts)
@@ -143,7 +145,9 @@ class Maker:
             "prefix": list(prefix),
             "heads": heads,
             "scale": dim**-0.5,
-            "means": {"query": smooth, "key": self.normal(heads, tokens, dim, size=0.5, scale=0.25)} if means else None,
+            "means": {"query": smooth, "key": self.normal(heads, tokens, dim, size=0.5, scale=0.25)}
+            if means
+            else None,
             "why_no_means": None if means else "the crops of this image have another grid",
             "shares": self.shares(heads) if shares else None,
         }
@@ -185,12 +189,17 @@ class Maker:
 
     def lookup(self, by, heads, tokens, size):
         rows = 1 if by == "one" else tokens
-        index = Stored(self.random.integers(0, size, (tokens, tokens)), "u16" if by != "key" else "u32")
+        index = Stored(
+            self.random.integers(0, size, (tokens, tokens)), "u16" if by != "key" else "u32"
+        )
         return {"kind": "lookup", "by": by, "table": self.normal(heads, rows, size), "index": index}
 
     def image(self, name, height, width):
         row, column = np.indices((height, width))
-        waves = [127 + 90 * np.sin(row / a + self.random.uniform(0, 6)) * np.cos(column / b) for a, b in ((31, 47), (53, 29), (71, 37))]
+        waves = [
+            127 + 90 * np.sin(row / a + self.random.uniform(0, 6)) * np.cos(column / b)
+            for a, b in ((31, 47), (53, 29), (71, 37))
+        ]
         picture = Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG")
@@ -199,7 +208,7 @@ class Maker:
 
 
 def payload():
-    """Four subjects: a ViT with CLS, a rectangle with every kind of bias, a mixture, registers."""
+    """A ViT with CLS, a rectangle with every kind of bias, a mixture, registers, a pyramid."""
     make = Maker()
     models, subjects = [], []
 
@@ -209,12 +218,16 @@ def payload():
 
     square = [make.layer(f"blocks.{i}.attn", (14, 14), ["CLS"], 6, 16) for i in range(3)]
     add(
-        make.model("vit_square_patch16_224", square, notes=["Untrained: maps show where chance looks."]),
+        make.model(
+            "vit_square_patch16_224", square, notes=["Untrained: maps show where chance looks."]
+        ),
         make.image("waves.jpg", 224, 224),
         [make.seen(layer, [make.part(layer, 16)]) for layer in square],
     )
 
-    rectangle = [make.layer(f"layers.{i}.attention", (8, 4), [], 4, 8, shares=i > 0) for i in range(4)]
+    rectangle = [
+        make.layer(f"layers.{i}.attention", (8, 4), [], 4, 8, shares=i > 0) for i in range(4)
+    ]
     kinds = [
         [make.lookup("one", 4, 32, 7)],
         [make.lookup("query", 1, 32, 5), make.lookup("key", 4, 32, 5)],
@@ -263,5 +276,15 @@ def payload():
         make.model("vit_registers_patch14_224", registers, weights="pretrained"),
         make.image("registers.jpg", 224, 224),
         [make.seen(layer, [make.part(layer, 64)]) for layer in registers],
+    )
+
+    pyramid = [
+        make.layer("stages.0.attn", (8, 12), [], 2, 8),
+        make.layer("stages.1.attn", (4, 6), [], 4, 8),
+    ]
+    add(
+        make.model("pyramid", pyramid),
+        make.image("wide.jpg", 128, 192),
+        [make.seen(layer, [make.part(layer, 8)]) for layer in pyramid],
     )
     return {"format": 1, "version": "0.1.0", "models": models, "subjects": subjects}

@@ -18,7 +18,8 @@ function useAddress(data) {
     return () => clearTimeout(timer);
   }, [state]);
   useEffect(() => {
-    const follow = () => setState(fromHash(data, location.hash));
+    // the event's own address: the one written above may have taken its place since
+    const follow = ({ newURL }) => setState(fromHash(data, new URL(newURL).hash));
     addEventListener("hashchange", follow);
     return () => removeEventListener("hashchange", follow);
   }, []);
@@ -47,7 +48,7 @@ function useTheme() {
 
 export function App({ data }) {
   const [state, onChange] = useAddress(data);
-  const [pointed, setPointed] = useState(null); // {token, reads}: under the mouse, in the grid of the first view
+  const [pointed, setPointed] = useState(null); // {token, layer, reads}: under the pointer, in the view it is over
   const [tool, setTool] = useState("query");
   const [together, setTogether] = useState(false);
   const [opacity, setOpacity] = useState(0.65);
@@ -64,15 +65,16 @@ export function App({ data }) {
   const subjects = [state.subject, state.compare].filter((subject) => subject !== null);
   const view = (subject, index) => {
     const layer = layerOf(data, subject, Math.min(state.layer, numLayers(data, subject) - 1));
-    const here = (token) => (token === null || token === undefined ? null : sameToken(first, token, layer));
-    const point = (token, event) => setPointed(token === null ? null : { token: sameToken(layer, token, first), reads: reads(event) });
+    const chosen = sameToken(first, state.query, layer);
+    const under = pointed && sameToken(pointed.layer, pointed.token, layer);
+    const shown = pointed?.reads ? { query: chosen, read: under } : { query: under ?? chosen, read: null };
+    const point = (token, event) => setPointed(token === null ? null : { token, layer, reads: reads(event) });
     const choose = (token, event) => {
       if (event.pointerType === "touch" && reads(event)) return point(token, event);
       setPointed(null);
       return onChange({ query: sameToken(layer, token, first) });
     };
-    const shown = { chosen: here(state.query), query: here(pointed && !pointed.reads ? pointed.token : state.query), read: here(pointed?.reads ? pointed.token : null) };
-    return <View key={index} {...{ data, subject, layer, opacity, together }} {...shown} head={clampHead(layer, state.head)} mode={state.mode} all={state.all} onOpacity={setOpacity} onPoint={point} onChoose={choose} onChange={onChange} />;
+    return <View key={index} {...{ data, subject, layer, chosen, opacity, together }} {...shown} head={clampHead(layer, state.head)} mode={state.mode} all={state.all} onOpacity={setOpacity} onPoint={point} onChoose={choose} onChange={onChange} />;
   };
   const tools = [
     { key: "query", label: "query", title: "The mouse previews a query where it hovers (r, or hold Shift: reads)" },

@@ -1,4 +1,4 @@
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 
 const KEYS = [
   ["← ↑ → ↓", "move the query over the grid; below the last row: the prefix tokens"],
@@ -15,7 +15,7 @@ const KEYS = [
 /** Keys and conventions. A dialog of the browser: Escape and a click on the button close it. */
 export function Help({ open, version, onClose }) {
   const dialog = useRef();
-  useEffect(() => (open ? dialog.current.showModal?.() : dialog.current.close?.()), [open]);
+  useLayoutEffect(() => (open ? dialog.current.showModal?.() : dialog.current.close?.()), [open]);
   return (
     <dialog ref={dialog} onClose={onClose} aria-label="keys">
       <h2>Keys</h2>

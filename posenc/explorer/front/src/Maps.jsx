@@ -1,7 +1,7 @@
 import { attend, largestPatch, modeOf, pick } from "./attention.js";
 import { addressOf, layerOf, numLayers } from "./data.js";
 import { headName, number } from "./format.js";
-import { Map } from "./Stage.jsx";
+import { Heat } from "./Stage.jsx";
 import { columnOf, isPrefix, rowOf, sameToken } from "./tokens.js";
 
 const headsOf = (layer) => ["mean", ...Array(layer.heads).keys()];
@@ -18,7 +18,7 @@ function Tile({ layer, head, query, weights, largest, chosen, label, onChoose })
   return (
     <button class="tile" title={title} aria-label={title} aria-pressed={chosen} tabIndex={chosen ? 0 : -1} data-layer={layer.index} data-head={head} onClick={onChoose}>
       <span class="picture">
-        <Map layer={layer} weights={weights} largest={largest} />
+        <Heat layer={layer} weights={weights} largest={largest} />
         <Dot layer={layer} query={query} />
       </span>
       {label}

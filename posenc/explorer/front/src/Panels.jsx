@@ -58,7 +58,7 @@ export function Depth({ data, subject, layer, head, onChoose }) {
   if (all.length < 2) return null;
   return (
     <section class="panel depth">
-      <h3>Distance over depth <small>a dot is a head, a column a layer</small></h3>
+      <h3>Distance over depth <small>one dot per head</small></h3>
       <div class="plot">
         <span class="axis"><span>{signed(longest)}</span><span>0</span></span>
         {all.map((each) => (

@@ -3,13 +3,13 @@ import { headName, number, signed } from "./format.js";
 import { TERMS } from "./Panels.jsx";
 import { nameOf } from "./tokens.js";
 
-/** One sentence about what is chosen, which screen readers are told whenever it changes. */
-export function Readout({ layer, mode, head, query, weights }) {
+/** One sentence about what is shown, which screen readers are told when it changes by a choice. */
+export function Readout({ layer, mode, head, query, weights, preview }) {
   const patches = weights.subarray(layer.prefix.length);
   const best = layer.prefix.length + argmax(patches);
   const prefix = layer.prefix.map((name, token) => `; ${name} ${number(weights[token])}`).join("");
   return (
-    <p class="readout" aria-live="polite">
+    <p class="readout" aria-live={preview ? "off" : "polite"}>
       Query <b>{nameOf(layer, query)}</b> · {headName(head)} of {layer.name} · mode {mode}: largest <b>{number(weights[best])}</b> at {nameOf(layer, best)}
       {prefix}; entropy {entropy(weights).toFixed(2)} nats
     </p>

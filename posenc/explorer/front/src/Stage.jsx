@@ -4,7 +4,7 @@ import { paint } from "./color.js";
 import { columnOf, isPrefix, nameOf, patch, rowOf } from "./tokens.js";
 
 /** The map of one row of attention, over the image as its background. */
-export function Map({ layer, weights, largest, opacity }) {
+export function Heat({ layer, weights, largest, opacity }) {
   const canvas = useRef();
   useLayoutEffect(() => paint(canvas.current, layer, weights, largest), [layer, weights, largest]);
   return <canvas ref={canvas} width={layer.width} height={layer.height} style={{ opacity }} aria-hidden="true" />;
@@ -62,7 +62,7 @@ export function Stage({ image, layer, weights, largest, opacity, query, chosen, 
       onPointerCancel={up}
       onPointerLeave={(event) => event.pointerType === "mouse" && onPoint(null, event)}
     >
-      <Map layer={layer} weights={weights} largest={largest} opacity={opacity} />
+      <Heat layer={layer} weights={weights} largest={largest} opacity={opacity} />
       <svg viewBox={`0 0 ${layer.width} ${layer.height}`} preserveAspectRatio="none" aria-hidden="true">
         <path class="lines" d={lines(layer)} />
         {chosen !== query && <Cell layer={layer} token={chosen} kind="chosen" />}

@@ -48,7 +48,7 @@ export function View({ data, subject, layer, head, mode: asked, query, chosen, r
           <Prefix {...tokens} />
           <ColorBar largest={largest} tokens={layer.tokens} opacity={opacity} onOpacity={onOpacity} />
           {reason && <p class="hint">Total is shown, for there is no {asked}: {reason}.</p>}
-          <Readout {...{ layer, mode, head, query, weights }} />
+          <Readout {...{ layer, mode, head, query, weights }} preview={chosen !== query} />
         </div>
         <div class="maps">
           <section class="panel">

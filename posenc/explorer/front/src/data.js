@@ -7,7 +7,7 @@ export function readData() {
   const json = document.getElementById("posenc-data");
   const numbers = document.getElementById("posenc-numbers");
   if (!json || !numbers)
-    throw new Error("This page holds no data yet. Write one that does with: posenc explore IMAGE --model NAME --out page.html");
+    throw new Error("This page holds no data yet. Write one that does with\nposenc explore IMAGE --model NAME --out page.html");
   const data = JSON.parse(json.textContent);
   if (data.format !== FORMAT)
     throw new Error(`This page reads data of format ${FORMAT}, and was given format ${data.format}. Write it again with one version of posenc.`);
