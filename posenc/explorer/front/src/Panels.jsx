@@ -114,7 +114,7 @@ export function Shares({ model, layer, head, onChoose }) {
       <h3>
         Logit variance <small title="shares of the variance of the logits over queries and keys">{shares && `approximate: from ${model.num_crops} crops`}</small>
       </h3>
-      {!shares && <p class="hint">Not known: {layer.why_no_means ?? "they were not measured"}.</p>}
+      {!shares && <p class="hint">Not known: {layer.why_no_shares ?? "they were not measured"}.</p>}
       {shares &&
         ["mean", ...names(layer)].map((each) => (
           <HeadRow key={each} head={each} chosen={each === head} onChoose={onChoose} value={kinds(shares).map((kind) => `${TERMS[kind][0]} ${signed(of(shares[kind], each))}`).join(", ")}>
