@@ -8,11 +8,10 @@ backward, as flash attention recomputes its scores: no `N x N` tensor per image 
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from posenc._torch import constant_under_dynamo, is_exporting, is_function_transformed
 from posenc.attention.backends import tiled_op
@@ -97,14 +96,37 @@ class _TiledAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)  # which may be asked for once
         counts = 4, ctx.num_tensors, len(ctx.plan.values)
         inputs, tensors, sums = (tuple(itertools.islice(saved, count)) for count in counts)
         needs = ctx.needs_input_grad[2:]
-        grads = run_backward(ctx.plan, inputs, tensors, sums, tuple(saved), needs, out_grad)
+        with torch.no_grad():
+            grads = run_backward(ctx.plan, inputs, tensors, sums, tuple(saved), needs, out_grad)
+        if torch.is_grad_enabled():  # somebody will differentiate again
+            grads = _Once.apply(tuple(grads), out_grad, *inputs[:3], *tensors)
         return None, None, *grads
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that have no derivative, and say so to who asks for one.
+
+    They hang on what they were computed from. The `once_differentiable` of PyTorch hangs them on
+    nothing: `torch.autograd.grad` finds no way there, and leaves a part of the derivative out.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, grads: tuple[Tensor | None, ...], *sources: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        return grads
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
+        raise RuntimeError(
+            'backend="tiled" has no second derivative: patch_model(..., backend="reference") and '
+            'attend(..., backend="reference") have'
+        )
 
 
 def keeps_attention(tokens: int, head_dim: int) -> bool:
