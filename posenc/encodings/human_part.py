@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,7 @@ class HumanPart(AttentionEncoding):
     """
 
     paper = None  # ours
+    outdated = MappingProxyType({"part_centers": FIRST_VERSION})
 
     def __init__(
         self,
@@ -211,13 +212,6 @@ class HumanPart(AttentionEncoding):
         first_left = torch.cat([query, zeros, between], dim=-1)
         first_right = torch.cat([key, zeros, -torch.ones_like(between)], dim=-1)
         return _put_first(first_left, left, prefix), _put_first(first_right, right, prefix)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        state_dict, prefix, *_, error_msgs = args
-        if f"{prefix}part_centers" in state_dict:
-            error_msgs.append(f"{prefix}part_centers was not loaded; {FIRST_VERSION}")
-            return
-        super()._load_from_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:
         """Options, as printed."""
