@@ -102,11 +102,17 @@ def find_body(layout: TokenLayout, logits: Tensor) -> BodyFrame:
         logits: `[B, height * width]`, of the patches; their dtype is computed in.
     """
     heights = crop_heights(layout, logits.device, logits.dtype)
-    # Beside the same of equal logits, not 1 / (h w): what is equal has to be exactly 0.
-    excess = logits.softmax(-1) - torch.zeros_like(logits).softmax(-1)
-    middle = (excess * heights).sum(-1, keepdim=True)
-    variance = 1 + 12 * ((excess * heights**2).sum(-1, keepdim=True) - middle**2)  # 12 v
-    return BodyFrame(middle, variance.clamp(min=layout.height**-2).rsqrt())
+    mean, variance = _moments(layout, heights, logits.softmax(-1))
+    # The same of equal weights by the same sums, not 0 and 1/12: what is equal has to be exactly so.
+    middle, whole = _moments(layout, heights, torch.zeros_like(logits).softmax(-1))
+    return BodyFrame(mean - middle, (whole / variance).sqrt())
+
+
+def _moments(layout: TokenLayout, heights: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of rows that are as tall as they are: `[B, 1]` both."""
+    mean = (weights * heights).sum(-1, keepdim=True)
+    between = (weights * (heights - mean) ** 2).sum(-1, keepdim=True)
+    return mean, between + 1 / (12 * layout.height**2)
 
 
 def crop_heights(layout: TokenLayout, device: torch.device, dtype: torch.dtype) -> Tensor:
