@@ -103,7 +103,7 @@ def find_body(layout: TokenLayout, logits: Tensor) -> BodyFrame:
     """
     heights = crop_heights(layout, logits.device, logits.dtype)
     mean, variance = _moments(layout, heights, logits.softmax(-1))
-    # The same of equal weights by the same sums, not 0 and 1/12: what is equal has to be exactly so.
+    # Of equal weights by the same sums, not 0 and 1/12: what is equal has to be exactly so.
     middle, whole = _moments(layout, heights, torch.zeros_like(logits).softmax(-1))
     return BodyFrame(mean - middle, (whole / variance).sqrt())
 
