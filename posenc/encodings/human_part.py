@@ -190,8 +190,8 @@ class HumanPart(AttentionEncoding):
         )[:, None, :]  # [heads, 1, 2]: 1 / sv^2, 1 / sh^2
         centered = self._of_heads(torch.stack([heights, columns.expand_as(heights)], dim=-1))
         alone = -0.5 * (precision * centered**2).sum(-1, keepdim=True)  # [1 or B, heads, n, 1]
-        affinity = self.affinity.to(dtype)
-        part_keys = membership @ affinity.transpose(-2, -1)  # A S_j
+        # A S_j, not as a matrix product: a backward pass under autocast would round it to 16 bits.
+        part_keys = (membership[..., None, :] * self.affinity.to(dtype)[:, None]).sum(-1)
         left = torch.cat([membership, precision * centered, alone], dim=-1)
         right = torch.cat([part_keys + alone, centered, torch.zeros_like(alone)], dim=-1)
         if layout.prefix:
