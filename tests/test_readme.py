@@ -69,7 +69,7 @@ def test_the_encodings_are_those_of_the_registry_and_what_they_are_checked_again
     assert list(rows) != sorted(rows) == posenc.list_encodings() == tables.built_in()
     assert rows["peg"].startswith("on tokens, after blocks | Positions from")
     assert " | without effect | 15,360 | tokens | " in rows["local_ffn"]  # 4 * 384 channels
-    assert rows["human_part"].endswith(" | without effect | 234 | low rank | loops | ours")
+    assert rows["human_part"].endswith(" | without effect | 235 | low rank | loops | ours")
     paper = "[Graham et al. 2021](https://arxiv.org/abs/2104.01136)"
     assert rows["levit"].endswith(f" | without effect | 1,176 | table | loops | {paper}")
     assert r"`b_h[i, j] = table_h[\|d_row\|, \|d_column\|]` |" in rows["levit"]

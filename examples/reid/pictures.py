@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posenc import HumanPart, is_patched, patched_encodings
+from posenc import Body, HumanPart, is_patched, patched_encodings
 
 try:
     import maps
@@ -177,7 +177,7 @@ def draw_similarity(album: Album) -> Any:
 
 def draw_parts(album: Album) -> Any:
     """Centers of the body parts in each layer, over the mean of the training photos."""
-    if not album.encodings(HumanPart):
+    if not (album.encodings(HumanPart) or album.encodings(Body)):
         return None
     photos = album.data.train[:: max(1, len(album.data.train) // 500)]
     mean = np.mean([album.image(photo) for photo in photos], axis=0) / 255

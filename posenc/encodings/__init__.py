@@ -8,6 +8,7 @@ from posenc.encodings.alibi_2d import ALiBi2D as ALiBi2D
 from posenc.encodings.base import AttentionEncoding as AttentionEncoding
 from posenc.encodings.base import TokenEncoding as TokenEncoding
 from posenc.encodings.beit import BEiT as BEiT
+from posenc.encodings.body import Body as Body
 from posenc.encodings.conv_projection import ConvProjection as ConvProjection
 from posenc.encodings.convit import ConViT as ConViT
 from posenc.encodings.cordonnier_learned import CordonnierLearned as CordonnierLearned

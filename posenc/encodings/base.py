@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +28,9 @@ class Encoding(nn.Module, ABC):
 
     paper: tuple[str, str] | None = None
     """Authors and year, and address, of the paper (or of what else it is from); None: ours."""
+
+    outdated: Mapping[str, str] = MappingProxyType({})
+    """Parameters that a former version had, and why they are not loaded."""
 
     def __init__(self, layout: TokenLayout) -> None:
         """The class describes the arguments."""  # `help` shows it for subclasses, too
@@ -93,6 +98,10 @@ class Encoding(nn.Module, ABC):
                 "model with that input size, load, then call model.set_input_size(...)"
             )
             return
+        for name, reason in self.outdated.items():
+            if prefix + name in state_dict:
+                error_msgs.append(f"{prefix}{name} was not loaded: {reason}")
+                return
         for name, parameter in self._parameters.items():
             value = state_dict.get(prefix + name)
             if value is not None and (fault := unfit(value, parameter)):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from posenc.encodings.human_part import FIRST_VERSION
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import patch_size_of
 from posenc.patching.models.examine import Backbone, examine
@@ -28,7 +29,10 @@ from posenc.patching.plan import make_plan
 from posenc.patching.planned import Plan
 from posenc.registry import encoding_class, list_encodings, option_names
 
-FORMAT = 1  # of a config; a change of its entries or of their meaning is a new number
+FORMAT = 2  # of a config; a change of its entries or of their meaning is a new number
+# Encodings that are others since a format, and what files of older ones hold. What has none of them
+# is written as format 1, which older versions of posenc read.
+SINCE = {"human_part": (2, FIRST_VERSION)}
 MAX_TOKENS = 2**18  # 512x512 patches: nobody's model, but a damaged file may say anything
 
 
@@ -55,7 +59,12 @@ def encoding_config(model: nn.Module) -> dict[str, Any]:
     heads = {name: (sites[name].num_heads, sites[name].head_dim) for name in asked["sites"]}
     one_layout = backbone._posenc_record.layout is not None
     made_for = _made_for(backbone, family_of(backbone) or OTHER, one_layout, heads)
-    return _plain({"format": FORMAT, **asked, **made_for})
+    return _plain({"format": _format_of(asked["encodings"]), **asked, **made_for})
+
+
+def _format_of(encodings: list[dict[str, Any]]) -> int:
+    """The oldest format in which these are what they are now."""
+    return max(SINCE.get(spec["name"], (1, ""))[0] for spec in encodings)
 
 
 def patch_from_config(model: nn.Module, config: dict[str, Any]) -> nn.Module:
@@ -247,6 +256,7 @@ def checked(config: Any, where: str) -> dict[str, Any]:
     if config["layout_given"] and config["layout"] is None:
         raise ValueError(f"{where}: layout_given is true, but layout is null")
     for spec in config["encodings"]:
+        _check_age(spec["name"], config["format"], where)
         _check_options(spec, where)
     return config
 
@@ -259,10 +269,22 @@ def _check_format(config: dict[str, Any], where: str) -> None:
         )
     if type(number) is int and number > FORMAT:
         raise ValueError(
-            f"{where} has format {number}, and this posenc reads format {FORMAT}: upgrade posenc"
+            f"{where} has format {number}, and this posenc reads formats 1 to {FORMAT}: upgrade "
+            "posenc"
         )
-    if type(number) is not int or number != FORMAT:
-        raise ValueError(f"{where} has the unknown format {number!r:.80}, posenc reads {FORMAT}")
+    if type(number) is not int or number < 1:
+        raise ValueError(
+            f"{where} has the unknown format {number!r:.80}, posenc reads 1 to {FORMAT}"
+        )
+
+
+def _check_age(name: str, number: int, where: str) -> None:
+    """Raises where an encoding meant something else in files of this format."""
+    since, reason = SINCE.get(name, (1, ""))
+    if number < since:
+        raise ValueError(
+            f"{where} has format {number}, and {name} is read since format {since}: {reason}"
+        )
 
 
 def _check_options(spec: dict[str, Any], where: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor, nn
 
 from posenc._torch import is_strict_load, load_hooks
-from posenc.encodings.base import unfit
+from posenc.encodings.base import Encoding, unfit
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
 from posenc.patching.layouts import EmbeddingLayout, LayoutSource
@@ -260,6 +260,7 @@ def _check_state_dict(module: nn.Module, state_dict: dict[str, Any], prefix: str
     for name in sorted(given):
         if fault := unfit(state_dict[prefix + name], own.get(name)):
             raise ValueError(f"{prefix}{name} {fault[0]}; nothing was loaded: {fault[1]}")
+    _check_versions(module, prefix, given)
     if given and given != own.keys():
         name = min(given ^ own.keys())
         where = "the state dict" if name in own else "the model"
@@ -276,6 +277,14 @@ def _check_state_dict(module: nn.Module, state_dict: dict[str, Any], prefix: str
             f"{min(own)}, ...), as that of a model that was not patched; nothing was loaded. Load "
             "first, then patch; or load with strict=False, which leaves the encodings as they are"
         )
+
+
+def _check_versions(backbone: nn.Module, prefix: str, given: set[str]) -> None:
+    """Raises at a parameter that an encoding had in a former version."""
+    for path, module in backbone.named_modules():
+        for name, reason in module.outdated.items() if isinstance(module, Encoding) else ():
+            if f"{path}.{name}" in given:
+                raise ValueError(f"{prefix}{path}.{name}: nothing was loaded, {reason}")
 
 
 def _fused(planned: PlannedSite) -> Any:

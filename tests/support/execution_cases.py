@@ -14,6 +14,8 @@ CASES = {
     "swin": ("swin", {"prefix_pairs": "separate"}),
     "quadratic": ("quadratic", {"strength": 0.0}),
     "human_part": ("human_part", {}),
+    "human_part adaptive": ("human_part", {"adaptive": True}),
+    "body adaptive": ("body", {"adaptive": True}),
     "rope_mixed": ("rope_mixed", {"strength": 0.0}),
     "sinusoidal": ("sinusoidal", {"strength": 0.0}),
     "learned": ("learned", {"absolute": "hide"}),
