@@ -18,12 +18,12 @@ import torch
 
 try:
     import pictures
-    from config import Config
-    from evaluate import describe, summarise
+    from data.market import read_dataset
     from floors import floors
     from generate import Recipe, write
-    from market import read_dataset
+    from search.features import describe, summarise
     from train import train
+    from training.config import Config
 except ModuleNotFoundError as missing:
     raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 

@@ -31,16 +31,16 @@ from torch import Tensor
 import posenc
 
 try:
-    from batches import photo_loader
-    from checkpoints import load_network
-    from config import Config
-    from evaluate import embed, score
+    from data.batches import photo_loader
+    from data.market import Photo, Splits, read_dataset
+    from findings.report import write_report
     from generate import Recipe, write
-    from market import Photo, Splits, read_dataset
-    from network import ReIDNetwork
-    from report import write_report
+    from model.network import ReIDNetwork
+    from search.features import embed, score
     from tqdm import tqdm
     from train import train
+    from training.checkpoints import load_network
+    from training.config import Config
 except ModuleNotFoundError as missing:
     raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 

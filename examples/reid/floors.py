@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 try:
-    from batches import photo_loader
-    from config import Config
-    from evaluate import describe, embed, score
-    from market import KINDS, Photo, Splits, read_dataset
-    from network import build_network
-    from retrieval import Scores
+    from data.batches import photo_loader
+    from data.market import KINDS, Photo, Splits, read_dataset
+    from model.network import build_network
+    from search.features import describe, embed, score
+    from search.retrieval import Scores
+    from training.config import Config
 except ModuleNotFoundError as missing:
     raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 

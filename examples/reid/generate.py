@@ -15,8 +15,8 @@ from pathlib import Path
 
 try:
     import numpy as np
-    from cameras import Camera, draw_cameras, photograph, photograph_nobody
-    from identities import GROUP, draw_people
+    from people.cameras import Camera, draw_cameras, photograph, photograph_nobody
+    from people.identities import GROUP, draw_people
     from PIL import Image
     from tqdm import tqdm
 except ModuleNotFoundError as missing:

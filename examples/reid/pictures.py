@@ -21,18 +21,18 @@ from torch import Tensor
 from posenc import HumanPart, is_patched, patched_encodings
 
 try:
-    import maps
     import matplotlib
     import numpy as np
-    from batches import photo_loader, read_image
-    from checkpoints import load_network
-    from config import Config, load_config
-    from evaluate import embed, people_and_cameras, score
-    from maps import read_images
-    from market import KINDS, Photo, Splits, read_dataset
+    from data.batches import photo_loader, read_image
+    from data.market import KINDS, Photo, Splits, read_dataset
+    from findings import maps
+    from findings.maps import read_images
     from matplotlib import pyplot as plt
-    from network import ReIDNetwork
-    from retrieval import Scores, nearest
+    from model.network import ReIDNetwork
+    from search.features import embed, people_and_cameras, score
+    from search.retrieval import Scores, nearest
+    from training.checkpoints import load_network
+    from training.config import Config, load_config
 
     from posenc.analysis.plot import plot_bias, plot_parts, plot_similarity
 except ModuleNotFoundError as missing:

@@ -25,15 +25,21 @@ from torch.utils.data import DataLoader
 
 try:
     from accelerate import Accelerator
-    from batches import PeopleSampler, Photos, photo_loader, training_labels
-    from checkpoints import WEIGHTS, begin, check_same_training, load_newest, save_checkpoint
-    from config import Config, add_options, from_options
-    from evaluate import check_has_answers, describe, embed, score, summarise
-    from losses import batch_hard_triplet, identity_loss, patch_triplet
-    from market import KINDS, Photo, Splits, read_dataset
-    from network import Seen, build_network, parameter_groups
-    from retrieval import Scores
+    from data.batches import PeopleSampler, Photos, photo_loader, training_labels
+    from data.market import KINDS, Photo, Splits, read_dataset
+    from model.losses import batch_hard_triplet, identity_loss, patch_triplet
+    from model.network import Seen, build_network, parameter_groups
+    from search.features import check_has_answers, describe, embed, score, summarise
+    from search.retrieval import Scores
     from tqdm import tqdm
+    from training.checkpoints import (
+        WEIGHTS,
+        begin,
+        check_same_training,
+        load_newest,
+        save_checkpoint,
+    )
+    from training.config import Config, add_options, from_options
 except ModuleNotFoundError as missing:
     raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
@@ -189,7 +195,7 @@ class Run:
 
     def log_maps(self, epoch: int) -> None:
         """Pictures of where the network looks, and of its positions."""
-        from maps import draw_maps
+        from findings.maps import draw_maps
 
         network = self.accelerator.unwrap_model(self.network)
         images = draw_maps(network, self.data.query[:4], self.config.size)

@@ -5,12 +5,12 @@ import re
 
 import experiment
 import pytest
-import report
 import tiny_reid
 import torch
 from experiment import Job, Kept, run, score_as_trained, score_shifted, score_taller, shifted
+from findings import report
 from floors import colour_histogram, floors, pixels
-from network import build_network
+from model.network import build_network
 from scipy.stats import ttest_rel
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny_reid
 import torch
-from maps import draw_maps, draw_rollout, read_images
+from findings.maps import draw_maps, draw_rollout, read_images
 from matplotlib import pyplot as plt
 from pictures import (
     RIGHT,

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reranking
 import torch
-from reranking import rerank
-from retrieval import score_distances, score_features
+from search import reranking
+from search.reranking import rerank
+from search.retrieval import score_distances, score_features
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = {

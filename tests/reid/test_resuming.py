@@ -9,8 +9,8 @@ import time
 import pytest
 import tiny_reid
 import train as training
-from checkpoints import WEIGHTS, load_newest
 from train import SCORES, train
+from training.checkpoints import WEIGHTS, load_newest
 from trainings import ONE_THREAD, command, equal, run, weights
 
 pytestmark = pytest.mark.slow

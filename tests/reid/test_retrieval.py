@@ -5,9 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import retrieval
 import torch
-from retrieval import nearest, score_distances, score_features
 from retrieval_cases import (
     METRICS,
     assert_same_scores,
@@ -16,6 +14,8 @@ from retrieval_cases import (
     random_case,
     random_labels,
 )
+from search import retrieval
+from search.retrieval import nearest, score_distances, score_features
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("reid_eval_*.npz"))
 

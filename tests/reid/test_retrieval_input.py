@@ -4,10 +4,10 @@ import re
 
 import numpy as np
 import pytest
-import retrieval
 import torch
-from retrieval import nearest, score_distances, score_features
 from retrieval_cases import assert_same_scores, features_with_duplicates
+from search import retrieval
+from search.retrieval import nearest, score_distances, score_features
 
 # What may be passed
 

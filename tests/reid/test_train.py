@@ -6,9 +6,9 @@ import pytest
 import tiny_reid
 import torch
 import train as training
-from batches import training_labels
-from losses import batch_hard_triplet, identity_loss
-from market import Splits
+from data.batches import training_labels
+from data.market import Splits
+from model.losses import batch_hard_triplet, identity_loss
 from train import SCORES, train
 from trainings import equal, run, weights
 

@@ -8,11 +8,11 @@ import pytest
 import tiny_reid
 import torch
 import train as training
-from batches import UnreadableImageError
-from checkpoints import WEIGHTS, load_network
-from config import load_config
-from market import read_dataset
+from data.batches import UnreadableImageError
+from data.market import read_dataset
 from train import train
+from training.checkpoints import WEIGHTS, load_network
+from training.config import load_config
 from trainings import equal, weights
 
 

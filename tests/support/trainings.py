@@ -10,9 +10,9 @@ import pytest
 import tiny_reid
 import torch
 import train as training
-from checkpoints import WEIGHTS
 from safetensors.torch import load_file
 from train import train
+from training.checkpoints import WEIGHTS
 
 SCRIPT = Path(training.__file__)
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from market import Splits
-from network import ReIDNetwork
-from retrieval import Scores, score_features
+from data.market import Splits
+from model.network import ReIDNetwork
 from torch import Tensor
+
+from search.retrieval import Scores, score_features
 
 
 def embed(network: ReIDNetwork, batches: Iterable[tuple[Tensor, Any]]) -> list[Tensor]:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from config import CONFIG, Config, load_config, save_config
-from market import Splits
-from network import ReIDNetwork, build_network
+from data.market import Splits
+from model.network import ReIDNetwork, build_network
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+from training.config import CONFIG, Config, load_config, save_config
 
 FOLDER, FINISHED, PARTIAL = "checkpoints", "epoch-", "partial-"
 WEIGHTS, DATA = "network.safetensors", "data.sha256"

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from batches import MEAN, STD
-from config import Config
+from data.batches import MEAN, STD
 from torch import Tensor, nn
+from training.config import Config
 
 import posenc
 
