@@ -15,6 +15,7 @@ from retrieval_cases import (
     random_labels,
 )
 from search import retrieval
+from search.distances import BYTES_PER_PAIR, slices
 from search.retrieval import nearest, score_distances, score_features
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("reid_eval_*.npz"))
@@ -173,7 +174,7 @@ def test_chunks_change_nothing(metric, num_query):
     whole = score_features(query[:num_query], gallery, *labels, metric=metric)
     ranking = nearest(query[:num_query], gallery, *labels, metric=metric)
     for rows in (0, 1, 2, 7, 22):
-        chunk_bytes = rows * len(gallery) * retrieval.BYTES_PER_PAIR
+        chunk_bytes = rows * len(gallery) * BYTES_PER_PAIR
         options = {"metric": metric, "chunk_bytes": chunk_bytes}
         assert_same_scores(score_features(query[:num_query], gallery, *labels, **options), whole)
         for some, all_ in zip(
@@ -185,7 +186,7 @@ def test_chunks_change_nothing(metric, num_query):
 def test_distances_are_scored_in_chunks_too(monkeypatch):
     distances, labels = torch.rand(40, 30), random_labels(torch.Generator(), 40, 30, 5, 3)
     whole = score_distances(distances, *labels)
-    monkeypatch.setattr(retrieval, "CHUNK_BYTES", 7 * 30 * retrieval.BYTES_PER_PAIR)
+    monkeypatch.setattr(retrieval, "CHUNK_BYTES", 7 * 30 * BYTES_PER_PAIR)
     assert_same_scores(score_distances(distances, *labels), whole)
 
 
@@ -196,10 +197,10 @@ def test_chunks_are_as_large_as_asked_for(monkeypatch, called):
         retrieval, "_rank", lambda d, *rest: lengths.append(len(d)) or rank(d, *rest)
     )
     query, gallery, labels = features_with_duplicates(5)
-    called(query, gallery, *labels, chunk_bytes=9 * len(gallery) * retrieval.BYTES_PER_PAIR)
+    called(query, gallery, *labels, chunk_bytes=9 * len(gallery) * BYTES_PER_PAIR)
     assert lengths == [9, 9, 5]
 
 
 def test_a_chunk_has_no_more_queries_than_fit():
-    lengths = [rows.stop - rows.start for rows in retrieval._slices(10, 5, 4 * 5 * 48)]
+    lengths = [rows.stop - rows.start for rows in slices(10, 5, 4 * 5 * 48)]
     assert lengths == [4, 4, 2]

@@ -9,7 +9,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from search.retrieval import CHUNK_BYTES, check_features, distance_chunks
+from search.distances import CHUNK_BYTES, check_features, distance_chunks
 
 
 def rerank(

@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-METRICS = ("cosine", "euclidean")
-# What a query-gallery pair needs at the peak, measured: distances in float64, sorting, two masks.
-BYTES_PER_PAIR = 48
-CHUNK_BYTES = 2**26
-# Squared distances below this part of the squared norms are rounding, and count as zero.
-ROUNDING = 2.0**-40
+from search.distances import CHUNK_BYTES, distance_chunks, slices
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +93,7 @@ def score_distances(
         )
     labels = query_people, gallery_people, query_cameras, gallery_cameras
     pairs = _Pairs(*distances.shape, distances.device, *labels)
-    chunks = _slices(*distances.shape, CHUNK_BYTES)
+    chunks = slices(*distances.shape, CHUNK_BYTES)
     rankings = (_rank(distances[rows], pairs, rows) for rows in chunks)
     return _scores(rankings, pairs, max_rank)
 
@@ -181,27 +176,6 @@ def nearest(
     pairs = _Pairs(len(query_features), len(gallery_features), query_features.device, *labels)
     firsts = [_first(_rank(chunk, pairs, rows), count) for rows, chunk in chunks]
     return torch.cat([order for order, _ in firsts]), torch.cat([far for _, far in firsts])
-
-
-def distance_chunks(
-    query_features: Tensor,
-    gallery_features: Tensor,
-    metric: str = "cosine",
-    chunk_bytes: int = CHUNK_BYTES,
-) -> Iterator[tuple[slice, Tensor]]:
-    """Distances of some queries at a time: which queries, and `[queries, num_gallery]`.
-
-    They are those of `score_features`, whose arguments these are, in float32.
-
-    Raises:
-        ValueError: shapes do not fit, a feature is not finite, or `metric` is unknown.
-    """
-    check_features(query_features, gallery_features, metric)
-    query, gallery = query_features.detach().double(), gallery_features.detach().double()
-    if metric == "cosine":
-        query, gallery = F.normalize(query), F.normalize(gallery)
-    slices = _slices(len(query), len(gallery), chunk_bytes)
-    return ((rows, _distances(query[rows], gallery, metric)) for rows in slices)
 
 
 class _Pairs:
@@ -310,36 +284,3 @@ def _first(ranking: _Ranking, count: int) -> tuple[Tensor, Tensor]:
     order = ranking.order[:, :count].masked_fill(distances.isinf(), -1)
     missing = (0, count - order.shape[1])
     return F.pad(order, missing, value=-1), F.pad(distances, missing, value=torch.inf)
-
-
-def _distances(query: Tensor, gallery: Tensor, metric: str) -> Tensor:
-    """In float32, and zero where rounding hides the difference, so that equal features tie."""
-    if metric == "cosine":  # of unit vectors
-        distances = 1 - query @ gallery.T
-        return distances.masked_fill_(distances < ROUNDING, 0).float()
-    scale = query.square().sum(1, keepdim=True) + gallery.square().sum(1)
-    squares = torch.addmm(scale, query, gallery.T, alpha=-2)
-    return squares.masked_fill_(squares < ROUNDING * scale, 0).sqrt_().float()
-
-
-def _slices(num_query: int, num_gallery: int, chunk_bytes: int) -> Iterator[slice]:
-    step = max(1, chunk_bytes // max(1, BYTES_PER_PAIR * num_gallery))
-    return (slice(start, min(start + step, num_query)) for start in range(0, num_query, step))
-
-
-def check_features(query: Tensor, gallery: Tensor, metric: str) -> None:
-    """Raise `ValueError` for what `distance_chunks` cannot use."""
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            "features must be [num_query, dim] and [num_gallery, dim], got "
-            f"{list(query.shape)} and {list(gallery.shape)}"
-        )
-    for name, features in (("query", query), ("gallery", gallery)):
-        bad = (~features.isfinite()).any(dim=1).nonzero()
-        if len(bad):
-            raise ValueError(
-                f"features must be finite, {len(bad)} of {len(features)} of the {name} are not, "
-                f"first number {bad[0].item()}; look for the photo or layer that makes it"
-            )
