@@ -29,7 +29,8 @@ try:
     from findings.maps import read_images
     from matplotlib import pyplot as plt
     from model.network import ReIDNetwork
-    from search.features import embed, people_and_cameras, score
+    from search.features import embed, score
+    from search.labels import Labels
     from search.retrieval import Scores, nearest
     from training.checkpoints import load_network
     from training.config import Config, load_config
@@ -125,16 +126,8 @@ def draw_hardest(album: Album) -> Any:
 
 
 def _draw_ranking(album: Album, queries: list[int], title: str) -> Any:
-    people, cameras = people_and_cameras(album.data)
-    found, distances = nearest(
-        album.query[queries],
-        album.gallery,
-        people[0][queries],
-        people[1],
-        cameras[0][queries],
-        cameras[1],
-        count=RANKS,
-    )
+    labels = Labels.of(album.data.query, album.data.gallery).of_queries(queries)
+    found, distances = nearest(album.query[queries], album.gallery, labels, RANKS)
     order = album.scores.is_valid.cumsum(0) - 1
     figure, axes = _grid(len(queries), RANKS + 1, album.config, title)
     for line, query in enumerate(queries):

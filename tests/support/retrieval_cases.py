@@ -1,6 +1,7 @@
 """Random retrievals, and the protocol with lists."""
 
 import torch
+from search.labels import Labels
 
 METRICS = ["cosine", "euclidean"]
 
@@ -40,7 +41,7 @@ def random_labels(generator, num_query, num_gallery, people, cameras):
     def draw(most, length):
         return torch.randint(most, (length,), generator=generator)
 
-    return (
+    return Labels(
         draw(people, num_query) + 1,
         draw(people + 1, num_gallery),  # person 0 is nobody's
         draw(cameras + 1, num_query),  # one camera that the gallery lacks

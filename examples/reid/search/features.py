@@ -10,6 +10,7 @@ from data.market import Splits
 from model.network import ReIDNetwork
 from torch import Tensor
 
+from search.labels import Labels
 from search.retrieval import Scores, score_features
 
 
@@ -26,17 +27,7 @@ def embed(network: ReIDNetwork, batches: Iterable[tuple[Tensor, Any]]) -> list[T
 
 def score(query: Tensor, gallery: Tensor, data: Splits) -> Scores:
     """By cosine, as BNNeck does."""
-    people, cameras = people_and_cameras(data)
-    return score_features(query, gallery, *people, *cameras)
-
-
-def people_and_cameras(data: Splits) -> tuple[list[Tensor], list[Tensor]]:
-    """(people, cameras), each of (query, gallery)."""
-    parts = data.query, data.gallery
-    return (
-        [torch.tensor([photo.person for photo in part]) for part in parts],
-        [torch.tensor([photo.camera for photo in part]) for part in parts],
-    )
+    return score_features(query, gallery, Labels.of(data.query, data.gallery))
 
 
 def check_has_answers(data: Splits) -> None:

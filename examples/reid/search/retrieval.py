@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from search.distances import CHUNK_BYTES, distance_chunks, slices
+from search.labels import Labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +51,7 @@ class Scores:
 
 def score_distances(
     distances: Tensor,
-    query_people: Tensor,
-    gallery_people: Tensor,
-    query_cameras: Tensor,
-    gallery_cameras: Tensor,
+    labels: Labels,
     max_rank: int = 50,
 ) -> Scores:
     """Score a ranking by distances.
@@ -67,10 +65,7 @@ def score_distances(
 
     Args:
         distances: `[num_query, num_gallery]`, smaller is closer.
-        query_people: `[num_query]` integers.
-        gallery_people: `[num_gallery]` integers.
-        query_cameras: `[num_query]` integers.
-        gallery_cameras: `[num_gallery]` integers.
+        labels: of the photos; `Labels.of` reads them off.
         max_rank: the length of the CMC curve, or the gallery's size if that is less.
 
     Raises:
@@ -79,7 +74,7 @@ def score_distances(
 
     Example:
         >>> distances = torch.tensor([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]])
-        >>> scores = score_distances(distances, [1, 2], [1, 1, 2], [0, 0], [0, 1, 1])
+        >>> scores = score_distances(distances, Labels([1, 2], [1, 1, 2], [0, 0], [0, 1, 1]))
         >>> scores.mean_average_precision, scores.rank(1)  # the first item of query 0 is left out
         (1.0, 1.0)
 
@@ -91,20 +86,16 @@ def score_distances(
             f"distances must be floating point [num_query, num_gallery], got {distances.dtype} "
             f"{list(distances.shape)}"
         )
-    labels = query_people, gallery_people, query_cameras, gallery_cameras
-    pairs = _Pairs(*distances.shape, distances.device, *labels)
+    labels = labels.checked(*distances.shape, distances.device)
     chunks = slices(*distances.shape, CHUNK_BYTES)
-    rankings = (_rank(distances[rows], pairs, rows) for rows in chunks)
-    return _scores(rankings, pairs, max_rank)
+    rankings = (_rank(distances[rows], labels, rows) for rows in chunks)
+    return _scores(rankings, labels, max_rank)
 
 
 def score_features(
     query_features: Tensor,
     gallery_features: Tensor,
-    query_people: Tensor,
-    gallery_people: Tensor,
-    query_cameras: Tensor,
-    gallery_cameras: Tensor,
+    labels: Labels,
     *,
     metric: str = "cosine",
     max_rank: int = 50,
@@ -118,10 +109,7 @@ def score_features(
     Args:
         query_features: `[num_query, dim]`.
         gallery_features: `[num_gallery, dim]`.
-        query_people: `[num_query]` integers.
-        gallery_people: `[num_gallery]` integers.
-        query_cameras: `[num_query]` integers.
-        gallery_cameras: `[num_gallery]` integers.
+        labels: of the photos; `Labels.of` reads them off.
         metric: `cosine` or `euclidean`.
         max_rank: the length of the CMC curve, or the gallery's size if that is less.
         chunk_bytes: about how much memory to use besides the features; at least one query's.
@@ -131,19 +119,14 @@ def score_features(
 
     Reference: see `score_distances`.
     """
-    labels = query_people, gallery_people, query_cameras, gallery_cameras
-    chunks = distance_chunks(query_features, gallery_features, metric, chunk_bytes)
-    pairs = _Pairs(len(query_features), len(gallery_features), query_features.device, *labels)
-    return _scores((_rank(chunk, pairs, rows) for rows, chunk in chunks), pairs, max_rank)
+    rankings = _rankings(query_features, gallery_features, labels, metric, chunk_bytes)
+    return _scores(rankings, labels, max_rank)
 
 
 def nearest(
     query_features: Tensor,
     gallery_features: Tensor,
-    query_people: Tensor,
-    gallery_people: Tensor,
-    query_cameras: Tensor,
-    gallery_cameras: Tensor,
+    labels: Labels,
     count: int = 10,
     *,
     metric: str = "cosine",
@@ -154,10 +137,7 @@ def nearest(
     Args:
         query_features: `[num_query, dim]`.
         gallery_features: `[num_gallery, dim]`.
-        query_people: `[num_query]` integers.
-        gallery_people: `[num_gallery]` integers.
-        query_cameras: `[num_query]` integers.
-        gallery_cameras: `[num_gallery]` integers.
+        labels: of the photos; `Labels.of` reads them off.
         count: how many items.
         metric: `cosine` or `euclidean`.
         chunk_bytes: see `score_features`.
@@ -171,55 +151,9 @@ def nearest(
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    labels = query_people, gallery_people, query_cameras, gallery_cameras
-    chunks = distance_chunks(query_features, gallery_features, metric, chunk_bytes)
-    pairs = _Pairs(len(query_features), len(gallery_features), query_features.device, *labels)
-    firsts = [_first(_rank(chunk, pairs, rows), count) for rows, chunk in chunks]
+    rankings = _rankings(query_features, gallery_features, labels, metric, chunk_bytes)
+    firsts = [_first(ranking, count) for ranking in rankings]
     return torch.cat([order for order, _ in firsts]), torch.cat([far for _, far in firsts])
-
-
-class _Pairs:
-    """Which query-gallery pairs are a match, and which are left out."""
-
-    def __init__(
-        self,
-        num_query: int,
-        num_gallery: int,
-        device: torch.device,
-        query_people: Tensor,
-        gallery_people: Tensor,
-        query_cameras: Tensor,
-        gallery_cameras: Tensor,
-    ) -> None:
-        if num_query == 0 or num_gallery == 0:
-            raise ValueError(
-                f"scores need at least one query and a gallery that is not empty, got {num_query} "
-                f"queries and {num_gallery} gallery items; was the right folder read?"
-            )
-        self.num_query, self.num_gallery, self._device = num_query, num_gallery, device
-        self._people = (
-            self._labels("query_people", query_people, num_query)[:, None],
-            self._labels("gallery_people", gallery_people, num_gallery),
-        )
-        self._cameras = (
-            self._labels("query_cameras", query_cameras, num_query)[:, None],
-            self._labels("gallery_cameras", gallery_cameras, num_gallery),
-        )
-
-    def _labels(self, name: str, given: Tensor, length: int) -> Tensor:
-        labels = torch.as_tensor(given, device=self._device)
-        if labels.shape != (length,) or labels.is_floating_point():
-            raise ValueError(
-                f"{name} must be integers [{length}], for {self.num_query} queries and "
-                f"{self.num_gallery} gallery items; got {labels.dtype} {list(labels.shape)}"
-            )
-        return labels
-
-    def same_person(self, rows: slice) -> Tensor:
-        return self._people[0][rows] == self._people[1]
-
-    def left_out(self, rows: slice) -> Tensor:
-        return self.same_person(rows) & (self._cameras[0][rows] == self._cameras[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,33 +168,42 @@ class _Ranking:
     is_match: Tensor
 
 
-def _rank(distances: Tensor, pairs: _Pairs, rows: slice) -> _Ranking:
+def _rankings(
+    query: Tensor, gallery: Tensor, labels: Labels, metric: str, chunk_bytes: int
+) -> Iterator[_Ranking]:
+    """Those of some queries at a time."""
+    chunks = distance_chunks(query, gallery, metric, chunk_bytes)
+    labels = labels.checked(len(query), len(gallery), query.device)
+    return (_rank(chunk, labels, rows) for rows, chunk in chunks)
+
+
+def _rank(distances: Tensor, labels: Labels, rows: slice) -> _Ranking:
     if not distances.isfinite().all():
         row, column = (~distances.isfinite()).nonzero()[0].tolist()
         raise ValueError(
             f"distances must be finite, got {distances[row, column]} for query {rows.start + row} "
             f"and gallery item {column}; look for the photo or layer that makes it"
         )
-    left_out = pairs.left_out(rows)
+    left_out = labels.left_out(rows)
     ordered, order = distances.masked_fill(left_out, torch.inf).sort(dim=1, stable=True)
-    is_match = (pairs.same_person(rows) & ~left_out).gather(1, order)
+    is_match = (labels.same_person(rows) & ~left_out).gather(1, order)
     return _Ranking(ordered, order, is_match)
 
 
-def _scores(rankings: Iterator[_Ranking], pairs: _Pairs, max_rank: int) -> Scores:
+def _scores(rankings: Iterator[_Ranking], labels: Labels, max_rank: int) -> Scores:
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, got {max_rank}")
     parts = [_score_queries(ranking.is_match) for ranking in rankings]
     precision, penalty, first, count = map(torch.cat, zip(*parts, strict=True))
-    is_valid = count > 0
+    is_valid, num_gallery = count > 0, len(labels.gallery_people)
     if not is_valid.any():
         raise ValueError(
-            f"a query needs another camera's photo of its person: none of {pairs.num_query} "
-            f"queries has one among {pairs.num_gallery} gallery items; do the people and cameras "
+            f"a query needs another camera's photo of its person: none of {len(count)} "
+            f"queries has one among {num_gallery} gallery items; do the people and cameras "
             "belong to these photos?"
         )
     first = first[is_valid]
-    ranks = torch.arange(1, min(max_rank, pairs.num_gallery) + 1, device=first.device)
+    ranks = torch.arange(1, min(max_rank, num_gallery) + 1, device=first.device)
     found = torch.searchsorted(first.sort().values, ranks, right=True)
     return Scores(found.double() / len(first), precision[is_valid], penalty[is_valid], is_valid)
 
