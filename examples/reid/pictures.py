@@ -9,7 +9,6 @@ far as the network has what they show.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,14 @@ from posenc import HumanPart, is_patched, patched_encodings
 try:
     import matplotlib
     import numpy as np
-    from data.batches import photo_loader, read_image
-    from data.market import KINDS, Photo, Splits, read_dataset
+    from data.batches import read_image
+    from data.market import Photo, Splits, read_dataset
     from findings import maps
     from findings.maps import read_images
     from matplotlib import pyplot as plt
     from model.network import ReIDNetwork
-    from search.features import embed, score
+    from options import Parser, add_data, add_run, command
+    from search.features import check_has_answers, embed_photos, score
     from search.labels import Labels
     from search.retrieval import Scores, nearest
     from training.checkpoints import load_network
@@ -68,14 +68,15 @@ class Album:
 
 def main() -> None:
     """Draws all of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder of a training")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--kind", default="market1501", choices=sorted(KINDS))
-    parser.add_argument("--out", type=Path, help="default: the folder of the training")
-    parser.add_argument("--only", nargs="+", default=list(PICTURES), choices=list(PICTURES))
+    parser = Parser(__doc__)
+    add_run(parser)
+    add_data(parser)
+    parser.add_argument("--out", type=Path, help="folder of the pictures, instead of the training")
+    parser.add_argument(
+        "--only", nargs="+", default=list(PICTURES), choices=list(PICTURES), help="these pictures"
+    )
     args = parser.parse_args()
-    album = open_album(args.run, read_dataset(args.data, args.kind))
+    album = open_album(args.run, read_dataset(args.data, args.kind, needs_train=False))
     written = draw(album, args.out or args.run, args.only)
     for path in written:
         print(path)
@@ -85,11 +86,11 @@ def main() -> None:
 
 def open_album(run: Path, data: Splits) -> Album:
     """Of a finished training."""
+    check_has_answers(data)
     config = load_config(run)
     network = load_network(run)
     query, gallery = (
-        torch.cat(embed(network, photo_loader(part, config.size))).cpu()
-        for part in (data.query, data.gallery)
+        embed_photos(network, part, config.size) for part in (data.query, data.gallery)
     )
     return Album(network, config, data, query, gallery, score(query, gallery, data))
 
@@ -169,10 +170,11 @@ def draw_similarity(album: Album) -> Any:
 
 
 def draw_parts(album: Album) -> Any:
-    """Centers of the body parts in each layer, over the mean of the training photos."""
+    """Centers of the body parts in each layer, over the mean of the training photos, if any."""
     if not album.encodings(HumanPart):
         return None
-    photos = album.data.train[:: max(1, len(album.data.train) // 500)]
+    photos = album.data.train or album.data.gallery
+    photos = photos[:: max(1, len(photos) // 500)]
     mean = np.mean([album.image(photo) for photo in photos], axis=0) / 255
     return plot_parts(album.network.vit, mean)
 
@@ -237,4 +239,4 @@ def _show(axis: Any, image: np.ndarray, text: str = "", colour: str | None = Non
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -15,6 +15,7 @@ MISSING = [
     ("examples/compare_encodings.py", "demo", "tqdm"),
     ("examples/compare_encodings.py", "demo", "matplotlib"),
     ("examples/reid/demo.py", "reid", "torchvision"),
+    ("examples/reid/evaluate.py", "reid", "scipy"),
     ("examples/reid/experiment.py", "reid", "scipy"),
     ("examples/reid/floors.py", "reid", "torchvision"),
     ("examples/reid/generate.py", "reid", "tqdm"),

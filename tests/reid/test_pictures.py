@@ -16,7 +16,7 @@ from pictures import (
     draw_similarity,
     open_album,
 )
-from train import train
+from training.run import train
 
 import posenc
 from posenc.analysis import attention_rollout, bias_map, capture_attention, position_similarity

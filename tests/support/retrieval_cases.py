@@ -69,5 +69,5 @@ def features_with_duplicates(seed, num_query=23, num_gallery=57, dim=19):
 
 
 def assert_same_scores(scores, expected):
-    for name in ("cmc", "average_precision", "inverse_negative_penalty", "is_valid"):
+    for name in ("cmc", "average_precision", "inverse_negative_penalty", "first_match", "is_valid"):
         assert torch.equal(getattr(scores, name), getattr(expected, name)), name

@@ -1,12 +1,13 @@
-"""Features of photos, and how well they find each other."""
+"""Features of photos, and how well they find each other, in a few numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from data.market import Splits
+from data.batches import photo_loader
+from data.market import Photo, Splits
 from model.network import ReIDNetwork
 from torch import Tensor
 
@@ -14,15 +15,32 @@ from search.labels import Labels
 from search.retrieval import Scores, score_features
 
 
-def embed(network: ReIDNetwork, batches: Iterable[tuple[Tensor, Any]]) -> list[Tensor]:
-    """Features of batches of a `photo_loader`, on the device of the network."""
+def embed(
+    network: ReIDNetwork, batches: Iterable[tuple[Tensor, Any]], *, flip: bool = False
+) -> list[Tensor]:
+    """Features of batches of a `photo_loader`, on the device of the network.
+
+    With `flip` the mean of those of an image and of its mirror image.
+    """
     device, was_training = network.mean.device, network.training
     network.eval()
     try:
         with torch.inference_mode():
-            return [network(images.to(device)).float() for images, _ in batches]
+            return [_embed(network, images.to(device), flip) for images, _ in batches]
     finally:
         network.train(was_training)
+
+
+def _embed(network: ReIDNetwork, images: Tensor, flip: bool) -> Tensor:
+    features = network(images).float()
+    return (features + network(images.flip(-1)).float()) / 2 if flip else features
+
+
+def embed_photos(
+    network: ReIDNetwork, photos: Sequence[Photo], size: tuple[int, int], *, flip: bool = False
+) -> Tensor:
+    """`[photos, width]`, on the CPU."""
+    return torch.cat(embed(network, photo_loader(photos, size), flip=flip)).cpu()
 
 
 def score(query: Tensor, gallery: Tensor, data: Splits) -> Scores:

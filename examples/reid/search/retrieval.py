@@ -22,12 +22,14 @@ class Scores:
             first 1, 2, ... kept items.
         average_precision: of each valid query, in the order of the queries.
         inverse_negative_penalty: likewise.
+        first_match: likewise, the rank of the first match, counted from 1.
         is_valid: `[num_query]`, whether a match remained.
     """
 
     cmc: Tensor
     average_precision: Tensor
     inverse_negative_penalty: Tensor
+    first_match: Tensor
     is_valid: Tensor
 
     @property
@@ -205,7 +207,8 @@ def _scores(rankings: Iterator[_Ranking], labels: Labels, max_rank: int) -> Scor
     first = first[is_valid]
     ranks = torch.arange(1, min(max_rank, num_gallery) + 1, device=first.device)
     found = torch.searchsorted(first.sort().values, ranks, right=True)
-    return Scores(found.double() / len(first), precision[is_valid], penalty[is_valid], is_valid)
+    cmc = found.double() / len(first)
+    return Scores(cmc, precision[is_valid], penalty[is_valid], first, is_valid)
 
 
 def _score_queries(is_match: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
