@@ -8,7 +8,6 @@ training to its folders pedestrians/ and reid/; what is there already is used.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
@@ -18,23 +17,28 @@ import torch
 
 try:
     import pictures
-    from config import Config
-    from evaluate import describe, summarise
+    from data.market import read_dataset
     from floors import floors
     from generate import Recipe, write
-    from market import read_dataset
-    from train import train
+    from options import Parser, command
+    from search.features import describe, summarise
+    from training.config import Config
+    from training.run import train
 except ModuleNotFoundError as missing:
     raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
 
 def main() -> None:
     """Draws, trains, evaluates, draws."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("demo"))
-    parser.add_argument("--epochs", type=int, default=Config.epochs)
-    parser.add_argument("--train-people", type=int, default=Recipe.train_people)
-    parser.add_argument("--test-people", type=int, default=Recipe.test_people)
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of all of it")
+    parser.add_argument("--epochs", type=int, default=Config.epochs, help="of the training")
+    parser.add_argument(
+        "--train-people", type=int, default=Recipe.train_people, help="people to train on"
+    )
+    parser.add_argument(
+        "--test-people", type=int, default=Recipe.test_people, help="people to search for"
+    )
     args = parser.parse_args()
     started = time.perf_counter()
     folder, run = args.out / "pedestrians", args.out / "reid"
@@ -60,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main, "the same command goes on from the last checkpoint, if there is one")

@@ -1,70 +1,116 @@
-"""Features of photos, and how well they find each other."""
+"""Scores a trained network: mAP, mINP, CMC, and how each query fared.
+
+    python examples/reid/evaluate.py runs/market --data Market-1501-v15.09.15
+    python examples/reid/evaluate.py runs/market --data DukeMTMC-reID --kind dukemtmc --rerank
+
+The data may be others than those of the training, with crops of any size and other people; query
+and gallery are enough. Writes scores.json, cmc.csv, cmc.png and queries.csv.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import torch
-from market import Splits
-from network import ReIDNetwork
-from retrieval import Scores, score_features
-from torch import Tensor
+try:
+    import matplotlib
+    from data.market import Splits, read_dataset
+    from findings.curves import draw_cmc
+    from options import Parser, add_data, add_run, command
+    from search import reranking
+    from search.distances import METRICS
+    from search.features import check_has_answers, embed_photos, summarise
+    from search.labels import Labels
+    from search.retrieval import Scores, score_distances, score_features
+    from training.checkpoints import load_network
+    from training.config import load_config
+except ModuleNotFoundError as missing:
+    raise SystemExit(f'{missing}: pip install ".[reid]"') from None
+
+SHOWN = 1, 2, 3, 5, 10, 20, 50  # ranks of the table
 
 
-def embed(network: ReIDNetwork, batches: Iterable[tuple[Tensor, Any]]) -> list[Tensor]:
-    """Features of batches of a `photo_loader`, on the device of the network."""
-    device, was_training = network.mean.device, network.training
-    network.eval()
-    try:
-        with torch.inference_mode():
-            return [network(images.to(device)).float() for images, _ in batches]
-    finally:
-        network.train(was_training)
-
-
-def score(query: Tensor, gallery: Tensor, data: Splits) -> Scores:
-    """By cosine, as BNNeck does."""
-    people, cameras = people_and_cameras(data)
-    return score_features(query, gallery, *people, *cameras)
-
-
-def people_and_cameras(data: Splits) -> tuple[list[Tensor], list[Tensor]]:
-    """(people, cameras), each of (query, gallery)."""
-    parts = data.query, data.gallery
-    return (
-        [torch.tensor([photo.person for photo in part]) for part in parts],
-        [torch.tensor([photo.camera for photo in part]) for part in parts],
+def main() -> None:
+    """Reads the options, scores, writes, prints."""
+    parser = Parser(__doc__)
+    add_run(parser)
+    add_data(parser)
+    parser.add_argument("--rerank", action="store_true", help="by k-reciprocal neighbours")
+    parser.add_argument("--metric", default="cosine", choices=METRICS, help="of the features")
+    parser.add_argument(
+        "--flip", action="store_true", help="mean features of each photo and its mirror image"
     )
+    parser.add_argument("--json", action="store_true", help="print the scores as JSON")
+    parser.add_argument("--out", type=Path, help="folder of the files, instead of RUN/evaluation")
+    args = parser.parse_args()
+    data = read_dataset(args.data, args.kind, needs_train=False)
+    options = {"metric": args.metric, "rerank": args.rerank, "flip": args.flip}
+    scores = evaluate(args.run, data, **options)
+    report = {"run": str(args.run), "data": str(args.data), **options, **summarise(scores)}
+    out = args.out or args.run / "evaluation"
+    write(scores, data, report, out)
+    print(json.dumps(report) if args.json else "\n".join([*table(scores, report), f"more: {out}"]))
 
 
-def check_has_answers(data: Splits) -> None:
-    """Before the training, not after it.
+def evaluate(
+    run: Path, data: Splits, *, metric: str = "cosine", rerank: bool = False, flip: bool = False
+) -> Scores:
+    """Of a finished training, on query and gallery of any data.
 
     Raises:
-        ValueError: no query has a photo of its person by another camera in the gallery.
+        FileNotFoundError: the training is not finished, or not there.
+        ValueError: no query has a photo of its person in the gallery, or too few are re-ranked.
     """
-    cameras: dict[int, set[int]] = {}
-    for photo in data.gallery:
-        cameras.setdefault(photo.person, set()).add(photo.camera)
-    if not any(cameras.get(photo.person, set()) - {photo.camera} for photo in data.query):
-        raise ValueError(
-            f"none of {len(data.query)} queries has a photo of its person by another camera among "
-            f"the {len(data.gallery)} of the gallery, so that nothing could be evaluated"
-        )
+    check_has_answers(data)
+    size, network = load_config(run).size, load_network(run)
+    features = [embed_photos(network, part, size, flip=flip) for part in (data.query, data.gallery)]
+    labels = Labels.of(data.query, data.gallery)
+    if rerank:
+        return score_distances(reranking.rerank(*features, metric=metric), labels)
+    return score_features(*features, labels, metric=metric)
 
 
-def summarise(scores: Scores) -> dict[str, float]:
-    """As JSON."""
-    return {
-        "mAP": scores.mean_average_precision,
-        "mINP": scores.mean_inverse_negative_penalty,
-        **{f"rank-{n}": scores.rank(n) for n in (1, 5, 10)},
-        "queries": int(scores.is_valid.sum()),
-    }
+def write(scores: Scores, data: Splits, report: dict[str, Any], out: Path) -> None:
+    """The four files."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "scores.json").write_text(json.dumps(report, indent=2) + "\n")
+    curve = [(rank, float(part)) for rank, part in enumerate(scores.cmc, start=1)]
+    _write_table(out / "cmc.csv", [("rank", "found"), *curve])
+    _write_table(out / "queries.csv", by_query(scores, data))
+    matplotlib.use("agg")
+    figure = draw_cmc(scores, Path(report["data"]).name)
+    figure.savefig(out / "cmc.png", dpi=110)
+    matplotlib.pyplot.close(figure)
 
 
-def describe(scores: Scores) -> str:
-    """In a line."""
-    parts = summarise(scores)
-    return ", ".join(f"{name} {100 * parts[name]:.1f}" for name in ("mAP", "mINP", "rank-1"))
+def by_query(scores: Scores, data: Splits) -> Iterator[tuple[Any, ...]]:
+    """A heading, then a row for each query; without scores where nobody could be found."""
+    yield "photo", "person", "camera", "AP", "INP", "first match"
+    columns = scores.average_precision, scores.inverse_negative_penalty, scores.first_match
+    found = iter(zip(*(column.tolist() for column in columns), strict=True))
+    for photo, is_valid in zip(data.query, scores.is_valid.tolist(), strict=True):
+        row = next(found) if is_valid else ("", "", "")
+        yield photo.path.name, photo.person, photo.camera, *row
+
+
+def table(scores: Scores, report: dict[str, Any]) -> list[str]:
+    """Lines for the terminal, in percent."""
+    ranks = [rank for rank in SHOWN if rank <= len(scores.cmc)]
+    return [
+        f"mAP {100 * report['mAP']:.1f}, mINP {100 * report['mINP']:.1f}, "
+        f"{report['queries']} of {len(scores.is_valid)} queries have a match",
+        "rank " + "".join(f"{rank:7}" for rank in ranks),
+        "CMC  " + "".join(f"{100 * scores.rank(rank):7.1f}" for rank in ranks),
+    ]
+
+
+def _write_table(path: Path, rows: Any) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -28,19 +28,18 @@ import timm
 import torch
 from torch import Tensor
 
-import posenc
-
 try:
-    from batches import photo_loader
-    from checkpoints import load_network
-    from config import Config
-    from evaluate import embed, score
+    from data.batches import photo_loader
+    from data.market import Photo, Splits, read_dataset
+    from findings.report import write_report
     from generate import Recipe, write
-    from market import Photo, Splits, read_dataset
-    from network import ReIDNetwork
-    from report import write_report
+    from model.network import ReIDNetwork, set_size
+    from options import Parser, RefusedError, command
+    from search.features import embed, score
     from tqdm import tqdm
-    from train import train
+    from training.checkpoints import load_network
+    from training.config import Config
+    from training.run import train
 except ModuleNotFoundError as missing:
     raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
@@ -144,13 +143,17 @@ def commit() -> str:
 
 def parse_arguments() -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--encodings", nargs="+", default=list(ENCODINGS), choices=ENCODINGS)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument(
+        "--encodings", nargs="+", default=list(ENCODINGS), choices=ENCODINGS, help="those compared"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each encoding")
     parser.add_argument("--full", action="store_true", help="16x8 patches, 6 layers, 40 epochs")
     parser.add_argument("--epochs", type=int, help="default 8, with --full 40")
-    parser.add_argument("--train-people", type=int, default=Recipe.train_people)
+    parser.add_argument(
+        "--train-people", type=int, default=Recipe.train_people, help="people of each training"
+    )
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
     args = parser.parse_args()
     args.epochs = args.epochs or (40 if args.full else 8)
@@ -165,7 +168,7 @@ def run_all(
     Finished ones are kept in a file: an interrupted experiment goes on where it was.
 
     Raises:
-        RuntimeError: some failed; the others are kept.
+        RefusedError: some failed; the others are kept.
     """
     results = kept.read()
     failed = []
@@ -183,7 +186,7 @@ def run_all(
             file.write(json.dumps(results[job]) + "\n")
             file.flush()
     if failed:
-        raise RuntimeError(f"{len(failed)} trainings failed, {kept.path} has the others: {failed}")
+        raise RefusedError(f"{len(failed)} trainings failed, {kept.path} has the others: {failed}")
     kept.path.unlink()
     return [results[job] for job in jobs]
 
@@ -232,14 +235,6 @@ def score_taller(network: ReIDNetwork, config: Config, data: Splits) -> Any:
 TESTS = {"as trained": score_as_trained, "shifted": score_shifted, "taller": score_taller}
 
 
-def set_size(vit: Any, size: tuple[int, int]) -> None:
-    """Of the images."""
-    if posenc.is_patched(vit):
-        posenc.set_layout(vit, size)
-    else:
-        vit.set_input_size(img_size=size)
-
-
 def _embed(
     network: ReIDNetwork, photos: tuple[Photo, ...], size: tuple[int, int], shift: float = 0.0
 ) -> Tensor:
@@ -256,4 +251,4 @@ def shifted(images: Tensor, shift: float) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    command(main, "the same command goes on with the trainings that are missing")

@@ -5,21 +5,20 @@ python examples/reid/floors.py demo/pedestrians
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 try:
-    from batches import photo_loader
-    from config import Config
-    from evaluate import describe, embed, score
-    from market import KINDS, Photo, Splits, read_dataset
-    from network import build_network
-    from retrieval import Scores
+    from data.batches import photo_loader
+    from data.market import Photo, Splits, read_dataset
+    from model.network import build_network
+    from options import Parser, add_data, command
+    from search.features import check_has_answers, describe, embed, score
+    from search.retrieval import Scores
+    from training.config import Config
 except ModuleNotFoundError as missing:
     raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
@@ -29,11 +28,12 @@ STRIPES = 6
 
 def main() -> None:
     """Prints them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--kind", default="market1501", choices=sorted(KINDS))
+    parser = Parser(__doc__)
+    add_data(parser, "data")
     args = parser.parse_args()
-    for name, scores in floors(read_dataset(args.data, args.kind), Config()).items():
+    data = read_dataset(args.data, args.kind, needs_train=False)
+    check_has_answers(data)
+    for name, scores in floors(data, Config()).items():
         print(f"{name}: {describe(scores)}")
 
 
@@ -77,4 +77,4 @@ def pixels(images: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

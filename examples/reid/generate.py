@@ -7,7 +7,6 @@ The people of the test are others than those of the training, in groups of their
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,8 +14,9 @@ from pathlib import Path
 
 try:
     import numpy as np
-    from cameras import Camera, draw_cameras, photograph, photograph_nobody
-    from identities import GROUP, draw_people
+    from options import Parser, add_fields, check_fields, command, option
+    from people.cameras import Camera, draw_cameras, photograph, photograph_nobody
+    from people.identities import GROUP, draw_people
     from PIL import Image
     from tqdm import tqdm
 except ModuleNotFoundError as missing:
@@ -30,16 +30,17 @@ RECIPE = "recipe.json"
 class Recipe:
     """The same data for the same numbers."""
 
-    train_people: int = 320
-    test_people: int = 80
-    cameras: int = 6
-    photos: int = 12  # of each person
-    distractors: int = 80  # in the gallery: people nobody asks for
-    junk: int = 20  # in the gallery: not to be counted
-    seed: int = 0
+    train_people: int = option(320, "to train on")
+    test_people: int = option(80, "to search for, other ones")
+    cameras: int = option(6, "that take photos")
+    photos: int = option(12, "of each person")
+    distractors: int = option(80, "in the gallery: people nobody asks for", least=0)
+    junk: int = option(20, "in the gallery: not to be counted", least=0)
+    seed: int = option(0, "of everything random", least=0)
 
     def __post_init__(self) -> None:
         """Checks what would make data without a question."""
+        check_fields(self)
         for name in ("train_people", "test_people"):
             number = getattr(self, name)
             if number < GROUP or number % GROUP:
@@ -54,10 +55,9 @@ class Recipe:
 
 def main() -> None:
     """Writes what the options ask for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
-    for name, default in asdict(Recipe()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser = Parser(__doc__)
+    parser.add_argument("out", type=Path, help="folder of the data set")
+    add_fields(parser, Recipe)
     options = vars(parser.parse_args())
     out = options.pop("out")
     write(out, Recipe(**options))
@@ -123,4 +123,4 @@ def _path(folder: str, person: int, camera: int, photo: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command(main, "the folder is not complete: remove it")

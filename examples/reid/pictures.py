@@ -9,7 +9,6 @@ far as the network has what they show.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +20,20 @@ from torch import Tensor
 from posenc import Body, HumanPart, is_patched, patched_encodings
 
 try:
-    import maps
     import matplotlib
     import numpy as np
-    from batches import photo_loader, read_image
-    from checkpoints import load_network
-    from config import Config, load_config
-    from evaluate import embed, people_and_cameras, score
-    from maps import read_images
-    from market import KINDS, Photo, Splits, read_dataset
+    from data.batches import read_image
+    from data.market import Photo, Splits, read_dataset
+    from findings import maps
+    from findings.maps import read_images
     from matplotlib import pyplot as plt
-    from network import ReIDNetwork
-    from retrieval import Scores, nearest
+    from model.network import ReIDNetwork
+    from options import Parser, add_data, add_run, command
+    from search.features import check_has_answers, embed_photos, score
+    from search.labels import Labels
+    from search.retrieval import Scores, nearest
+    from training.checkpoints import load_network
+    from training.config import Config, load_config
 
     from posenc.analysis.plot import plot_bias, plot_parts, plot_similarity
 except ModuleNotFoundError as missing:
@@ -67,14 +68,15 @@ class Album:
 
 def main() -> None:
     """Draws all of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder of a training")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--kind", default="market1501", choices=sorted(KINDS))
-    parser.add_argument("--out", type=Path, help="default: the folder of the training")
-    parser.add_argument("--only", nargs="+", default=list(PICTURES), choices=list(PICTURES))
+    parser = Parser(__doc__)
+    add_run(parser)
+    add_data(parser)
+    parser.add_argument("--out", type=Path, help="folder of the pictures, instead of the training")
+    parser.add_argument(
+        "--only", nargs="+", default=list(PICTURES), choices=list(PICTURES), help="these pictures"
+    )
     args = parser.parse_args()
-    album = open_album(args.run, read_dataset(args.data, args.kind))
+    album = open_album(args.run, read_dataset(args.data, args.kind, needs_train=False))
     written = draw(album, args.out or args.run, args.only)
     for path in written:
         print(path)
@@ -84,11 +86,11 @@ def main() -> None:
 
 def open_album(run: Path, data: Splits) -> Album:
     """Of a finished training."""
+    check_has_answers(data)
     config = load_config(run)
     network = load_network(run)
     query, gallery = (
-        torch.cat(embed(network, photo_loader(part, config.size))).cpu()
-        for part in (data.query, data.gallery)
+        embed_photos(network, part, config.size) for part in (data.query, data.gallery)
     )
     return Album(network, config, data, query, gallery, score(query, gallery, data))
 
@@ -125,16 +127,8 @@ def draw_hardest(album: Album) -> Any:
 
 
 def _draw_ranking(album: Album, queries: list[int], title: str) -> Any:
-    people, cameras = people_and_cameras(album.data)
-    found, distances = nearest(
-        album.query[queries],
-        album.gallery,
-        people[0][queries],
-        people[1],
-        cameras[0][queries],
-        cameras[1],
-        count=RANKS,
-    )
+    labels = Labels.of(album.data.query, album.data.gallery).of_queries(queries)
+    found, distances = nearest(album.query[queries], album.gallery, labels, RANKS)
     order = album.scores.is_valid.cumsum(0) - 1
     figure, axes = _grid(len(queries), RANKS + 1, album.config, title)
     for line, query in enumerate(queries):
@@ -176,10 +170,11 @@ def draw_similarity(album: Album) -> Any:
 
 
 def draw_parts(album: Album) -> Any:
-    """Centers of the body parts in each layer, over the mean of the training photos."""
+    """Centers of the body parts in each layer, over the mean of the training photos, if any."""
     if not (album.encodings(HumanPart) or album.encodings(Body)):
         return None
-    photos = album.data.train[:: max(1, len(album.data.train) // 500)]
+    photos = album.data.train or album.data.gallery
+    photos = photos[:: max(1, len(photos) // 500)]
     mean = np.mean([album.image(photo) for photo in photos], axis=0) / 255
     return plot_parts(album.network.vit, mean)
 
@@ -244,4 +239,4 @@ def _show(axis: Any, image: np.ndarray, text: str = "", colour: str | None = Non
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -19,6 +19,7 @@ MISSING = [
     ("examples/interpret/with_grad_cam.py", "interpret", "pytorch_grad_cam"),
     ("examples/interpret/with_torchcam.py", "interpret", "torchcam"),
     ("examples/reid/demo.py", "reid", "torchvision"),
+    ("examples/reid/evaluate.py", "reid", "scipy"),
     ("examples/reid/experiment.py", "reid", "scipy"),
     ("examples/reid/floors.py", "reid", "torchvision"),
     ("examples/reid/generate.py", "reid", "tqdm"),
@@ -48,9 +49,10 @@ def test_every_script_is_tried():
 @pytest.mark.parametrize(("script", "extra", "module"), MISSING)
 def test_the_extra_is_named(script, extra, module, monkeypatch):
     assert f"\n{extra} = [" in PROJECT
-    local = {path.stem for path in (ROOT / script).parent.glob("*.py")}
+    folder = (ROOT / script).parent
+    local = {path.relative_to(folder).parts[0].removesuffix(".py") for path in folder.rglob("*.py")}
     for name in list(sys.modules):
-        if name in local or name.partition(".")[0] == module:
+        if name.partition(".")[0] in {*local, module}:
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(sys, "argv", [script, "--help"])  # nothing runs if nothing is missed

@@ -5,8 +5,8 @@ import collections
 import numpy as np
 import pytest
 import torch
-from batches import PeopleSampler, Photos, UnreadableImageError, read_image, training_labels
-from market import Photo
+from data.batches import PeopleSampler, Photos, UnreadableImageError, read_image, training_labels
+from data.market import Photo
 
 SIZE = 32, 16
 

@@ -19,7 +19,7 @@ COMMANDS = sorted(
 
 def test_there_are_commands():
     assert {command.split()[0].split("/")[-1] for command in COMMANDS} == {
-        *("demo.py", "train.py", "pictures.py", "floors.py", "experiment.py")
+        *("demo.py", "train.py", "evaluate.py", "pictures.py", "floors.py", "experiment.py")
     }
 
 
@@ -36,5 +36,7 @@ def test_scripts_know_the_options(script, monkeypatch, capsys):
 
 
 def test_every_file_is_listed():
-    files = {path.name for path in README.parent.glob("*.py")}
-    assert set(re.findall(r"\[(\w+\.py)\]", README.read_text())) == files
+    folder = README.parent
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*.py")}
+    listed = set(re.findall(r"\(([\w/]+\.py)\)", README.read_text()))
+    assert listed == {name for name in files if not name.endswith("__init__.py")}

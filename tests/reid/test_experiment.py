@@ -5,12 +5,13 @@ import re
 
 import experiment
 import pytest
-import report
 import tiny_reid
 import torch
 from experiment import Job, Kept, run, score_as_trained, score_shifted, score_taller, shifted
+from findings import report
 from floors import colour_histogram, floors, pixels
-from network import build_network
+from model.network import build_network
+from options import RefusedError
 from scipy.stats import ttest_rel
 
 
@@ -118,7 +119,7 @@ def test_all_trainings_in_processes(folder, tmp_path):
 def test_what_is_finished_is_kept(folder, tmp_path):
     good, bad = Job("none", "mean", 0), Job("nonsense", "mean", 0)
     kept, config = Kept(tmp_path / "kept.jsonl", {"people": 8}), tiny_reid.config(epochs=2)
-    with pytest.raises(RuntimeError, match=r"1 trainings failed, .*kept.jsonl has the others"):
+    with pytest.raises(RefusedError, match=r"1 trainings failed, .*kept.jsonl has the others"):
         experiment.run_all([bad, good], config, [folder], 1, kept)
     assert list(kept.read()) == [good]
     (record,) = experiment.run_all([good], config, [], 1, kept)  # without its data: not again

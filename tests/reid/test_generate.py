@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cameras import draw_cameras, photograph
-from drawing import Figure, Frame, Stance
+from data.market import DISTRACTOR
 from generate import RECIPE, Recipe, write
-from identities import GROUP, draw_people
-from market import DISTRACTOR
+from people.cameras import draw_cameras, photograph
+from people.drawing import Figure, Frame, Stance
+from people.identities import GROUP, draw_people
 from PIL import Image
 from tiny_reid import RECIPE as TINY
 

@@ -2,11 +2,11 @@ import doctest
 import re
 from pathlib import Path
 
-import losses
 import numpy as np
 import pytest
 import torch
-from losses import PatchDistance, batch_hard_triplet, identity_loss, patch_triplet
+from model import losses
+from model.losses import PatchDistance, batch_hard_triplet, identity_loss, patch_triplet
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -1,8 +1,8 @@
 import re
 
-import market
 import pytest
-from market import Photo, read_dataset
+from data import market
+from data.market import Photo, read_dataset
 
 MARKET = {
     "bounding_box_train": ["0007_c3s1_000551_00.jpg", "0002_c1s1_000451_03.jpg", "Thumbs.db"],

@@ -6,8 +6,8 @@ import pytest
 import timm
 import tiny_reid
 import torch
-from config import Config
-from network import build_network, parameter_groups
+from model.network import build_network, parameter_groups
+from training.config import Config
 
 import posenc
 

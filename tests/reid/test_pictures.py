@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny_reid
 import torch
-from maps import draw_maps, draw_rollout, read_images
+from findings.maps import draw_maps, draw_rollout, read_images
 from matplotlib import pyplot as plt
 from pictures import (
     RIGHT,
@@ -16,7 +16,7 @@ from pictures import (
     draw_similarity,
     open_album,
 )
-from train import train
+from training.run import train
 
 import posenc
 from posenc.analysis import attention_rollout, bias_map, capture_attention, position_similarity

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 import torch
-from train import SCORES
+from training.run import SCORES
 from trainings import ONE_THREAD, command, run, weights
 
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ def test_two_processes_have_the_same_loss(folder, tmp_path):
 
 def test_weights_and_biases_without_a_network(folder, tmp_path):
     pytest.importorskip("wandb")
-    offline = {**ONE_THREAD, "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}
+    offline = {**ONE_THREAD, "WANDB_MODE": "offline"}
     done = subprocess.run(
         command(folder, tmp_path / "out", tracker="wandb"),
         env=offline,
@@ -51,4 +51,5 @@ def test_weights_and_biases_without_a_network(folder, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert list(tmp_path.glob("out/wandb/offline-run-*/*.wandb"))
+    assert not (tmp_path / "wandb").exists()

@@ -1,9 +1,11 @@
 """What the README says of the experiment is what the experiment found."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from findings.report import write_report
 
 ROOT = Path(__file__).parents[2]
 RESULT = (ROOT / "docs" / "reid" / "experiment.md").read_text()
@@ -43,3 +45,10 @@ def test_the_best_is_named(scores):
 def test_no_encoding_is_clearly_better():
     assert "against `learned`: better" not in RESULT
     assert not re.search(r"against `learned`:.* better: `", RESULT)
+
+
+def test_the_page_is_that_of_the_numbers(tmp_path):
+    """With what was remarked by hand: here, that the people were drawn by an older program."""
+    report = json.loads((ROOT / "docs" / "reid" / "experiment.json").read_text())
+    assert write_report(report, tmp_path).strip() == RESULT.strip()
+    assert ("older generator" in RESULT) == (report["commit"] == "af095eb")

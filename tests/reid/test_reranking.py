@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reranking
 import torch
-from reranking import rerank
-from retrieval import score_distances, score_features
+from search import reranking
+from search.labels import Labels
+from search.reranking import rerank
+from search.retrieval import score_distances, score_features
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = {
@@ -88,9 +89,11 @@ def test_chunks_change_nothing(chunk_bytes):
 
 def test_weight_1_is_the_ranking_without():
     features = random_features(1)
-    labels = torch.arange(7) % 3, torch.arange(24) % 4, torch.zeros(7).int(), torch.arange(24) % 2
-    plain = score_features(*features, *labels)
-    assert torch.equal(score_distances(rerank(*features, weight=1), *labels).cmc, plain.cmc)
+    labels = Labels(
+        torch.arange(7) % 3, torch.arange(24) % 4, torch.zeros(7).int(), torch.arange(24) % 2
+    )
+    plain = score_features(*features, labels)
+    assert torch.equal(score_distances(rerank(*features, weight=1), labels).cmc, plain.cmc)
 
 
 def test_neighbours_help():
@@ -100,9 +103,9 @@ def test_neighbours_help():
     features = torch.randn(40, 16, generator=generator)[people]
     features += torch.randn(360, 16, generator=generator)
     query, gallery = features[:40], features[40:]
-    labels = people[:40], people[40:], torch.zeros(40).int(), torch.ones(320).int()
-    plain = score_features(query, gallery, *labels).mean_average_precision
-    reranked = score_distances(rerank(query, gallery, k1=8, k2=4), *labels)
+    labels = Labels(people[:40], people[40:], torch.zeros(40).int(), torch.ones(320).int())
+    plain = score_features(query, gallery, labels).mean_average_precision
+    reranked = score_distances(rerank(query, gallery, k1=8, k2=4), labels)
     assert reranked.mean_average_precision > plain + 0.03
 
 

@@ -5,11 +5,11 @@ import json
 import pytest
 import tiny_reid
 import torch
-import train as training
-from batches import training_labels
-from losses import batch_hard_triplet, identity_loss
-from market import Splits
-from train import SCORES, train
+from data.batches import training_labels
+from data.market import Splits
+from model.losses import batch_hard_triplet, identity_loss
+from training import run as training
+from training.run import SCORES, train
 from trainings import equal, run, weights
 
 

@@ -7,12 +7,12 @@ import shutil
 import pytest
 import tiny_reid
 import torch
-import train as training
-from batches import UnreadableImageError
-from checkpoints import WEIGHTS, load_network
-from config import load_config
-from market import read_dataset
-from train import train
+from data.batches import UnreadableImageError
+from data.market import read_dataset
+from training import run as training
+from training.checkpoints import WEIGHTS, load_network
+from training.config import load_config
+from training.run import train
 from trainings import equal, weights
 
 
@@ -129,15 +129,19 @@ def test_a_training_that_is_not_finished(trained, tmp_path):
     ("change", "rule"),
     [
         ({"pool": "max"}, "pool must be one of token, avg"),
-        ({"warmup_epochs": 3}, "warmup_epochs must be fewer than epochs, got 3 of 3"),
+        ({"warmup_epochs": -1}, "warmup_epochs must be at least 0, got -1"),
         ({"vit_args": "depth=3"}, "vit_args must be JSON"),
         ({"encoding_args": "[1]"}, "encoding_args must be an object"),
         ({"triplet": "hard"}, 'triplet must be a margin or "soft"'),
         ({"precision": "half"}, "precision must be one of no, fp16, bf16"),
         ({"tracker": "paper"}, "tracker must be one of tensorboard, wandb, none"),
-        ({"clip": 0.0}, r"clip must be positive, got 0\.0"),
-        ({"checkpoint_every": 0}, "checkpoint_every must be positive, got 0"),
-        ({"people": 1}, "people and photos must be at least 2, got 1 and 2"),
+        ({"clip": 0.0}, r"clip must be greater than 0, got 0\.0"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be at least 1, got 0"),
+        ({"people": 1}, "people must be at least 2, got 1"),
+        ({"learning_rate": -1.0}, r"learning_rate must be at least 0, got -1\.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be finite, got nan"),
+        ({"smoothing": 2.0}, r"smoothing must be less than 1, got 2\.0"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
     ],
 )
 def test_bad_options(change, rule):

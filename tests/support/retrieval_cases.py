@@ -1,6 +1,7 @@
 """Random retrievals, and the protocol with lists."""
 
 import torch
+from search.labels import Labels
 
 METRICS = ["cosine", "euclidean"]
 
@@ -40,7 +41,7 @@ def random_labels(generator, num_query, num_gallery, people, cameras):
     def draw(most, length):
         return torch.randint(most, (length,), generator=generator)
 
-    return (
+    return Labels(
         draw(people, num_query) + 1,
         draw(people + 1, num_gallery),  # person 0 is nobody's
         draw(cameras + 1, num_query),  # one camera that the gallery lacks
@@ -68,5 +69,5 @@ def features_with_duplicates(seed, num_query=23, num_gallery=57, dim=19):
 
 
 def assert_same_scores(scores, expected):
-    for name in ("cmc", "average_precision", "inverse_negative_penalty", "is_valid"):
+    for name in ("cmc", "average_precision", "inverse_negative_penalty", "first_match", "is_valid"):
         assert torch.equal(getattr(scores, name), getattr(expected, name)), name

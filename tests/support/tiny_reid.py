@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from config import Config
+from data.market import read_dataset
 from generate import Recipe, write
-from market import read_dataset
+from training.config import Config
 
 RECIPE = Recipe(train_people=8, test_people=4, cameras=2, photos=4, distractors=2, junk=2)
 VIT = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "pos_embed": "none"}

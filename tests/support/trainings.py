@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import tiny_reid
 import torch
-import train as training
-from checkpoints import WEIGHTS
+import train as script
 from safetensors.torch import load_file
-from train import train
+from training.checkpoints import WEIGHTS
+from training.run import train
 
-SCRIPT = Path(training.__file__)
+SCRIPT = Path(script.__file__)
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from market import Photo
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from torchvision.transforms import v2
+
+from data.market import Photo
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 GREY = tuple(round(255 * x) for x in MEAN)  # fills what is erased or padded: zero when normalised

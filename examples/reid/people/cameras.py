@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from drawing import Figure, Frame, Stance
-from identities import CLOTHES, Colour, Person
 from PIL import Image, ImageDraw, ImageFilter
+
+from people.drawing import Figure, Frame, Stance
+from people.identities import CLOTHES, Colour, Person
 
 HEIGHT, WIDTH = 128, 64
 OVERSAMPLING = 2

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from retrieval import CHUNK_BYTES, check_features, distance_chunks
 from scipy.sparse import csr_array
 from torch import Tensor
+
+from search.distances import CHUNK_BYTES, check_features, distance_chunks
 
 
 def rerank(

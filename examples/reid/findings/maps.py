@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from batches import read_image
-from market import Photo
+from data.batches import read_image
+from data.market import Photo
 from matplotlib import pyplot as plt
-from network import ReIDNetwork
+from model.network import ReIDNetwork
 from torch import Tensor
 
 from posenc import LearnedAbsolute, is_patched, patched_encodings

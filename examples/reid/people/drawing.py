@@ -6,8 +6,9 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from identities import Colour, Mark, Person
 from PIL import Image, ImageDraw
+
+from people.identities import Colour, Mark, Person
 
 Point = tuple[float, float]
 

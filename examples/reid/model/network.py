@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from batches import MEAN, STD
-from config import Config
+from data.batches import MEAN, STD
 from torch import Tensor, nn
+from training.config import Config
 
 import posenc
+from model.weights import create_pretrained, load_weights
 
 
 class Seen(NamedTuple):
@@ -103,18 +104,17 @@ def build_network(config: Config, num_people: int, *, load_pretrained: bool = Tr
             # quadratic and sinusoidal act from the start: here that is what we want.
             warnings.filterwarnings("ignore", message="posenc: the patched model gives other")
             posenc.patch_model(vit, config.encoding, **json.loads(config.encoding_args))
+    if config.size != config.table_size:
+        set_size(vit, config.size)
     return network
 
 
 def _build_vit(config: Config, load: bool) -> Any:
-    if load and config.weights and not Path(config.weights).is_file():
-        raise FileNotFoundError(f"no file of weights at {config.weights} (--weights)")
+    create = create_pretrained if load and not config.weights else timm.create_model
     try:
-        vit = timm.create_model(
+        vit = create(
             config.vit,
-            pretrained=load,
-            pretrained_cfg_overlay={"file": config.weights} if config.weights else None,
-            img_size=config.size,
+            img_size=config.table_size,
             num_classes=0,
             global_pool=config.pool,
             **json.loads(config.vit_args),
@@ -124,12 +124,23 @@ def _build_vit(config: Config, load: bool) -> Any:
             f"{config.vit} with {config.vit_args} is no vision transformer that takes an image "
             f"size: {error}"
         ) from None
-    for side, patch in zip(config.size, vit.patch_embed.patch_size, strict=True):
-        if side % patch:
-            raise ValueError(
-                f"patches of {patch} pixels do not fill images of {config.height}x{config.width}"
-            )
+    if load and config.weights:
+        load_weights(vit, config.vit, Path(config.weights))
+    for size in (config.size, config.table_size):
+        for side, patch in zip(size, vit.patch_embed.patch_size, strict=True):
+            if side % patch:
+                raise ValueError(
+                    f"patches of {patch} pixels do not fill images of {size[0]}x{size[1]}"
+                )
     return vit
+
+
+def set_size(vit: Any, size: tuple[int, int]) -> None:
+    """Of the images that it takes from now on."""
+    if posenc.is_patched(vit):
+        posenc.set_layout(vit, size)
+    else:
+        vit.set_input_size(img_size=size)
 
 
 def parameter_groups(network: ReIDNetwork, config: Config) -> list[dict[str, Any]]:

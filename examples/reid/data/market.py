@@ -81,7 +81,7 @@ KINDS = {
 }
 
 
-def read_dataset(root: Path, kind: str = "market1501") -> Splits:
+def read_dataset(root: Path, kind: str = "market1501", *, needs_train: bool = True) -> Splits:
     """Read which photos a data set has, in the order of their paths.
 
     | kind | where | person, camera |
@@ -97,6 +97,7 @@ def read_dataset(root: Path, kind: str = "market1501") -> Splits:
     Args:
         root: the folder with the folders and lists above.
         kind: a name from `KINDS`.
+        needs_train: else the photos to train on may be missing, as an empty tuple.
 
     Raises:
         ValueError: `kind` is unknown, a split is empty, a name or a line of a list does not fit,
@@ -110,10 +111,17 @@ def read_dataset(root: Path, kind: str = "market1501") -> Splits:
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     described = KINDS[kind]
-    train = _read_split(Path(root), described, described.train)
+    train: tuple[Photo, ...] = ()
+    if needs_train or _is_there(Path(root), described.train):
+        train = _read_split(Path(root), described, described.train)
     query = _read_split(Path(root), described, described.query)
     _refuse_distractors(train + query, described)
     return Splits(train, query, _read_split(Path(root), described, described.gallery))
+
+
+def _is_there(root: Path, source: Source) -> bool:
+    has_folder = any((root / name).is_dir() for name in source.folders)
+    return has_folder and all((root / name).is_file() for name in source.lists)
 
 
 def _read_split(root: Path, kind: Kind, source: Source) -> tuple[Photo, ...]:

@@ -138,7 +138,9 @@ def _legend(results: Results) -> list[str]:
 
 def _notes(report: dict[str, Any]) -> list[str]:
     config, recipe = report["config"], report["recipe"]
+    remarks = [f"- {remark}" for remark in report.get("remarks", [])]  # added by hand
     return [
+        *remarks,
         f"- command: `{report['command']}`, {report['minutes']} minutes",
         f"- ViT: {config['vit']} with {config['vit_args']}, crops {config['height']}x"
         f"{config['width']}",

@@ -1,0 +1,1 @@
+"""Pedestrians that a program draws."""

@@ -1,0 +1,1 @@
+"""A training that can be interrupted."""

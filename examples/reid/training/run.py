@@ -1,0 +1,294 @@
+"""A training: it goes on from its last checkpoint, and ends with weights and scores."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from data.batches import PeopleSampler, Photos, photo_loader, training_labels
+from data.market import Photo, Splits
+from model.losses import batch_hard_triplet, identity_loss, patch_triplet
+from model.network import Seen, build_network, parameter_groups
+from safetensors.torch import save_model
+from search.features import check_has_answers, describe, embed, score, summarise
+from search.retrieval import Scores
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from training.checkpoints import (
+    WEIGHTS,
+    begin,
+    check_same_training,
+    has_checkpoint,
+    load_newest,
+    load_start,
+    save_checkpoint,
+)
+from training.config import Config
+from training.photos import list_photos
+
+SCORES = "scores.json"
+MAPS = 4  # people whose photos a tracker gets
+
+
+def train(config: Config, data: Splits, out: Path, *, quiet: bool = False) -> Scores:
+    """Trains from the newest checkpoint in `out`, or from the start; writes weights and scores.
+
+    More epochs than an earlier training in `out` had go on with it. Its learning rate is then that
+    of the longer training, higher than where the shorter one ended.
+
+    Raises:
+        ValueError: data or options that do not fit, or a checkpoint of another training.
+        FloatingPointError: the loss is not finite any more.
+    """
+    photos = list_photos(data.train)
+    before = check_same_training(out, config, photos)
+    check_has_answers(data)
+    run = Run(config, data, out, quiet)
+    start = run.resume(photos)
+    if before is not None and before.epochs < config.epochs:
+        run.say(
+            f"{before.epochs} epochs become {config.epochs}: on after {start}, with the learning "
+            f"rate that {config.epochs} epochs have there, {run.rate:.2g}"
+        )
+    run.begin(photos)
+    with tqdm(
+        total=config.epochs * len(run.batches),
+        initial=start * len(run.batches),
+        disable=quiet or not run.accelerator.is_main_process,
+        unit="batch",
+        desc="training",
+    ) as bar:
+        for epoch in range(start, config.epochs):
+            run.one_epoch(epoch, bar)
+            done = epoch + 1
+            is_last = done == config.epochs
+            if is_last or done % config.checkpoint_every == 0:
+                save_checkpoint(run.accelerator, out, done)
+            if not is_last and done % config.evaluate_every == 0:
+                run.log_scores(run.evaluate(), done)
+    scores = run.evaluate()
+    run.log_scores(scores, config.epochs)
+    run.finish(scores)
+    return scores
+
+
+class Run:
+    """What a training holds."""
+
+    def __init__(self, config: Config, data: Splits, out: Path, quiet: bool) -> None:
+        self.config, self.data, self.out, self.quiet = config, data, out, quiet
+        labels = training_labels(data.train)
+        is_new = not config.start_from and not has_checkpoint(out)
+        network = build_network(config, max(labels) + 1, load_pretrained=is_new)
+        people = [photo.person for photo in data.train]
+        self.sampler = PeopleSampler(people, config.people, config.photos, config.seed)
+        self.photos = Photos(data.train, config.size, seed=config.seed)
+        loader = DataLoader(
+            self.photos, batch_sampler=self.sampler, num_workers=config.workers, pin_memory=False
+        )
+        self.accelerator = make_accelerator(config, out)
+        optimizer = torch.optim.AdamW(parameter_groups(network, config))
+        self.schedule = LambdaLR(optimizer, warm_cosine(config, len(self.sampler)))
+        self.network, self.optimizer, self.batches = self.accelerator.prepare(
+            network, optimizer, loader
+        )
+        self.accelerator.register_for_checkpointing(self.schedule)
+        self.labels = torch.tensor(labels, device=self.accelerator.device)
+        self.triplet = batch_hard_triplet(config.margin, config.triplet_metric)
+        self.patch_triplet = patch_triplet(config.margin, config.triplet_metric)
+        self.clock = Clock()
+
+    def resume(self, photos: str) -> int:
+        """Loads the newest checkpoint, or what the training starts from: how many epochs it has."""
+        done = load_newest(self.accelerator, self.out)
+        if not done and self.config.start_from:
+            network = self.accelerator.unwrap_model(self.network)
+            kept = load_start(network, self.config, photos)
+            self.say(f"starts from {self.config.start_from}, with {kept} of its people")
+        # An earlier training may have had fewer epochs, and so another rate here.
+        share = self.schedule.lr_lambdas[0](self.schedule.last_epoch)
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
+            group["lr"] = rate * share
+        return done
+
+    def begin(self, photos: str) -> None:
+        """Writes what a resumption is compared with, and opens the tracker."""
+        if self.accelerator.is_main_process:
+            begin(self.out, self.config, photos)
+        self.accelerator.wait_for_everyone()
+        if self.config.tracker != "none":
+            options = {"wandb": {"dir": str(self.out)}}
+            self.accelerator.init_trackers("reid", asdict(self.config), options)
+
+    def say(self, text: str) -> None:
+        """A line for who watches."""
+        if self.accelerator.is_main_process and not self.quiet:
+            print(text)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def one_epoch(self, epoch: int, bar: tqdm) -> None:
+        """Through all batches once."""
+        self.sampler.epoch = self.photos.epoch = epoch
+        self.network.train()
+        losses = Counter()
+        for images, indices in self.clock.waiting_for(self.batches):
+            losses.update(self.step(images, indices))
+            bar.update()
+        means = {name: total / len(self.batches) for name, total in losses.items()}
+        if not self.quiet:
+            bar.set_postfix({"loss": f"{means['loss']:.3f}", "waiting": f"{self.clock.share:.0%}"})
+        self.log({**means, "rate": self.rate}, epoch + 1)
+
+    def step(self, images: Tensor, indices: Tensor) -> dict[str, float]:
+        """One step of the optimiser."""
+        with self.accelerator.autocast():
+            seen = self.network(images)
+        losses = self.losses(seen, indices)
+        self.check_finite(losses, indices)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(losses["loss"])
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        if self.config.precision != "fp16":  # whose scaler leaves such a step out
+            self.check_finite({"norm of the gradient": norm}, indices)
+        self.optimizer.step()
+        self.schedule.step()
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def losses(self, seen: Seen, indices: Tensor) -> dict[str, Tensor]:
+        """The sum and its parts, in float32, of the batches of all processes."""
+        people = self.labels[self.accelerator.gather(indices)]
+        losses = {
+            "identity": identity_loss(seen.logits.float(), people, self.config.smoothing),
+            "triplet": self.triplet(seen.features.float(), people),
+        }
+        if self.config.patch_weight:
+            loss = self.patch_triplet(seen.patches.float(), people)
+            losses["patches"] = self.config.patch_weight * loss
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def check_finite(self, numbers: dict[str, Tensor], indices: Tensor) -> None:
+        """Stops before the weights are spoiled."""
+        if all(number.isfinite() for number in numbers.values()):
+            return
+        names = ", ".join(self.data.train[i].path.name for i in indices.tolist())
+        parts = ", ".join(f"{name} {number.item()}" for name, number in numbers.items())
+        raise FloatingPointError(
+            f"the training is not finite ({parts}) after {self.schedule.last_epoch} steps; the "
+            f"batch: {names}. What {self.out} holds is untouched; try a lower --learning-rate or "
+            "--encoding-rate in another folder"
+        )
+
+    def evaluate(self) -> Scores:
+        """On query and gallery."""
+        query, gallery = (self.features(photos) for photos in (self.data.query, self.data.gallery))
+        return score(query, gallery, self.data)
+
+    def features(self, photos: tuple[Photo, ...]) -> Tensor:
+        """`[photos, width]`, each process its share."""
+        batch = 64 * self.accelerator.num_processes  # of all together
+        loader = photo_loader(photos, self.config.size, batch, self.config.workers)
+        network = self.accelerator.unwrap_model(self.network)
+        with self.accelerator.autocast():
+            parts = embed(network, self.accelerator.prepare_data_loader(loader))
+        whole = torch.cat([self.accelerator.gather(part) for part in parts])
+        return whole[: len(photos)].cpu()  # without what filled the last batch
+
+    def log_scores(self, scores: Scores, epoch: int) -> None:
+        """To the tracker."""
+        self.log({"mAP": scores.mean_average_precision, "rank-1": scores.rank(1)}, epoch)
+        if self.accelerator.is_main_process and self.config.tracker != "none":
+            self.log_maps(epoch)
+
+    def log_maps(self, epoch: int) -> None:
+        """Pictures of where the network looks, and of its positions."""
+        from findings.maps import draw_maps
+
+        network = self.accelerator.unwrap_model(self.network)
+        one_each = list({photo.person: photo for photo in self.data.query}.values())
+        photos = one_each[:: math.ceil(len(one_each) / MAPS)]
+        images = draw_maps(network, photos, self.config.size)
+        for tracker in self.accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images(images, step=epoch, **layout)
+
+    def log(self, numbers: dict[str, float], epoch: int) -> None:
+        """To the tracker."""
+        if self.config.tracker != "none":
+            self.accelerator.log({**numbers, "waiting": self.clock.share}, step=epoch)
+
+    def finish(self, scores: Scores) -> None:
+        """Writes weights and scores."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            network = self.accelerator.unwrap_model(self.network)
+            partial = self.out / f"partial-{WEIGHTS}"
+            save_model(network, str(partial))
+            partial.replace(self.out / WEIGHTS)
+            report = {**summarise(scores), "waiting": round(self.clock.share, 3)}
+            (self.out / SCORES).write_text(json.dumps(report, indent=2) + "\n")
+            self.say(f"{describe(scores)}; {self.clock.share:.0%} of the time waiting for data")
+        if self.config.tracker != "none":
+            self.accelerator.end_training()
+
+
+def make_accelerator(config: Config, out: Path) -> Accelerator:
+    """Batches are split between processes, so that their number changes nothing."""
+    from accelerate.utils import DataLoaderConfiguration
+
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else several processes do not find each other
+        mixed_precision=config.precision,
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=str(out),
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def warm_cosine(config: Config, steps: int) -> Any:
+    """Of a step: the share of the learning rate; up in a line, then down in a half cosine."""
+    warm, total = config.warm_epochs * steps, config.epochs * steps
+
+    def share(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+
+    return share
+
+
+@dataclass
+class Clock:
+    """How much of the time went into waiting for data."""
+
+    waited: float = 0.0
+    total: float = field(default=1e-9)
+
+    def waiting_for(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches."""
+        start = asked = time.perf_counter()
+        for batch in batches:
+            self.waited += time.perf_counter() - asked
+            yield batch
+            asked = time.perf_counter()
+        self.total += time.perf_counter() - start
+
+    @property
+    def share(self) -> float:
+        """0 to 1."""
+        return self.waited / self.total
