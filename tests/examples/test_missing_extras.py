@@ -10,10 +10,15 @@ ROOT = Path(__file__).parents[2]
 PROJECT = (ROOT / "pyproject.toml").read_text()
 # script, extra, a module that it needs of that extra
 MISSING = [
+    ("examples/attention_is_convolution.py", "demo", "mlxtend"),
+    ("examples/attention_is_convolution.py", "demo", "matplotlib"),
     ("examples/quickstart.py", "demo", "mlxtend"),
     ("examples/compare_encodings.py", "demo", "mlxtend"),
     ("examples/compare_encodings.py", "demo", "tqdm"),
     ("examples/compare_encodings.py", "demo", "matplotlib"),
+    ("examples/what_positions_learn.py", "demo", "mlxtend"),
+    ("examples/what_positions_learn.py", "demo", "tqdm"),
+    ("examples/what_positions_learn.py", "demo", "matplotlib"),
     ("examples/reid/demo.py", "reid", "torchvision"),
     ("examples/reid/experiment.py", "reid", "scipy"),
     ("examples/reid/floors.py", "reid", "torchvision"),
