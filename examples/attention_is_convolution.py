@@ -7,7 +7,8 @@
 2. Li et al. 2021, arXiv 2111.01353: so are heads that see patches instead of pixels.
 3. Where heads look that start at random places, before and after a short training on digits.
 
-Prints the largest errors, in float64, and writes errors.png and centers.png to --out.
+Prints the largest errors, in float64, and where heads look; writes both as convolution.txt, and
+errors.png and centers.png, to --out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,12 +45,19 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     errors = measure(args.seed)
-    print("\n".join(table(errors)))
-    convolution_figures.draw_errors(ALPHAS, errors, args.out / "errors.png")
+    print("\n".join(table(errors)), flush=True)
     before, after, accuracy = train(args.seed, args.steps)
-    print("\n".join(["", *movements(before, after, accuracy, args.steps)]))
+    learned = movements(before, after, accuracy, args.steps)
+    print("\n".join(["", *learned]))
+    notes = [
+        " ".join(["python", "examples/attention_is_convolution.py", *sys.argv[1:]]),
+        f"posenc {posenc.__version__}, torch {torch.__version__}, seed {args.seed}",
+    ]
+    text = "\n".join([*table(errors), "", *learned, "", *notes])
+    (args.out / "convolution.txt").write_text(text + "\n")
+    convolution_figures.draw_errors(ALPHAS, errors, args.out / "errors.png")
     convolution_figures.draw_centers(before, after, args.out / "centers.png")
-    print(f"\nfigures: {args.out}")
+    print(f"\nwritten to {args.out}")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -84,5 +84,8 @@ def test_the_script_writes_what_it_promises(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "replicate padding" in out
     assert "4 steps on digits" in out
+    page = (tmp_path / "convolution.txt").read_text()
+    assert page.splitlines()[7] in out
+    assert "--steps 4" in page
     for picture in ("errors.png", "centers.png"):
         assert (tmp_path / picture).stat().st_size > 10_000
