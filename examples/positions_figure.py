@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +92,20 @@ def scaled(numbers: Tensor) -> np.ndarray:
     return values / (np.nanmax(np.abs(values)) or 1.0)
 
 
-def mean_r2(row: dict[str, Any]) -> list[float]:
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are defined."""
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+def mean_r2(row: dict[str, Any]) -> list[float | None]:
     """Of row and column, after each block."""
-    return [(block["row"] + block["column"]) / 2 for block in row["R2"]]
+    return [mean(block.values()) for block in row["R2"]]
 
 
 def mean_share(row: dict[str, Any], name: str) -> float | None:
-    """Over blocks; None where there is no one logit."""
-    blocks = row["shares"]
-    return blocks and sum(block[name] for block in blocks) / len(blocks)
+    """Over blocks; None where it is not defined."""
+    return mean(block[name] for block in row["shares"] or ())
 
 
 def draw_accuracy(axes: Any, rows: list[dict[str, Any]], places: np.ndarray) -> None:
@@ -129,8 +134,9 @@ def draw_shares(axes: Any, rows: list[dict[str, Any]], places: np.ndarray) -> No
         axes.barh(places, values, left=start, height=5.2, color=color, label=name)
         right, left = right + np.maximum(values, 0), left + np.minimum(values, 0)
     for row, place in zip(rows, places, strict=True):
-        if not row["shares"]:
-            axes.text(0.02, place, "two attentions: no one logit", fontsize=7, va="center")
+        if mean_share(row, "content") is None:
+            reason = "queries see one key" if row["shares"] else "two attentions: no one logit"
+            axes.text(0.02, place, reason, fontsize=7, va="center")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_title("shares of the logits' variance", fontsize=9)
 

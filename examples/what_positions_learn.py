@@ -82,11 +82,11 @@ def main() -> None:
         "minutes": round((time.perf_counter() - started) / 60, 1),
         "rows": [each.row for each in studies],
     }
+    (args.out / "positions.json").write_text(json.dumps(report, indent=2) + "\n")
     text = "\n".join(markdown_table(report["rows"]))
     print("\n" + text)
     notes = [f"- {key}: {value}" for key, value in report.items() if key != "rows"]
     (args.out / "positions.md").write_text("\n".join([text, "", *LEGEND, "", *notes]) + "\n")
-    (args.out / "positions.json").write_text(json.dumps(report, indent=2) + "\n")
     positions_figure.draw(studies, args.out / "positions.png")
     print(f"table and figure: {args.out}")
 
@@ -218,6 +218,8 @@ LEGEND = [
     "- content ... interaction: shares of the variance of logits, means over heads and blocks; "
     "interaction is twice the covariances of the parts, negative where they cancel",
     "- distance: of attention, in patches, in block 0 / 1; 3.61 where it is the same everywhere",
+    "- a dash: not defined, because pairs are hidden, a head's bias is constant, two attentions "
+    "are mixed, or logits are so far apart that queries see one key",
     "- digits are centered: content tells the place, too. `none` is what there is without position",
 ]
 

@@ -109,16 +109,22 @@ def test_cells_of_the_table():
         *("0.50", "0.20", "0.20", "0.20", "-0.20", "2.00 / 3.00"),
     ]
     assert example.cells(row(own=None, shares=None))[2] == "-"
-    assert example.cells(row(shares=None))[5:10] == ["-"] * 5
+    undefined = [dict.fromkeys(example.SHARES)] * 2  # a head without variance
+    for shares in (None, undefined):
+        assert example.cells(row(shares=shares))[5:10] == ["-"] * 5
     assert len(example.markdown_table([row()])[0].split("|")) == 13
 
 
-def test_bars_add_up_to_the_whole(tmp_path):
+def test_bars_add_up_to_the_whole():
     axes = positions_figure.plt.figure().subplots()
-    positions_figure.draw_shares(axes, [row()], [3.0])
+    undefined = row(shares=[dict.fromkeys(example.SHARES)] * 2)
+    rows = [row(), undefined, row(shares=None)]
+    positions_figure.draw_shares(axes, rows, [3.0, 11.0, 19.0])
     ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
     assert max(map(max, ends)) == pytest.approx(1.1)
     assert min(map(min, ends)) == pytest.approx(-0.2)
+    reasons = [text.get_text() for text in axes.texts]
+    assert reasons == ["queries see one key", "two attentions: no one logit"]
     positions_figure.plt.close("all")
 
 
