@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from training.config import Config
 
 import posenc
+from model.classifiers import make_classifier
 from model.weights import create_pretrained, load_weights
 
 
@@ -34,14 +35,19 @@ class ReIDNetwork(nn.Module):
     """Training: `Seen`. Evaluation: the feature that is searched with, `[B, width]`."""
 
     def __init__(
-        self, vit: Any, num_people: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+        self,
+        vit: Any,
+        num_people: int,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+        identity: str = "softmax",
+        scale: float = 30.0,
     ) -> None:
         super().__init__()
         self.vit = vit
         self.neck = nn.BatchNorm1d(vit.num_features)
         self.neck.bias.requires_grad_(False)  # as in the paper: no shift of the classes' center
-        self.classifier = nn.Linear(vit.num_features, num_people, bias=False)
-        nn.init.normal_(self.classifier.weight, std=0.001)
+        self.classifier = make_classifier(identity, vit.num_features, num_people, scale)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -98,7 +104,8 @@ def build_network(config: Config, num_people: int, *, load_pretrained: bool = Tr
     vit = _build_vit(config, is_pretrained and load_pretrained)
     # Weights of timm were trained on images that were normalised in their own way.
     own = vit.pretrained_cfg if is_pretrained else {"mean": MEAN, "std": STD}
-    network = ReIDNetwork(vit, num_people, own["mean"], own["std"])
+    head = {"identity": config.identity, "scale": config.identity_scale}
+    network = ReIDNetwork(vit, num_people, own["mean"], own["std"], **head)
     if config.encoding != "none":
         with warnings.catch_warnings():
             # quadratic and sinusoidal act from the start: here that is what we want.

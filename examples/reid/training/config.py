@@ -14,6 +14,7 @@ from options import check_fields, option
 
 CONFIG = "config.json"
 MODEL = "vit", "vit_args", "pretrained", "weights", "encoding", "encoding_args", "pool"
+IDENTITY = "softmax", "l2_softmax", "coco", "circle"
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,25 @@ class Config:
     table_width: int = option(0, "of the crops that tables are made for; 0: as width", least=0)
     pool: str = option("avg", "CLS token, or mean of the patches", choices=("token", "avg"))
     # The losses
+    identity: str = option("softmax", "the identity loss", choices=IDENTITY)
+    identity_scale: float = option(30.0, "of unit features, in l2_softmax and coco", above=0)
+    triplet_weight: float = option(1.0, "of the triplet loss", least=0)
     triplet: str = option("soft", 'a margin, or "soft"')
     triplet_metric: str = option(
         "euclidean", "distance of the triplets", choices=("euclidean", "cosine")
     )
+    mining: str = option(
+        "hard", "the hardest triplets, or all of them weighted", choices=("hard", "weighted")
+    )
+    hard_factor: float = option(
+        0.0, "by how much the hardest triplets are made harder", least=0, below=1
+    )
     patch_weight: float = option(0.0, "of the patch-wise triplet loss", least=0)
+    circle_weight: float = option(0.0, "of the circle loss of pairs", least=0)
+    circle_margin: float = option(0.25, "of both circle losses", least=0, below=1)
+    circle_scale: float = option(64.0, "of both circle losses", above=0)
+    center_weight: float = option(0.0, "of the center loss, such as 5e-4", least=0)
+    center_rate: float = option(0.5, "how fast the centers follow, 0 to 1", least=0, most=1)
     smoothing: float = option(0.1, "of the labels, in the identity loss", least=0, below=1)
     # The training
     people: int = option(16, "in a batch", least=2)
@@ -74,6 +89,11 @@ class Config:
             _check_options(name, getattr(self, name))
         if self.triplet != "soft":
             _check_margin(self.triplet)
+        if self.hard_factor and self.mining != "hard":
+            raise ValueError(
+                f"hard_factor is for mining hard, got {self.hard_factor} with {self.mining}; "
+                "leave one out"
+            )
 
     @property
     def model(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import torch
 from accelerate import Accelerator
 from data.batches import PeopleSampler, Photos, photo_loader, training_labels
 from data.market import Photo, Splits
-from model.losses import batch_hard_triplet, identity_loss, patch_triplet
+from model.centers import Centers
+from model.circle import circle_logits, circle_loss
+from model.losses import batch_hard_triplet, identity_loss, patch_triplet, weighted_triplet
 from model.network import Seen, build_network, parameter_groups
 from safetensors.torch import save_model
 from search.features import check_has_answers, describe, embed, score, summarise
@@ -105,7 +107,12 @@ class Run:
         )
         self.accelerator.register_for_checkpointing(self.schedule)
         self.labels = torch.tensor(labels, device=self.accelerator.device)
-        self.triplet = batch_hard_triplet(config.margin, config.triplet_metric)
+        self.triplet = make_triplet(config)
+        self.circle = circle_loss(config.circle_margin, config.circle_scale)
+        self.centers = Centers(max(labels) + 1, network.vit.num_features, config.center_rate)
+        self.centers.to(self.accelerator.device)
+        if config.center_weight:
+            self.accelerator.register_for_checkpointing(self.centers)
         self.patch_triplet = patch_triplet(config.margin, config.triplet_metric)
         self.clock = Clock()
 
@@ -167,19 +174,34 @@ class Run:
             self.check_finite({"norm of the gradient": norm}, indices)
         self.optimizer.step()
         self.schedule.step()
+        if self.config.center_weight:
+            self.centers.follow(seen.features.detach().float(), self.people(indices))
         return {name: loss.item() for name, loss in losses.items()}
 
     def losses(self, seen: Seen, indices: Tensor) -> dict[str, Tensor]:
         """The sum and its parts, in float32, of the batches of all processes."""
-        people = self.labels[self.accelerator.gather(indices)]
-        losses = {
-            "identity": identity_loss(seen.logits.float(), people, self.config.smoothing),
-            "triplet": self.triplet(seen.features.float(), people),
-        }
-        if self.config.patch_weight:
-            loss = self.patch_triplet(seen.patches.float(), people)
-            losses["patches"] = self.config.patch_weight * loss
+        people, features = self.people(indices), seen.features.float()
+        losses = {"identity": self.identity(seen.logits.float(), people)}
+        for name, weight, loss, given in (
+            ("triplet", self.config.triplet_weight, self.triplet, features),
+            ("circle", self.config.circle_weight, self.circle, features),
+            ("center", self.config.center_weight, self.centers, features),
+            ("patches", self.config.patch_weight, self.patch_triplet, seen.patches.float()),
+        ):
+            if weight:
+                losses[name] = weight * loss(given, people)
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def people(self, indices: Tensor) -> Tensor:
+        """Of the batches of all processes."""
+        return self.labels[self.accelerator.gather(indices)]
+
+    def identity(self, logits: Tensor, people: Tensor) -> Tensor:
+        """The identity loss."""
+        if self.config.identity == "circle":
+            numbers = self.config.circle_margin, self.config.circle_scale
+            logits = circle_logits(logits, people, *numbers)
+        return identity_loss(logits, people, self.config.smoothing)
 
     def check_finite(self, numbers: dict[str, Tensor], indices: Tensor) -> None:
         """Stops before the weights are spoiled."""
@@ -258,6 +280,14 @@ def make_accelerator(config: Config, out: Path) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         step_scheduler_with_optimizer=False,
     )
+
+
+def make_triplet(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
+    """The triplet loss of features."""
+    if config.mining == "weighted":
+        return weighted_triplet(config.margin, config.triplet_metric)
+    factor = config.hard_factor
+    return batch_hard_triplet(config.margin, config.triplet_metric, hard_factor=factor)
 
 
 def warm_cosine(config: Config, steps: int) -> Any:
