@@ -47,5 +47,5 @@ class Centers(nn.Module):
 
 
 def center_loss(features: Tensor, people: Tensor, centers: Tensor) -> Tensor:
-    """Mean squared distance of features `[B, D]` from the centers `[K, D]` of their people `[B]`."""
+    """Mean squared distance of features `[B, D]` from the centers `[K, D]` of people `[B]`."""
     return (features - centers[people]).square().sum(1).mean()

@@ -1,4 +1,4 @@
-"""How far an image is from its person, and how near others come: by the hardest pairs, or by all."""
+"""How far an image is from its person and how near others come: of the hardest pairs or of all."""
 
 from __future__ import annotations
 

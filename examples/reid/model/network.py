@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from data.batches import MEAN, STD
+from data.augment import MEAN, STD
 from torch import Tensor, nn
 from training.config import Config
 

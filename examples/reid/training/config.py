@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from data.augment import Augmentation
 from options import check_fields, option
 
 CONFIG = "config.json"
@@ -59,6 +60,17 @@ class Config:
     center_weight: float = option(0.0, "of the center loss, such as 5e-4", least=0)
     center_rate: float = option(0.5, "how fast the centers follow, 0 to 1", least=0, most=1)
     smoothing: float = option(0.1, "of the labels, in the identity loss", least=0, below=1)
+    # What is changed of a photo before it is trained on
+    flip: float = option(0.5, "probability of the mirror image", least=0, most=1)
+    crop: float = option(
+        0.04, "share of the height by which photos are padded, then cropped", least=0, most=1
+    )
+    erasing: float = option(0.5, "probability that a rectangle is erased", least=0, most=1)
+    erasing_area: float = option(0.3, "the largest one, as a share of the photo", above=0, most=1)
+    jitter: float = option(0.0, "probability that colours change", least=0, most=1)
+    jitter_strength: float = option(
+        0.2, "of brightness, contrast, saturation; a quarter of it for hue", least=0, most=1
+    )
     # The training
     people: int = option(16, "in a batch", least=2)
     photos: int = option(4, "of each person in a batch", least=2)
@@ -110,6 +122,11 @@ class Config:
     def table_size(self) -> tuple[int, int]:
         """Of the images that the tables of the encodings are made for."""
         return self.table_height or self.height, self.table_width or self.width
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is changed of a photo."""
+        return Augmentation(**{name: getattr(self, name) for name in Augmentation._fields})
 
     @property
     def warm_epochs(self) -> int:

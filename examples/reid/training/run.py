@@ -95,7 +95,9 @@ class Run:
         network = build_network(config, max(labels) + 1, load_pretrained=is_new)
         people = [photo.person for photo in data.train]
         self.sampler = PeopleSampler(people, config.people, config.photos, config.seed)
-        self.photos = Photos(data.train, config.size, seed=config.seed)
+        self.photos = Photos(
+            data.train, config.size, seed=config.seed, augmentation=config.augmentation
+        )
         loader = DataLoader(
             self.photos, batch_sampler=self.sampler, num_workers=config.workers, pin_memory=False
         )
