@@ -20,7 +20,8 @@ def embed(
 ) -> list[Tensor]:
     """Features of batches of a `photo_loader`, on the device of the network.
 
-    With `flip` the mean of those of an image and of its mirror image.
+    With `flip` the mean of those of an image and of its mirror image, after BNNeck and before
+    any normalisation: the one with the longer feature counts more.
     """
     device, was_training = network.mean.device, network.training
     network.eval()

@@ -18,7 +18,7 @@ from training.photos import SEEN, check_same_photos, people_of, read_seen, same_
 FOLDER, FINISHED, PARTIAL = "checkpoints", "epoch-", "partial-"
 WEIGHTS = "network.safetensors"
 # What may change between a start and a resumption.
-FREE = {"evaluate_every", "checkpoint_every", "tracker", "workers"}
+FREE = {"evaluate_every", "flip_test", "checkpoint_every", "tracker", "workers"}
 
 
 def save_checkpoint(accelerator: Accelerator, out: Path, epoch: int) -> None:

@@ -82,12 +82,21 @@ class Config:
     encoding_rate: float = option(
         10.0, "learning rate of the encodings, over that of the rest", above=0
     )
+    layer_decay: float = option(
+        1.0, "learning rate of a block, over that of the next one", above=0, most=1
+    )
+    freeze: int = option(
+        0, "first epochs in which encodings and head learn alone; -1: all epochs", least=-1
+    )
     weight_decay: float = option(0.05, "of matrices", least=0)
     clip: float = option(5.0, "largest norm of the gradient", above=0)
     precision: str = option("no", "mixed, or none", choices=("no", "fp16", "bf16"))
     seed: int = option(0, "of everything random", least=0)
     # What is seen of it
     evaluate_every: int = option(12, "epochs between two evaluations", least=1)
+    flip_test: bool = option(
+        False, "evaluate with mean features of each photo and its mirror image"
+    )
     checkpoint_every: int = option(4, "epochs between two checkpoints", least=1)
     tracker: str = option(
         "tensorboard", "where numbers and maps go", choices=("tensorboard", "wandb", "none")

@@ -38,6 +38,7 @@ from training.checkpoints import (
 )
 from training.config import Config
 from training.photos import list_photos
+from training.rates import backbone_parameters, decay_by_layer, is_frozen, warn_of_idle_weights
 
 SCORES = "scores.json"
 MAPS = 4  # people whose photos a tracker gets
@@ -56,6 +57,7 @@ def train(config: Config, data: Splits, out: Path, *, quiet: bool = False) -> Sc
     photos = list_photos(data.train)
     before = check_same_training(out, config, photos)
     check_has_answers(data)
+    warn_of_idle_weights(config)
     run = Run(config, data, out, quiet)
     start = run.resume(photos)
     if before is not None and before.epochs < config.epochs:
@@ -102,7 +104,9 @@ class Run:
             self.photos, batch_sampler=self.sampler, num_workers=config.workers, pin_memory=False
         )
         self.accelerator = make_accelerator(config, out)
-        optimizer = torch.optim.AdamW(parameter_groups(network, config))
+        groups = decay_by_layer(parameter_groups(network, config), network, config.layer_decay)
+        optimizer = torch.optim.AdamW(groups)
+        self.backbone = backbone_parameters(network.vit)
         self.schedule = LambdaLR(optimizer, warm_cosine(config, len(self.sampler)))
         self.network, self.optimizer, self.batches = self.accelerator.prepare(
             network, optimizer, loader
@@ -147,13 +151,15 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the next step."""
-        return self.optimizer.param_groups[0]["lr"]
+        """The learning rate of the next step, of what is neither old nor an encoding."""
+        return self.config.learning_rate * self.schedule.lr_lambdas[0](self.schedule.last_epoch)
 
     def one_epoch(self, epoch: int, bar: tqdm) -> None:
         """Through all batches once."""
         self.sampler.epoch = self.photos.epoch = epoch
         self.network.train()
+        for parameter in self.backbone:
+            parameter.requires_grad_(not is_frozen(self.config, epoch))
         losses = Counter()
         for images, indices in self.clock.waiting_for(self.batches):
             losses.update(self.step(images, indices))
@@ -228,7 +234,8 @@ class Run:
         loader = photo_loader(photos, self.config.size, batch, self.config.workers)
         network = self.accelerator.unwrap_model(self.network)
         with self.accelerator.autocast():
-            parts = embed(network, self.accelerator.prepare_data_loader(loader))
+            batches = self.accelerator.prepare_data_loader(loader)
+            parts = embed(network, batches, flip=self.config.flip_test)
         whole = torch.cat([self.accelerator.gather(part) for part in parts])
         return whole[: len(photos)].cpu()  # without what filled the last batch
 
@@ -272,7 +279,7 @@ class Run:
 
 def make_accelerator(config: Config, out: Path) -> Accelerator:
     """Batches are split between processes, so that their number changes nothing."""
-    from accelerate.utils import DataLoaderConfiguration
+    from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 
     return Accelerator(
         cpu=not torch.accelerator.is_available(),  # else several processes do not find each other
@@ -280,6 +287,7 @@ def make_accelerator(config: Config, out: Path) -> Accelerator:
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir=str(out),
         dataloader_config=DataLoaderConfiguration(split_batches=True),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(config.freeze))],
         step_scheduler_with_optimizer=False,
     )
 
