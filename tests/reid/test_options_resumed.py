@@ -23,7 +23,7 @@ EVERYTHING = {
 }
 
 
-class Interrupted(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -35,7 +35,7 @@ def stopped_after(epochs):
         if epoch < epochs:
             return whole(run, epoch, bar)
         run.step(*next(iter(run.batches)))
-        raise Interrupted
+        raise StoppedError
 
     return one_epoch
 
@@ -50,7 +50,7 @@ def test_interrupted(data, tmp_path, monkeypatch, changes):
     config = tiny_reid.config(**changes)
     train(config, data, tmp_path / "whole", quiet=True)
     monkeypatch.setattr(training.Run, "one_epoch", stopped_after(2))
-    with pytest.raises(Interrupted):
+    with pytest.raises(StoppedError):
         train(config, data, tmp_path / "stopped", quiet=True)
     monkeypatch.undo()
     torch.manual_seed(99)

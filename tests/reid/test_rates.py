@@ -1,5 +1,7 @@
 """Rates by layer, a backbone that waits, warnings where nothing would learn."""
 
+import itertools
+
 import pytest
 import tiny_reid
 import torch
@@ -62,7 +64,7 @@ def test_a_backbone_that_waits(data, tmp_path, encoding):
         states.append({n: p.detach().clone() for n, p in run.network.named_parameters()})
     moved = [
         {name for name in after if not torch.equal(after[name], before[name])}
-        for before, after in zip(states, states[1:], strict=False)
+        for before, after in itertools.pairwise(states)
     ]
     own = {id(p) for p in backbone_parameters(run.network.vit)}
     backbone = {n for n, p in run.network.named_parameters() if id(p) in own}

@@ -48,3 +48,6 @@ class Augmentation(NamedTuple):
             area = min(SMALLEST, self.erasing_area), self.erasing_area
             steps.append(v2.RandomErasing(self.erasing, scale=area, value=list(GREY)))
         return v2.Compose(steps or [v2.Identity()])
+
+
+USUAL = Augmentation()

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from data.augment import Augmentation
+from data.augment import USUAL, Augmentation
 from data.market import Photo
 
 
@@ -33,7 +33,7 @@ class Photos(Dataset):
         size: tuple[int, int],
         *,
         seed: int | None = None,
-        augmentation: Augmentation = Augmentation(),
+        augmentation: Augmentation = USUAL,
     ) -> None:
         self.photos, self.size, self.seed, self.epoch = photos, size, seed, 0
         self.augment = augmentation.transform(size)

@@ -19,6 +19,7 @@ from model.centers import Centers
 from model.circle import circle_logits, circle_loss
 from model.losses import batch_hard_triplet, identity_loss, patch_triplet, weighted_triplet
 from model.network import Seen, build_network, parameter_groups
+from model.positions import describe_positions
 from safetensors.torch import save_model
 from search.features import check_has_answers, describe, embed, score, summarise
 from search.retrieval import Scores
@@ -65,6 +66,7 @@ def train(config: Config, data: Splits, out: Path, *, quiet: bool = False) -> Sc
             f"{before.epochs} epochs become {config.epochs}: on after {start}, with the learning "
             f"rate that {config.epochs} epochs have there, {run.rate:.2g}"
         )
+    run.say(describe_positions(run.accelerator.unwrap_model(run.network).vit, config.encoding))
     run.begin(photos)
     with tqdm(
         total=config.epochs * len(run.batches),
@@ -115,7 +117,7 @@ class Run:
         self.labels = torch.tensor(labels, device=self.accelerator.device)
         self.triplet = make_triplet(config)
         self.circle = circle_loss(config.circle_margin, config.circle_scale)
-        self.centers = Centers(max(labels) + 1, network.vit.num_features, config.center_rate)
+        self.centers = Centers(max(labels) + 1, network.neck.num_features, config.center_rate)
         self.centers.to(self.accelerator.device)
         if config.center_weight:
             self.accelerator.register_for_checkpointing(self.centers)
