@@ -231,6 +231,8 @@ def _finished(
             if time.monotonic() < deadline:
                 yield job, run(job, config, folder)
         return
+    if time.monotonic() >= deadline:
+        return
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
