@@ -254,7 +254,6 @@ def run(job: Job, config: Config, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as out:
         train(config, data, Path(out), quiet=True)
         network = load_network(Path(out))
-    seconds = time.process_time() - started
     tests = {
         name: {
             "mAP": one.mean_average_precision,
@@ -266,7 +265,7 @@ def run(job: Job, config: Config, folder: Path) -> dict[str, Any]:
     return {
         "tests": tests,
         "positions": describe_positions(network.vit, config.encoding),
-        "seconds": round(seconds, 1),
+        "seconds": round(time.process_time() - started, 1),
     }
 
 

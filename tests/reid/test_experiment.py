@@ -75,10 +75,8 @@ def test_the_report_pairs_seeds(tmp_path):
 
 
 def typed(monkeypatch, out, *words):
-    options = ["--pools", "mean", "--train-people", "16", "--test-people", "4", "--workers", "0"]
-    monkeypatch.setattr(
-        "sys.argv", ["experiment.py", "--out", str(out), "--epochs", "1", *options, *words]
-    )
+    options = "--epochs 1 --pools mean --train-people 16 --test-people 4 --workers 0 --out"
+    monkeypatch.setattr("sys.argv", ["experiment.py", *options.split(" "), str(out), *words])
     experiment.main()
 
 

@@ -164,7 +164,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
 
 def _time(report: dict[str, Any]) -> str:
     if "cpu_minutes" in report:
-        return f"{report['cpu_minutes']} minutes of one thread for the trainings"
+        return f"{report['cpu_minutes']} minutes of one thread"
     return f"{report['minutes']} minutes"
 
 
