@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 def test_killed_and_resumed(folder, tmp_path):
     """Equal, bit for bit, to a training that nothing interrupted."""
-    changes = {"epochs": 60, "encoding": "irpe+peg"}
+    changes = {"epochs": 60, "encoding": "irpe+peg", **tiny_reid.PARTS}
     run(folder, tmp_path / "whole", **changes)
     out = tmp_path / "killed"
     process = subprocess.Popen(

@@ -13,7 +13,10 @@ from typing import Any
 from options import check_fields, option
 
 CONFIG = "config.json"
-MODEL = "vit", "vit_args", "pretrained", "weights", "encoding", "encoding_args", "pool"
+MODEL = (
+    *("vit", "vit_args", "pretrained", "weights", "encoding", "encoding_args", "pool"),
+    *("stride", "table_resize", "sie", "sie_scale", "parts", "num_parts", "shift", "groups"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,37 @@ class Config:
     width: int = option(32, "of the crops, in pixels", least=1)
     table_height: int = option(0, "of the crops that tables are made for; 0: as height", least=0)
     table_width: int = option(0, "of the crops that tables are made for; 0: as width", least=0)
-    pool: str = option("avg", "CLS token, or mean of the patches", choices=("token", "avg"))
+    table_resize: str = option(
+        "bicubic",
+        "the model's own table: as timm, or as TransReID",
+        choices=("bicubic", "bilinear"),
+    )
+    pool: str = option(
+        "avg",
+        "the feature: CLS token, mean of the patches, or one after the other",
+        choices=("token", "avg", "token+avg"),
+    )
+    stride: int = option(0, "of the patches, in pixels; 0: their size, else they overlap", least=0)
+    sie: str = option(
+        "none",
+        "side information that is added to the tokens: of which camera, or view, a photo is",
+        choices=("none", "camera", "view", "camera+view"),
+    )
+    sie_scale: float = option(3.0, "of the side information", above=0)
+    parts: str = option(
+        "none",
+        "features beside that of the body: of shuffled patches (JPM), or stripes (PCB)",
+        choices=("none", "jigsaw", "stripes"),
+    )
+    num_parts: int = option(4, "how many parts, each with a head of its own", least=1)
+    shift: int = option(4, "of the jigsaw: how many patches move to the end", least=0)
+    groups: int = option(2, "of the jigsaw: pieces from which patches are taken in turn", least=1)
     # The losses
     triplet: str = option("soft", 'a margin, or "soft"')
     triplet_metric: str = option(
         "euclidean", "distance of the triplets", choices=("euclidean", "cosine")
     )
+    part_weight: float = option(1.0, "of the mean loss of the parts", least=0)
     patch_weight: float = option(0.0, "of the patch-wise triplet loss", least=0)
     smoothing: float = option(0.1, "of the labels, in the identity loss", least=0, below=1)
     # The training

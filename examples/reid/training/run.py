@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from data.batches import PeopleSampler, Photos, photo_loader, training_labels
 from data.market import Photo, Splits
+from data.sides import known_sides, sides_of
 from model.losses import batch_hard_triplet, identity_loss, patch_triplet
 from model.network import Seen, build_network, parameter_groups
 from safetensors.torch import save_model
@@ -90,7 +91,8 @@ class Run:
         self.config, self.data, self.out, self.quiet = config, data, out, quiet
         labels = training_labels(data.train)
         is_new = not config.start_from and not has_checkpoint(out)
-        network = build_network(config, max(labels) + 1, load_pretrained=is_new)
+        sides = known_sides(data.train, config.sie)
+        network = build_network(config, max(labels) + 1, load_pretrained=is_new, **sides)
         people = [photo.person for photo in data.train]
         self.sampler = PeopleSampler(people, config.people, config.photos, config.seed)
         self.photos = Photos(data.train, config.size, seed=config.seed)
@@ -105,6 +107,7 @@ class Run:
         )
         self.accelerator.register_for_checkpointing(self.schedule)
         self.labels = torch.tensor(labels, device=self.accelerator.device)
+        self.sides = sides_of(data.train).to(self.accelerator.device)
         self.triplet = batch_hard_triplet(config.margin, config.triplet_metric)
         self.patch_triplet = patch_triplet(config.margin, config.triplet_metric)
         self.clock = Clock()
@@ -157,7 +160,7 @@ class Run:
     def step(self, images: Tensor, indices: Tensor) -> dict[str, float]:
         """One step of the optimiser."""
         with self.accelerator.autocast():
-            seen = self.network(images)
+            seen = self.network(images, self.sides[indices])
         losses = self.losses(seen, indices)
         self.check_finite(losses, indices)
         self.optimizer.zero_grad()
@@ -176,10 +179,21 @@ class Run:
             "identity": identity_loss(seen.logits.float(), people, self.config.smoothing),
             "triplet": self.triplet(seen.features.float(), people),
         }
+        if seen.parts and self.config.part_weight:
+            losses["parts"] = self.config.part_weight * self.part_loss(seen, people)
         if self.config.patch_weight:
             loss = self.patch_triplet(seen.patches.float(), people)
             losses["patches"] = self.config.patch_weight * loss
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def part_loss(self, seen: Seen, people: Tensor) -> Tensor:
+        """The mean over parts: identities, and of the jigsaw triplets, as in the papers."""
+        losses = []
+        for features, logits in seen.parts:
+            losses.append(identity_loss(logits.float(), people, self.config.smoothing))
+            if self.config.parts == "jigsaw":
+                losses.append(self.triplet(features.float(), people))
+        return torch.stack(losses).sum() / len(seen.parts)
 
     def check_finite(self, numbers: dict[str, Tensor], indices: Tensor) -> None:
         """Stops before the weights are spoiled."""
@@ -204,7 +218,8 @@ class Run:
         loader = photo_loader(photos, self.config.size, batch, self.config.workers)
         network = self.accelerator.unwrap_model(self.network)
         with self.accelerator.autocast():
-            parts = embed(network, self.accelerator.prepare_data_loader(loader))
+            batches = self.accelerator.prepare_data_loader(loader)
+            parts = embed(network, batches, sides=sides_of(photos))
         whole = torch.cat([self.accelerator.gather(part) for part in parts])
         return whole[: len(photos)].cpu()  # without what filled the last batch
 
