@@ -7,7 +7,6 @@ Their names: `base` is the backbone, `b1` its last block and norm, `b2` those of
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,8 @@ def _load(network: Any, state: State, path: Path) -> None:
         table = {key.removeprefix("vit."): value for key, value in backbone.items()}
         posenc.load_reference_checkpoint(network.vit, table, source="transreid_relative")
     else:
-        needed = {key for key in own if key.startswith("vit.") and not is_of_encoding(key)}
+        mine = [key for key in own if key.startswith("vit.")]
+        needed = frozenset(key for key in mine if not is_of_encoding(key))
         _check(backbone, own, path, needed)
         rest |= backbone
     network.load_state_dict(rest, strict=False)
@@ -117,12 +117,7 @@ def _rows(theirs: Tensor, own: Tensor) -> Tensor:
     return theirs.reshape(-1, theirs.shape[-1]).mean(0).expand(*own.shape[:2], -1)
 
 
-def _check(
-    state: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
-    path: Path,
-    needed: set[str] = frozenset(),
-) -> None:
+def _check(state: State, own: State, path: Path, needed: frozenset[str] = frozenset()) -> None:
     found = [f"{key} is missing in the file" for key in sorted(needed - state.keys())]
     found += [f"{key} is missing in the model" for key in state if key not in own]
     found += [
