@@ -50,6 +50,7 @@ def test_features_of_parts(pool, registers):
     changes = {"parts": "jigsaw", "num_parts": 3, "shift": 2, "pool": pool, "height": 40}
     network = build_network(tiny_reid.config(vit_args=vit_args, **changes), 5).eval()
     vit, parts = network.vit, network.parts
+    assert isinstance(parts.norm, torch.nn.LayerNorm)
     with torch.no_grad():
         for parameter in parts.parameters():
             parameter.normal_(std=0.3)

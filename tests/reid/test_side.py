@@ -14,6 +14,7 @@ from data.sides import known_sides, sides_of
 from model.network import build_network, parameter_groups
 from model.side import SideInformation
 from search.features import embed_photos
+from training import run as training
 from training.checkpoints import load_network, load_start
 from training.photos import list_photos
 from training.run import train
@@ -130,7 +131,7 @@ def told(data, tmp_path_factory):
     return out
 
 
-def test_the_training_tells_each_photo_its_camera(data, told):
+def test_the_search_tells_each_photo_its_camera(data, told):
     network = load_network(told)
     assert network.sie.cameras.tolist() == [1, 2]
     network.sie.table.data.normal_()
@@ -141,6 +142,19 @@ def test_the_training_tells_each_photo_its_camera(data, told):
     torch.testing.assert_close(embed_photos(network, data.query, (32, 16)), expected)
     unknown = embed_photos(network, data.query, (32, 16), are_cameras_known=False)
     assert not torch.allclose(unknown, expected)
+    with torch.inference_mode():
+        mirrored = network(images.flip(-1), sides)
+    both = embed_photos(network, data.query, (32, 16), flip=True)
+    torch.testing.assert_close(both, (expected + mirrored) / 2)
+
+
+def test_steps_tell_each_photo_its_camera(data, tmp_path):
+    step = training.Run(tiny_reid.config(sie="camera"), data, tmp_path, quiet=True)
+    told = []
+    step.network.sie.register_forward_pre_hook(lambda _, args: told.append(args[0]))
+    images, indices = next(iter(step.batches))
+    step.step(images, indices)
+    assert told[0][:, 0].tolist() == [data.train[i].camera for i in indices]
 
 
 def test_whose_cameras(data, told):
