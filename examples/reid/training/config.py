@@ -15,7 +15,10 @@ from data.augment import Augmentation
 from options import check_fields, option
 
 CONFIG = "config.json"
-MODEL = "vit", "vit_args", "pretrained", "weights", "encoding", "encoding_args", "pool"
+MODEL = (
+    *("vit", "vit_args", "pretrained", "weights", "encoding", "encoding_args", "pool"),
+    *("stride", "table_resize", "sie", "sie_scale", "parts", "num_parts", "shift", "groups"),
+)
 IDENTITY = "softmax", "l2_softmax", "coco", "circle"
 
 
@@ -39,7 +42,31 @@ class Config:
     width: int = option(32, "of the crops, in pixels", least=1)
     table_height: int = option(0, "of the crops that tables are made for; 0: as height", least=0)
     table_width: int = option(0, "of the crops that tables are made for; 0: as width", least=0)
-    pool: str = option("avg", "CLS token, or mean of the patches", choices=("token", "avg"))
+    table_resize: str = option(
+        "bicubic",
+        "the model's own table: as timm, or as TransReID",
+        choices=("bicubic", "bilinear"),
+    )
+    pool: str = option(
+        "avg",
+        "the feature: CLS token, mean of the patches, or one after the other",
+        choices=("token", "avg", "token+avg"),
+    )
+    stride: int = option(0, "of the patches, in pixels; 0: their size, else they overlap", least=0)
+    sie: str = option(
+        "none",
+        "side information that is added to the tokens: of which camera, or view, a photo is",
+        choices=("none", "camera", "view", "camera+view"),
+    )
+    sie_scale: float = option(3.0, "of the side information", above=0)
+    parts: str = option(
+        "none",
+        "features beside that of the body: of shuffled patches (JPM), or stripes (PCB)",
+        choices=("none", "jigsaw", "stripes"),
+    )
+    num_parts: int = option(4, "how many parts, each with a head of its own", least=1)
+    shift: int = option(4, "of the jigsaw: how many patches move to the end", least=0)
+    groups: int = option(2, "of the jigsaw: pieces from which patches are taken in turn", least=1)
     # The losses
     identity: str = option("softmax", "the identity loss", choices=IDENTITY)
     identity_scale: float = option(30.0, "of unit features, in l2_softmax and coco", above=0)
@@ -54,6 +81,7 @@ class Config:
     hard_factor: float = option(
         0.0, "by how much the hardest triplets are made harder", least=0, below=1
     )
+    part_weight: float = option(1.0, "of the mean loss of the parts", least=0)
     patch_weight: float = option(0.0, "of the patch-wise triplet loss", least=0)
     circle_weight: float = option(0.0, "of the circle loss of pairs", least=0)
     circle_margin: float = option(0.25, "of both circle losses", least=0, below=1)

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from data.batches import PeopleSampler, Photos, photo_loader, training_labels
 from data.market import Photo, Splits
+from data.sides import known_sides, sides_of
 from model.centers import Centers
 from model.circle import circle_logits, circle_loss
 from model.losses import batch_hard_triplet, identity_loss, patch_triplet, weighted_triplet
@@ -96,7 +97,8 @@ class Run:
         self.config, self.data, self.out, self.quiet = config, data, out, quiet
         labels = training_labels(data.train)
         is_new = not config.start_from and not has_checkpoint(out)
-        network = build_network(config, max(labels) + 1, load_pretrained=is_new)
+        sides = known_sides(data.train, config.sie)
+        network = build_network(config, max(labels) + 1, load_pretrained=is_new, **sides)
         people = [photo.person for photo in data.train]
         self.sampler = PeopleSampler(people, config.people, config.photos, config.seed)
         self.photos = Photos(
@@ -115,6 +117,7 @@ class Run:
         )
         self.accelerator.register_for_checkpointing(self.schedule)
         self.labels = torch.tensor(labels, device=self.accelerator.device)
+        self.sides = sides_of(data.train).to(self.accelerator.device)
         self.triplet = make_triplet(config)
         self.circle = circle_loss(config.circle_margin, config.circle_scale)
         self.centers = Centers(max(labels) + 1, network.neck.num_features, config.center_rate)
@@ -174,7 +177,7 @@ class Run:
     def step(self, images: Tensor, indices: Tensor) -> dict[str, float]:
         """One step of the optimiser."""
         with self.accelerator.autocast():
-            seen = self.network(images)
+            seen = self.network(images, self.sides[indices])
         losses = self.losses(seen, indices)
         self.check_finite(losses, indices)
         self.optimizer.zero_grad()
@@ -200,6 +203,8 @@ class Run:
         ):
             if weight:
                 losses[name] = weight * loss(given, people)
+        if seen.parts and self.config.part_weight:
+            losses["parts"] = self.config.part_weight * self.part_loss(seen, people)
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
     def people(self, indices: Tensor) -> Tensor:
@@ -212,6 +217,15 @@ class Run:
             numbers = self.config.circle_margin, self.config.circle_scale
             logits = circle_logits(logits, people, *numbers)
         return identity_loss(logits, people, self.config.smoothing)
+
+    def part_loss(self, seen: Seen, people: Tensor) -> Tensor:
+        """The mean over parts: identities, and of the jigsaw triplets, as in the papers."""
+        losses = []
+        for features, logits in seen.parts:
+            losses.append(self.identity(logits.float(), people))
+            if self.config.parts == "jigsaw":
+                losses.append(self.config.triplet_weight * self.triplet(features.float(), people))
+        return torch.stack(losses).sum() / len(seen.parts)
 
     def check_finite(self, numbers: dict[str, Tensor], indices: Tensor) -> None:
         """Stops before the weights are spoiled."""
@@ -237,7 +251,8 @@ class Run:
         network = self.accelerator.unwrap_model(self.network)
         with self.accelerator.autocast():
             batches = self.accelerator.prepare_data_loader(loader)
-            parts = embed(network, batches, flip=self.config.flip_test)
+            flip, sides = self.config.flip_test, sides_of(photos)
+            parts = embed(network, batches, flip=flip, sides=sides)
         whole = torch.cat([self.accelerator.gather(part) for part in parts])
         return whole[: len(photos)].cpu()  # without what filled the last batch
 
