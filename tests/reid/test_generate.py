@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from data.market import DISTRACTOR
 from generate import RECIPE, Recipe, write
-from people.cameras import draw_cameras, photograph
-from people.drawing import Figure, Frame, Stance
-from people.identities import GROUP, draw_people
+from people.toy.cameras import draw_cameras, photograph
+from people.toy.drawing import Figure, Frame, Stance
+from people.toy.identities import GROUP, draw_people
 from PIL import Image
 from tiny_reid import RECIPE as TINY
 
