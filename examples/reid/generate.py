@@ -83,7 +83,9 @@ def write(out: Path, recipe: Recipe) -> None:
         (out / folder).mkdir(parents=True, exist_ok=True)
     total = (recipe.train_people + recipe.test_people) * recipe.photos
     total += recipe.distractors + recipe.junk
-    for path, photo, quality in tqdm(_photos(recipe), total=total, unit="photo", desc="drawing"):
+    for path, photo, quality in tqdm(
+        drawn_photos(recipe), total=total, unit="photo", desc="drawing"
+    ):
         photo.save(out / path, quality=quality)
     note.write_text(json.dumps(asdict(recipe)) + "\n")  # last: says that all is there
 
@@ -93,7 +95,8 @@ def _is_of(note: Path, recipe: Recipe) -> bool:
     return {"wardrobe": "toy", **json.loads(note.read_text())} == asdict(recipe)
 
 
-def _photos(recipe: Recipe) -> Iterator[Drawn]:
+def drawn_photos(recipe: Recipe) -> Iterator[Drawn]:
+    """All of a data set, in order."""
     drawn = WARDROBES[recipe.wardrobe]
     cameras = drawn.draw_cameras(recipe.cameras, recipe.seed)
     count = recipe.train_people + recipe.test_people

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from numpy.random import Generator
+from PIL import Image
+
 from people.street import cameras as street_cameras
 from people.street import identities as street_people
 from people.toy import cameras as toy_cameras
 from people.toy import identities as toy_people
-from PIL import Image
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
+
 from people.street.identities import Colour
 
 Point = tuple[float, float]

@@ -1,4 +1,4 @@
-"""How a photo in the street differs from the next one: camera, place, pose, box, who is in front."""
+"""How a photo in the street differs from the next one: camera, place, pose, box, occlusion."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from people.street.body import SOLE, Body, Pose
 from people.street.brush import Frame, toned
-from people.street.drawing import SOLE, Figure, Pose
+from people.street.drawing import draw
 from people.street.identities import Person, draw_person
 from people.street.places import draw_place
 from people.street.shares import PHOTO, choose
@@ -46,7 +48,7 @@ def draw_cameras(count: int, seed: int) -> list[Camera]:
 def _camera(rng: np.random.Generator) -> Camera:
     tilt = rng.uniform(0.05, 0.34)
     return Camera(
-        exposure=rng.uniform(0.75, 1.2),
+        exposure=rng.uniform(0.72, 1.1),
         gamma=rng.uniform(0.8, 1.3),
         warmth=rng.uniform(-0.06, 0.07),
         saturation=rng.uniform(0.65, 1.0),
@@ -74,7 +76,7 @@ def photograph_as(
         _somebody(picture, camera, _farther(frame, rng), rng)
     pose = _pose(words, rng)
     _shadow(picture, frame)
-    Figure(picture, person, pose, frame, camera.light).draw()
+    draw(Body(picture, person, pose, frame, camera.light))
     side = -1 if words["covered"] == "left" else 1
     if words["before"] == "person":
         _somebody(picture, camera, _nearer(frame, side, rng), rng)
@@ -148,12 +150,10 @@ def _nearer(frame: Frame, side: int, rng: np.random.Generator) -> Frame:
     )
 
 
-def _somebody(
-    picture: Image.Image, camera: Camera, frame: Frame, rng: np.random.Generator
-) -> None:
+def _somebody(picture: Image.Image, camera: Camera, frame: Frame, rng: np.random.Generator) -> None:
     pose = _pose(choose(PHOTO, rng), rng)
     _shadow(picture, frame)
-    Figure(picture, draw_person(rng), pose, frame, camera.light).draw()
+    draw(Body(picture, draw_person(rng), pose, frame, camera.light))
 
 
 def _shadow(picture: Image.Image, frame: Frame) -> None:
@@ -184,14 +184,14 @@ def _develop(picture: Image.Image, camera: Camera, rng: np.random.Generator) -> 
     exposure, warmth = camera.exposure * rng.uniform(0.85, 1.15), rng.normal(0, 0.015)
     small = picture.reduce(OVERSAMPLING)
     small = small.filter(ImageFilter.GaussianBlur(camera.blur * rng.uniform(0.8, 1.5)))
-    small = small.convert("RGB", _colours(camera, exposure, warmth)).point(_curve(camera.gamma))
+    small = small.convert("RGB", color_matrix(camera, exposure, warmth)).point(_curve(camera.gamma))
     y, x = rng.integers(HEIGHT), rng.integers(WIDTH)
     noise = GRAIN[y : y + HEIGHT, x : x + WIDTH] * np.float32(camera.noise)
     noisy = np.asarray(small, dtype=np.float32) + noise
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
-def _colours(camera: Camera, exposure: float, warmth: float) -> tuple[float, ...]:
+def color_matrix(camera: Camera, exposure: float, warmth: float) -> tuple[float, ...]:
     """The matrix of saturation, exposure and warmth."""
     warmth += camera.warmth
     gains = exposure * np.array([1 + warmth, 1.0, 1 - warmth])

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
 from people.street.shares import COLORS, HAIR, PERSON, SHOES, SKIN, choose
 
 Colour = tuple[int, int, int]
@@ -16,6 +17,7 @@ Colour = tuple[int, int, int]
 BUILD = {"slim": 0.9, "average": 1.0, "heavy": 1.18}  # widths
 PALETTES = {"skin": SKIN, "hair": HAIR, "shoes": SHOES}
 DYED = 0.14, 3  # standard deviations of a garment: of its lightness, as a share; of each channel
+
 
 @dataclass(frozen=True)
 class Person:
@@ -76,4 +78,5 @@ def _colours(looks: Mapping[str, str], rng: np.random.Generator) -> dict[str, Co
 def _dyed(colour: Colour, rng: np.random.Generator) -> Colour:
     light, each = DYED
     factor = np.exp(rng.normal(0, light))
-    return tuple(int(min(max(c * factor + d, 4), 245)) for c, d in zip(colour, rng.normal(0, each, 3)))
+    dyed = np.array(colour) * factor + rng.normal(0, each, 3)
+    return tuple(np.clip(dyed, 4, 245).astype(int).tolist())

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
 from people.street.brush import toned
 from people.street.identities import Colour
-from PIL import Image, ImageDraw, ImageFilter
 
 LENGTH, EXTRA = 6, 40  # of a place: photos beside each other, pixels more than their height
 GROUNDS = ((92, 92, 94), (104, 102, 100), (130, 125, 117), (148, 146, 141), (90, 95, 74))
-WALLS = ((126, 100, 88), (168, 160, 147), (140, 140, 138), (98, 104, 110), (70, 80, 58), (188, 184, 176))
+WALLS = (
+    (126, 100, 88),
+    (168, 160, 147),
+    (140, 140, 138),
+    (98, 104, 110),
+    (70, 80, 58),
+    (188, 184, 176),
+)
 CARS = ((36, 37, 40), (176, 178, 180), (206, 206, 204), (96, 98, 102), (52, 60, 76), (96, 40, 40))
 
 
@@ -73,12 +81,10 @@ def _walls(pen: ImageDraw.ImageDraw, line: int, width: int, rng: np.random.Gener
 
 def _car(pen: ImageDraw.ImageDraw, x: int, bottom: int, rng: np.random.Generator) -> None:
     colour, scale = _any(CARS, rng), rng.uniform(0.8, 1.3)
-    at = lambda left, top, right, low: [  # noqa: E731
-        x + left * scale,
-        bottom + top * scale,
-        x + right * scale,
-        bottom + low * scale,
-    ]
+
+    def at(left: float, top: float, right: float, low: float) -> list[float]:
+        return [x + left * scale, bottom + top * scale, x + right * scale, bottom + low * scale]
+
     for wheel in (20, 118):
         pen.ellipse(at(wheel, -24, wheel + 24, 0), fill=(26, 26, 28))
     pen.rounded_rectangle(at(30, -78, 130, -30), 16, fill=toned(colour, 0.9))

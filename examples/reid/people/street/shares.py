@@ -22,7 +22,7 @@ BY_EYE = "by eye"
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice with the share of each word, for those with one of the words `of[1]` at `of[0]`."""
+    """The share of each word; `of`: a choice before, and its words that lead to this one."""
 
     name: str
     shares: Mapping[str, float]
@@ -85,8 +85,15 @@ PERSON = (
         "by eye; RAP has .004 bald",
         of=("sex", ("man",)),
     ),
-    Choice("hat", {"none": 0.93, "cap": 0.04, "beanie": 0.03}, "hats: PETA .101, PA .044, RAP .017"),
-    Choice("hat color", {"black": 0.45, "navy": 0.2, "grey": 0.2, "beige": 0.15}, BY_EYE),
+    Choice(
+        "hat", {"none": 0.93, "cap": 0.04, "beanie": 0.03}, "hats: PETA .101, PA .044, RAP .017"
+    ),
+    Choice(
+        "hat color",
+        {"black": 0.45, "navy": 0.2, "grey": 0.2, "beige": 0.15},
+        BY_EYE,
+        of=("hat", ("cap", "beanie")),
+    ),
     Choice(
         "top",
         {
@@ -136,7 +143,12 @@ PERSON = (
         "all people: PA logo .151, plaid .108, stripes .049, splice .042; PETA .040, .028, .018",
         of=("top", PRINTED),
     ),
-    Choice("print color", {"white": 0.4, "black": 0.2, "grey": 0.2, "navy": 0.1, "red": 0.1}, BY_EYE),
+    Choice(
+        "print color",
+        {"white": 0.4, "black": 0.2, "grey": 0.2, "navy": 0.1, "red": 0.1},
+        BY_EYE,
+        of=("print", ("logo", "hoops", "plaid", "splice")),
+    ),
     Choice("front", {"open": 0.45, "closed": 0.55}, BY_EYE, of=("top", OPEN)),
     Choice(
         "inner color",
@@ -145,7 +157,12 @@ PERSON = (
         of=("front", ("open",)),
     ),
     Choice("scarf", {"none": 0.95, "scarf": 0.05}, "PETA .085, RAP .010"),
-    Choice("scarf color", {"grey": 0.4, "beige": 0.2, "navy": 0.2, "burgundy": 0.2}, BY_EYE),
+    Choice(
+        "scarf color",
+        {"grey": 0.4, "beige": 0.2, "navy": 0.2, "burgundy": 0.2},
+        BY_EYE,
+        of=("scarf", ("scarf",)),
+    ),
     Choice(
         "legwear",
         {"trousers": 0.38, "jeans": 0.36, "shorts": 0.09, "skirt": 0.11, "dress": 0.06},
@@ -165,7 +182,9 @@ PERSON = (
         of=("legwear", ("trousers", "jeans")),
     ),
     Choice("cuffs", {"full": 0.75, "ankle": 0.25}, BY_EYE, of=("legwear", ("trousers", "jeans"))),
-    Choice("length", {"short": 0.45, "knee": 0.35, "long": 0.2}, BY_EYE, of=("legwear", ("skirt",))),
+    Choice(
+        "length", {"short": 0.45, "knee": 0.35, "long": 0.2}, BY_EYE, of=("legwear", ("skirt",))
+    ),
     Choice("length", {"short": 0.3, "knee": 0.5, "long": 0.2}, BY_EYE, of=("legwear", ("dress",))),
     Choice(
         "leg color",
@@ -205,8 +224,12 @@ PERSON = (
         BY_EYE,
         of=("bag", ("backpack", "shoulder", "hand")),
     ),
-    Choice("bag color", {"white": 0.6, "beige": 0.25, "grey": 0.15}, BY_EYE, of=("bag", ("carrier",))),
-    Choice("bag side", {"left": 0.5, "right": 0.5}, BY_EYE),
+    Choice(
+        "bag color", {"white": 0.6, "beige": 0.25, "grey": 0.15}, BY_EYE, of=("bag", ("carrier",))
+    ),
+    Choice(
+        "bag side", {"left": 0.5, "right": 0.5}, BY_EYE, of=("bag", ("shoulder", "hand", "carrier"))
+    ),
 )
 
 PHOTO = (
@@ -215,10 +238,12 @@ PHOTO = (
     Choice("arms", {"hanging": 0.7, "pocket": 0.17, "phone": 0.13}, BY_EYE),
     Choice("figure", {"whole": 0.88, "partial": 0.12}, BY_EYE),
     Choice(
-        "before", {"nothing": 0.8, "person": 0.1, "low": 0.06, "post": 0.04}, "what occludes; by eye"
+        "before",
+        {"nothing": 0.8, "person": 0.1, "low": 0.06, "post": 0.04},
+        "what occludes; by eye",
     ),
     Choice("behind", {"nobody": 0.75, "person": 0.25}, BY_EYE),
-    Choice("covered", {"left": 0.5, "right": 0.5}, "the side that somebody in front covers; by eye"),
+    Choice("covered", {"left": 0.5, "right": 0.5}, "the side of what occludes; by eye"),
 )
 
 COLORS = {
@@ -239,7 +264,12 @@ COLORS = {
     "dark denim": (46, 52, 68),
     "light denim": (134, 148, 168),
 }
-SKIN = {"light": (224, 184, 160), "tan": (196, 148, 116), "brown": (142, 98, 72), "dark": (86, 60, 48)}
+SKIN = {
+    "light": (224, 184, 160),
+    "tan": (196, 148, 116),
+    "brown": (142, 98, 72),
+    "dark": (86, 60, 48),
+}
 HAIR = {
     "black": (24, 22, 22),
     "dark brown": (50, 37, 30),
