@@ -35,6 +35,7 @@ try:
     from generate import Recipe, write
     from model.network import ReIDNetwork, set_size
     from options import Parser, RefusedError, command
+    from people.wardrobes import WARDROBES
     from search.features import embed, score
     from tqdm import tqdm
     from training.checkpoints import load_network
@@ -112,7 +113,7 @@ def main() -> None:
         evaluate_every=args.epochs,
         checkpoint_every=args.epochs,
     )
-    recipe = Recipe(train_people=args.train_people)
+    recipe = Recipe(train_people=args.train_people, wardrobe=args.wardrobe)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         data = [Path(folder) / f"data-{seed}" for seed in range(args.seeds)]
@@ -153,6 +154,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="default 8, with --full 40")
     parser.add_argument(
         "--train-people", type=int, default=Recipe.train_people, help="people of each training"
+    )
+    parser.add_argument(
+        "--wardrobe", default=Recipe.wardrobe, choices=sorted(WARDROBES), help="what people wear"
     )
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
     args = parser.parse_args()

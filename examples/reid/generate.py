@@ -26,6 +26,7 @@ except ModuleNotFoundError as missing:
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 RECIPE = "recipe.json"
+SHEET = 8  # people on it
 Drawn = tuple[str, Image.Image, int]  # its path, the photo, the quality of its JPEG
 
 
@@ -61,11 +62,15 @@ def main() -> None:
     """Writes what the options ask for."""
     parser = Parser(__doc__)
     parser.add_argument("out", type=Path, help="folder of the data set")
+    parser.add_argument("--sheet", type=Path, help="a picture of some people to write besides")
     add_fields(parser, Recipe)
     options = vars(parser.parse_args())
-    out = options.pop("out")
+    out, sheet = options.pop("out"), options.pop("sheet")
     write(out, Recipe(**options))
     print(f"written: {out}")
+    if sheet:
+        draw_sheet(out).save(sheet)
+        print(f"written: {sheet}")
 
 
 def write(out: Path, recipe: Recipe) -> None:
@@ -88,6 +93,20 @@ def write(out: Path, recipe: Recipe) -> None:
     ):
         photo.save(out / path, quality=quality)
     note.write_text(json.dumps(asdict(recipe)) + "\n")  # last: says that all is there
+
+
+def draw_sheet(out: Path) -> Image.Image:
+    """The first people to train on, each in a row of photos as they are."""
+    rows = [sorted((out / TRAIN).glob(f"{number:04d}_*")) for number in range(1, SHEET + 1)]
+    rows = [sorted(row, key=lambda path: path.name.split("_")[2]) for row in rows if row]
+    opened = [[Image.open(path) for path in row] for row in rows]
+    (width, height), gap = opened[0][0].size, 4
+    size = max(map(len, rows)) * (width + gap) - gap, len(rows) * (height + gap) - gap
+    sheet = Image.new("RGB", size, "white")
+    for y, row in enumerate(opened):
+        for x, photo in enumerate(row):
+            sheet.paste(photo, (x * (width + gap), y * (height + gap)))
+    return sheet
 
 
 def _is_of(note: Path, recipe: Recipe) -> bool:

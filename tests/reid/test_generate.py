@@ -7,7 +7,8 @@ from dataclasses import asdict, replace
 
 import pytest
 from data.market import DISTRACTOR
-from generate import RECIPE, Recipe, write
+from generate import RECIPE, Recipe, draw_sheet, write
+from PIL import Image
 from tiny_reid import RECIPE as TINY
 
 
@@ -96,3 +97,11 @@ def test_an_interrupted_drawing_is_noticed(folder, tmp_path):
 def test_refused(change, rule):
     with pytest.raises(ValueError, match=rule):
         Recipe(**{**{"cameras": 2, "photos": 4}, **change})
+
+
+def test_the_sheet_has_a_row_for_each_person(folder):
+    sheet = draw_sheet(folder)
+    assert sheet.size == (4 * 68 - 4, 8 * 132 - 4)
+    photos = sorted((folder / "bounding_box_train").glob("0003_*"), key=lambda p: p.name[9:])
+    with Image.open(photos[1]) as photo:
+        assert sheet.crop((68, 264, 132, 392)).tobytes() == photo.tobytes()

@@ -204,7 +204,7 @@ def test_bags_are_on_their_side(people, bag):
     without = Person({**person.looks, "bag": "none"}, person.colours, 0.9, 0.6, 0.5, 1.0)
     for view, side in (("front", 1), ("back", -1)):
         change = np.abs(photo(person, camera, 0, view=view) - photo(without, camera, 0, view=view))
-        _, columns = np.nonzero(change[50:95].max(-1) > 25)
+        _, columns = np.nonzero(change[25:95].max(-1) > 25)
         middle = columns.mean() - 32
         assert len(columns) > 10
         assert abs(middle) < 4 if bag == "backpack" else side * middle > 4, (view, middle)

@@ -145,6 +145,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
         f"- ViT: {config['vit']} with {config['vit_args']}, crops {config['height']}x"
         f"{config['width']}",
         f"- training: {config['epochs']} epochs of {recipe['train_people']} synthetic people with "
-        f"{recipe['photos']} photos each, test on {recipe['test_people']} others",
+        f"{recipe['photos']} photos each, test on {recipe['test_people']} others, "
+        f"`--wardrobe {recipe.get('wardrobe', 'toy')}`",  # the first reports knew no other
         f"- commit {report['commit']}, {report['versions']}",
     ]

@@ -48,8 +48,8 @@ def draw_cameras(count: int, seed: int) -> list[Camera]:
 def _camera(rng: np.random.Generator) -> Camera:
     tilt = rng.uniform(0.05, 0.34)
     return Camera(
-        exposure=rng.uniform(0.72, 1.1),
-        gamma=rng.uniform(0.8, 1.3),
+        exposure=rng.uniform(0.8, 1.2),
+        gamma=rng.uniform(0.75, 1.15),
         warmth=rng.uniform(-0.06, 0.07),
         saturation=rng.uniform(0.65, 1.0),
         blur=rng.uniform(0.25, 0.75),
