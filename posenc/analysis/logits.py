@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -28,7 +29,8 @@ class LogitShares:
         shares: name of a part -> `[heads]`. The parts are content.content, content.position,
             position.content, position.position (query before key), mean.content and
             mean.position (the grand mean of the queries: what all queries look for), native_bias
-            (the model's own), bias (that of posenc's encodings) and interaction. They sum to 1.
+            (the model's own), bias (that of posenc's encodings) and interaction. They sum to 1;
+            of a head whose logits do not vary over the keys that are seen, they are nan.
         variance: of the logits, `[heads]`, over queries and keys: what the shares are of.
         rotation: for modules whose queries and keys posenc's encodings turn, `[heads]`: the
             variance of what turning changes in the logits, as a share of theirs. It is no further
@@ -147,13 +149,14 @@ def _report(name: str, watcher: Watcher, result: LogitShares) -> None:
         return
     variances = watcher.variances()
     total, turned = variances.pop("total"), variances.pop("rotation", None)
-    shares = {part: variance / total for part, variance in variances.items()}
+    unit = total.where(total > 0, math.nan)
+    shares = {part: variance / unit for part, variance in variances.items()}
     shares["interaction"] = 1 - torch.stack(list(shares.values())).sum(dim=0)
     result.shares[name] = shares
     result.variance[name] = total / result.num_images
     result.layouts[name] = watcher.layout
     if turned is not None:
-        result.rotation[name] = turned / total
+        result.rotation[name] = turned / unit
 
 
 def _notes(model: nn.Module) -> tuple[str, ...]:

@@ -29,9 +29,9 @@ def check_writable(path: Path) -> None:
 
 
 def check_device(device: str | torch.device) -> None:
-    """Raises unless tensors can be there."""
+    """Raises unless tensors, with their numbers, can be there."""
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).tolist()
     except Exception as error:  # of many kinds
         reason = one_line(str(error).partition("\n")[0])
         raise UsageError(f"--device {device}: {reason}") from None

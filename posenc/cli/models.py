@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import math
 import sys
 import warnings
@@ -54,9 +55,12 @@ def create(name: str, img_size: list[int] | None, *, pretrained: bool = False) -
             f"{name!r} is no timm model.{did_you_mean(near)} timm.list_models() has them, "
             "`posenc list` the encodings"
         )
+    _check_tag(name)
     if img_size is not None and min(img_size) < 1:
         raise UsageError(f"--img-size must be positive, got {img_size[0]} {img_size[1]}")
     options = {} if img_size is None else {"img_size": tuple(img_size)}
+    # Where there is no network it tells of each retry; the last error is told below.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
@@ -66,6 +70,17 @@ def create(name: str, img_size: list[int] | None, *, pretrained: bool = False) -
             raise
         raise UsageError(f"{name} cannot have images of {img_size}: {error}") from error
     return model.eval()
+
+
+def _check_tag(name: str) -> None:
+    """Raises unless timm has weights by what follows the dot."""
+    import timm
+
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
+        raise UsageError(f"{one_line(error)} timm has {known or 'none'}") from None
 
 
 def input_size(model: Any, img_size: list[int] | None) -> tuple[int, int]:
@@ -87,7 +102,7 @@ def default_tag(name: str) -> str:
     """Of the pretrained weights that timm takes where the name has none, or nothing."""
     import timm
 
-    return "" if "." in name else timm.get_pretrained_cfg(name).tag or ""
+    return str(getattr(timm.get_pretrained_cfg(name), "tag", "")) if "." not in name else ""
 
 
 def load_weights(model: nn.Module, name: str, path: Path) -> None:

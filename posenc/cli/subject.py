@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import posenc
 from posenc.analysis import CapturedAttention, capture_attention
 from posenc.cli import files, models
-from posenc.cli.errors import one_line
+from posenc.cli.errors import UsageError, one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
@@ -70,6 +70,10 @@ class Subject:
             if path is not None:
                 files.check_readable(path)
         files.check_device(self.device)
+        try:
+            torch.manual_seed(self.seed)
+        except ValueError as error:
+            raise UsageError(f"--seed {self.seed}: {one_line(error)}") from None
 
     def build(self) -> nn.Module:
         """In eval, with its weights and encodings, on its device.

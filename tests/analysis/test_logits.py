@@ -244,6 +244,18 @@ def test_batches_do_not_matter_and_blocks_select():
         torch.testing.assert_close(share, whole.shares["blocks.1.attn"][part])
 
 
+def test_a_head_that_sees_one_key_has_no_shares():
+    """A wide table leaves each query its own key: logits do not vary over the keys it sees."""
+    model = patch_model(tiny_vit.vit(0), "swin")
+    with torch.no_grad():
+        encoding = patched_encodings(model)["blocks.1.attn.swin"]
+        encoding.table.fill_(-1e4)
+        encoding.table[:, encoding.table.shape[1] // 2] = 0.0  # the offset of zero
+    shares = split_logits(model, images_of(model))
+    assert all(part.isnan().all() for part in shares.shares["blocks.1.attn"].values())
+    assert not any(part.isnan().any() for part in shares.shares["blocks.0.attn"].values())
+
+
 def test_mixed_attention_has_no_one_logit():
     model = tiny_vit.vit(1, depth=1)
     with pytest.warns(UserWarning, match="other outputs"):

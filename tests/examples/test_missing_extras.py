@@ -10,6 +10,8 @@ ROOT = Path(__file__).parents[2]
 PROJECT = (ROOT / "pyproject.toml").read_text()
 # script, extra, a module that it needs of that extra
 MISSING = [
+    ("examples/attention_is_convolution.py", "demo", "mlxtend"),
+    ("examples/attention_is_convolution.py", "demo", "matplotlib"),
     ("examples/quickstart.py", "demo", "mlxtend"),
     ("examples/compare_encodings.py", "demo", "mlxtend"),
     ("examples/compare_encodings.py", "demo", "tqdm"),
@@ -18,6 +20,9 @@ MISSING = [
     ("examples/interpret/with_captum.py", "interpret", "captum"),
     ("examples/interpret/with_grad_cam.py", "interpret", "pytorch_grad_cam"),
     ("examples/interpret/with_torchcam.py", "interpret", "torchcam"),
+    ("examples/what_positions_learn.py", "demo", "mlxtend"),
+    ("examples/what_positions_learn.py", "demo", "tqdm"),
+    ("examples/what_positions_learn.py", "demo", "matplotlib"),
     ("examples/reid/demo.py", "reid", "torchvision"),
     ("examples/reid/evaluate.py", "reid", "scipy"),
     ("examples/reid/experiment.py", "reid", "scipy"),

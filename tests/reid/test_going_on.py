@@ -51,6 +51,13 @@ def test_nobody_knows_the_photos(data, trained, tmp_path):
         train(tiny_reid.config(), data, tmp_path / "run", quiet=True)
 
 
+def test_an_older_version_did_not_look_at_pixels(data, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "data.sha256").write_text("0" * 64)
+    with pytest.raises(ValueError, match=r"data\.sha256 is of an older version"):
+        train(tiny_reid.config(), data, tmp_path / "run", quiet=True)
+
+
 # More epochs
 
 

@@ -9,6 +9,8 @@ from training.run import SCORES
 from trainings import ONE_THREAD, command, run, weights
 
 pytestmark = pytest.mark.slow
+# No loss sees what is added to all features: the gradient is rounding, which Adam makes a step of.
+ONLY_SHIFT = {"vit.fc_norm.bias", "neck.running_mean"}
 
 
 def logged(out):
@@ -35,8 +37,8 @@ def test_two_processes_have_the_same_loss(folder, tmp_path):
     assert one == pytest.approx(two, rel=1e-4)
     assert {"rollout", "bias of the center"} <= set(tags["images"])
     first, second = (weights(tmp_path / name) for name in ("one", "two"))
-    for name, value in first.items():
-        torch.testing.assert_close(second[name], value, atol=2e-3, rtol=1e-2, msg=name)
+    for name in first.keys() - ONLY_SHIFT:
+        torch.testing.assert_close(second[name], first[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_weights_and_biases_without_a_network(folder, tmp_path):

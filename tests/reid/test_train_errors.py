@@ -133,6 +133,7 @@ def test_a_training_that_is_not_finished(trained, tmp_path):
         ({"vit_args": "depth=3"}, "vit_args must be JSON"),
         ({"encoding_args": "[1]"}, "encoding_args must be an object"),
         ({"triplet": "hard"}, 'triplet must be a margin or "soft"'),
+        ({"triplet": "-0.3"}, r"no less than 0, got '-0\.3'"),
         ({"precision": "half"}, "precision must be one of no, fp16, bf16"),
         ({"tracker": "paper"}, "tracker must be one of tensorboard, wandb, none"),
         ({"clip": 0.0}, r"clip must be greater than 0, got 0\.0"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -113,9 +114,11 @@ def _check_options(name: str, text: str) -> None:
 
 def _check_margin(text: str) -> None:
     try:
-        float(text)
+        is_margin = 0 <= float(text) < math.inf
     except ValueError:
-        raise ValueError(f'triplet must be a margin or "soft", got {text!r}') from None
+        is_margin = False
+    if not is_margin:
+        raise ValueError(f'triplet must be a margin or "soft", and no less than 0, got {text!r}')
 
 
 def parse(

@@ -26,6 +26,7 @@ def read_seen(out: Path) -> str:
 
     Raises:
         FileNotFoundError: the file is missing.
+        ValueError: it is of an older version.
     """
     path = out / SEEN
     if not path.is_file():
@@ -33,7 +34,12 @@ def read_seen(out: Path) -> str:
             f"{path} is missing, which tells whether {out} was trained on these photos; put it "
             "back, or use another folder"
         )
-    return path.read_text()
+    seen = path.read_text()
+    if " " not in seen:
+        raise ValueError(
+            f"{path} is of an older version, which did not look at pixels; use another folder"
+        )
+    return seen
 
 
 def check_same_photos(out: Path, now: str) -> None:
@@ -41,7 +47,7 @@ def check_same_photos(out: Path, now: str) -> None:
 
     Raises:
         FileNotFoundError: nobody knows what they were.
-        ValueError: they were others.
+        ValueError: they were others, or nobody looked at their pixels.
     """
     before = read_seen(out)
     if before != now:
