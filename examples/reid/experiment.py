@@ -39,6 +39,7 @@ try:
     from model.network import build_network
     from model.positions import describe_positions, has_own_table
     from options import Parser, RefusedError, command
+    from people.wardrobes import WARDROBES
     from tqdm import tqdm
     from training.checkpoints import load_network
     from training.config import Config
@@ -87,7 +88,9 @@ def main() -> None:
             **args.config,
         }
     )
-    recipe = Recipe(train_people=args.train_people, test_people=args.test_people)
+    recipe = Recipe(
+        train_people=args.train_people, test_people=args.test_people, wardrobe=args.wardrobe
+    )
     kept = Kept(args.out / RUNS, {"config": asdict(config), "recipe": asdict(recipe)})
     results = run_all(jobs, config, recipe, kept, workers=args.workers, minutes=args.minutes)
     if missing := [job for job in jobs if job not in results]:
@@ -153,6 +156,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--test-people", type=int, default=Recipe.test_people, help="people to search for"
+    )
+    parser.add_argument(
+        "--wardrobe", default=Recipe.wardrobe, choices=sorted(WARDROBES), help="what people wear"
     )
     parser.add_argument(
         "--workers", type=int, default=2, help="trainings at a time; 0: one, in this process"

@@ -89,9 +89,9 @@ def score_all(network: ReIDNetwork, config: Config, data: Splits) -> dict[str, S
 def score_taller(network: ReIDNetwork, config: Config, data: Splits) -> Scores:
     """Of all crops stretched to more rows of patches; the encodings follow, and return."""
     size = round(config.height * TALLER), config.width
-    set_size(network.vit, size)
+    set_size(network.vit, size, config.table_resize)
     query, gallery = (_embed(network, part, size) for part in (data.query, data.gallery))
-    set_size(network.vit, config.size)
+    set_size(network.vit, config.size, config.table_resize)
     return score(query, gallery, data)
 
 

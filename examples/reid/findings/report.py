@@ -157,7 +157,8 @@ def _notes(report: dict[str, Any]) -> list[str]:
         f"{config['width']}",
         *_positions(report),
         f"- training: {config['epochs']} epochs of {recipe['train_people']} synthetic people with "
-        f"{recipe['photos']} photos each, test on {recipe['test_people']} others",
+        f"{recipe['photos']} photos each, test on {recipe['test_people']} others, "
+        f"`--wardrobe {recipe.get('wardrobe', 'toy')}`",  # the first reports knew no other
         f"- commit {report['commit']}, {report['versions']}",
     ]
 
