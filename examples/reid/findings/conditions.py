@@ -20,7 +20,7 @@ Change = Callable[[Tensor, Tensor], Tensor]  # of images [B, 3, height, width] a
 SHIFT, FAR = 1 / 8, 1 / 4  # of the height
 TALLER = 3 / 2  # times the height: 8x4 patches become 12x4, and 16x8 become 24x8
 CUT = 1 / 3  # of the height
-OCCLUDED = 0.55, 0.6  # of the height and of the width: a third of the crop
+OCCLUDED = 0.4, 0.5  # of the height and of the width: a fifth of the crop
 
 
 def as_they_are(images: Tensor, numbers: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def partial(images: Tensor, numbers: Tensor) -> Tensor:
 
 
 def occluded(images: Tensor, numbers: Tensor) -> Tensor:
-    """A rectangle of one colour before a third of the crop, the same for the same photo."""
+    """A rectangle in almost grey before a fifth of the crop, the same for the same photo."""
     images = images.clone()
     height, width = (
         round(part * side) for part, side in zip(OCCLUDED, images.shape[-2:], strict=True)
@@ -53,7 +53,8 @@ def occluded(images: Tensor, numbers: Tensor) -> Tensor:
         rng = np.random.default_rng([7, number])
         top = rng.integers(image.shape[-2] - height + 1)
         left = rng.integers(image.shape[-1] - width + 1)
-        colour = torch.from_numpy(rng.integers(0, 256, 3, dtype=np.uint8))[:, None, None]
+        colour = rng.integers(60, 180) + rng.integers(-15, 16, 3)  # near grey, as walls and cars
+        colour = torch.from_numpy(colour.astype(np.uint8))[:, None, None]
         image[:, top : top + height, left : left + width] = colour
     return images
 
@@ -71,7 +72,7 @@ CONDITIONS = {
     "shifted far": "queries a quarter of the height lower",
     "taller": "crops of 3/2 the height, as 24x8 patches are to 16x8",
     "partial": "queries without the lower third, the rest as tall as the crop",
-    "occluded": "queries with a rectangle of one colour before a third of them",
+    "occluded": "queries with a grey rectangle before a fifth of them",
 }
 
 
