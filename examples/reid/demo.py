@@ -21,6 +21,7 @@ try:
     from floors import floors
     from generate import Recipe, write
     from options import Parser, command
+    from people.wardrobes import WARDROBES
     from search.features import describe, summarise
     from training.config import Config
     from training.run import train
@@ -39,15 +40,24 @@ def main() -> None:
     parser.add_argument(
         "--test-people", type=int, default=Recipe.test_people, help="people to search for"
     )
+    parser.add_argument(
+        "--wardrobe", default=Recipe.wardrobe, choices=sorted(WARDROBES), help="what people wear"
+    )
+    parser.add_argument("--seed", type=int, default=Recipe.seed, help="of people and training")
     args = parser.parse_args()
     started = time.perf_counter()
     folder, run = args.out / "pedestrians", args.out / "reid"
-    recipe = Recipe(train_people=args.train_people, test_people=args.test_people)
+    recipe = Recipe(
+        train_people=args.train_people,
+        test_people=args.test_people,
+        wardrobe=args.wardrobe,
+        seed=args.seed,
+    )
     write(folder, recipe)
     data = read_dataset(folder)
     # A core reads photos while the others train: on two cores faster than both in turns.
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
-    config = Config(epochs=args.epochs, workers=1)
+    config = Config(epochs=args.epochs, workers=1, seed=args.seed)
     reached = floors(data, config)
     trained = train(config, data, run)
     for name, scores in reached.items():

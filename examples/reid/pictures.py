@@ -34,6 +34,7 @@ try:
     from search.retrieval import Scores, nearest
     from training.checkpoints import load_network
     from training.config import Config, load_config
+    from training.photos import saw_these
 
     from posenc.analysis.plot import plot_bias, plot_parts, plot_similarity
 except ModuleNotFoundError as missing:
@@ -89,8 +90,10 @@ def open_album(run: Path, data: Splits) -> Album:
     check_has_answers(data)
     config = load_config(run)
     network = load_network(run)
+    known = config.sie != "none" and saw_these(run, data.train)
     query, gallery = (
-        embed_photos(network, part, config.size) for part in (data.query, data.gallery)
+        embed_photos(network, part, config.size, are_cameras_known=known)
+        for part in (data.query, data.gallery)
     )
     return Album(network, config, data, query, gallery, score(query, gallery, data))
 

@@ -11,6 +11,7 @@ from data.batches import read_image
 from data.market import Photo
 from matplotlib import pyplot as plt
 from model.network import ReIDNetwork
+from model.patches import is_overlapping
 from torch import Tensor
 
 from posenc import LearnedAbsolute, is_patched, patched_encodings
@@ -45,6 +46,10 @@ def draw_rollout(network: ReIDNetwork, images: Tensor) -> Any:
     """A row of crops, each over its attention rollout."""
     captured = capture(network, images)
     height, width = images.shape[-2:]
+    patch = None
+    if is_overlapping(network.vit):  # each patch has its share of the image
+        rows, columns = network.vit.patch_embed.grid_size
+        patch = height / rows, width / columns
     size = 0.75 * len(images), 1.5 * height / width + 0.4
     figure, axes = plt.subplots(2, len(images), figsize=size, squeeze=False, layout="compressed")
     for index, (above, below) in enumerate(axes.T):
@@ -57,6 +62,7 @@ def draw_rollout(network: ReIDNetwork, images: Tensor) -> Any:
             discard_ratio=0.5,
             pool=network.vit.global_pool,  # the tokens that the feature is made of
             image_index=index,
+            patch_size=patch,
             colorbar=False,
             ax=below,
         )
