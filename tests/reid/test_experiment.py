@@ -192,6 +192,15 @@ def test_pixels_do_not_see_the_light():
     torch.testing.assert_close(pixels(image), pixels(image + 50))
 
 
+def test_the_demo_expects_a_margin():
+    """The goal of its settings, with room for seeds and versions: see `demo.EXPECTED`."""
+    import demo
+
+    demo.check_margin(0.34)
+    with pytest.raises(RefusedError, match=r"only 33% of what is left to 1; .* at least 33%"):
+        demo.check_margin(0.333)
+
+
 @pytest.mark.slow
 def test_the_demo(tmp_path, monkeypatch, capsys):
     import demo
