@@ -11,13 +11,14 @@ import numpy as np
 from data.batches import read_image
 from data.market import Photo, Splits
 from model.network import ReIDNetwork
-from posenc import is_patched, patched_encodings
 from search.features import check_has_answers, embed_photos, score
 from search.labels import Labels
 from search.retrieval import Scores
 from torch import Tensor
 from training.checkpoints import load_network
 from training.config import Config, load_config
+
+from posenc import is_patched, patched_encodings
 
 
 @dataclass(frozen=True, eq=False)

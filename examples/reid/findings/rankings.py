@@ -10,18 +10,20 @@ import numpy as np
 import torch
 from data.market import Photo
 from matplotlib import pyplot as plt
-from posenc.analysis.plot import plot_rollout
 from search.retrieval import nearest
 
 from findings.album import Album
 from findings.maps import capture, read_images
+from posenc.analysis.plot import plot_rollout
 
 RANKS = 10
+COLUMNS = RANKS + 2  # with the query, and the first right photo where it comes later
 SMOOTHED = 8  # pixels on a side: noise does not count as contrast
 FAINTEST = 4.0  # standard deviation, of 255
 LEGEND = (
     "\N{CHECK MARK} the same person by another camera    \N{BALLOT X} someone else    "
-    "\N{EN DASH} the same person by the same camera, which does not count"
+    "\N{EN DASH} the same person by the same camera, which does not count    "
+    "last column: the first match, where it comes later"
 )
 RULE = (
     "one query a person, without those that nobody could answer: no photo by another camera, or "
@@ -30,6 +32,7 @@ RULE = (
 )
 # In inches: of a photo, between two, above a row, above all, below all
 WIDTH, GAP, TITLES, TITLE, LEGENDS = 0.8, 0.1, 0.36, 0.28, 0.3
+LATER = 0.15  # before the first right one
 
 
 @dataclass(frozen=True)
@@ -63,20 +66,28 @@ def judge(query: Photo, other: Photo) -> Verdict:
     return JUNK if other.camera == query.camera else RIGHT
 
 
-def first_hits(album: Album, queries: Sequence[int], *, junk: bool) -> list[list[Hit]]:
-    """The nearest of each query, in order.
+def ranked(album: Album, queries: Sequence[int], *, junk: bool) -> list[list[Hit]]:
+    """The gallery as each query finds it, in order.
 
     Args:
         album: with the features.
         queries: which.
-        junk: also show what does not count, in its place and without a rank.
+        junk: also what does not count, in its place and without a rank.
     """
     labels = album.labels.of_queries(queries)
     if junk:  # no camera has this number, so that nothing is left out
         labels = labels._replace(query_cameras=torch.full_like(labels.query_cameras, -1))
-    found = nearest(album.query[queries], album.gallery, labels, RANKS)
+    found = nearest(album.query[queries], album.gallery, labels, len(album.gallery))
     rows = zip(queries, *(part.tolist() for part in found), strict=True)
     return [_hits(album, album.data.query[query], *row) for query, *row in rows]
+
+
+def shown(hits: list[Hit]) -> list[Hit]:
+    """The first ones, and the first right one where it comes later."""
+    first, later = hits[:RANKS], hits[RANKS:]
+    if any(hit.verdict is RIGHT for hit in first):
+        return first
+    return first + [hit for hit in later if hit.verdict is RIGHT][:1]
 
 
 def _hits(album: Album, query: Photo, indices: list[int], distances: list[float]) -> list[Hit]:
@@ -126,7 +137,7 @@ def has_contrast(image: np.ndarray) -> bool:
 
 def draw_hits(album: Album, queries: Sequence[int], title: str) -> Any:
     """A row for each query: what it found, of what counts."""
-    rankings = first_hits(album, queries, junk=False)
+    rankings = map(shown, ranked(album, queries, junk=False))
     figure, rows = _grid(album, len(queries), 1, title)
     for (axes,), query, hits in zip(rows, queries, rankings, strict=True):
         _draw_photos(album, axes, query, hits)
@@ -135,7 +146,7 @@ def draw_hits(album: Album, queries: Sequence[int], title: str) -> Any:
 
 def draw_looks(album: Album, queries: Sequence[int], title: str) -> Any:
     """As `draw_hits`, with junk, and below each photo the attention rollout over it."""
-    rankings = first_hits(album, queries, junk=True)
+    rankings = map(shown, ranked(album, queries, junk=True))
     figure, rows = _grid(album, len(queries), 2, title)
     for (above, below), query, hits in zip(rows, queries, rankings, strict=True):
         _draw_photos(album, above, query, hits)
@@ -147,7 +158,7 @@ def _draw_photos(album: Album, axes: np.ndarray, query: int, hits: list[Hit]) ->
     photo = album.data.query[query]
     axes[0].imshow(album.image(photo))
     precision = album.average_precision[query]
-    _frame(axes[0], f"query {photo.person}\nAP {precision:.2f}")
+    _frame(axes[0], f"person {photo.person}\nAP {precision:.2f}")
     for axis, hit in zip(axes[1:], hits, strict=False):
         axis.imshow(album.image(hit.photo))
         rank = "" if hit.rank is None else f" {hit.rank}"
@@ -174,16 +185,16 @@ def _draw_rollouts(album: Album, axes: np.ndarray, query: int, hits: list[Hit]) 
 
 
 def _grid(album: Album, rows: int, lines: int, title: str) -> tuple[Any, np.ndarray]:
-    """A figure, and axes `[rows, lines, 1 + RANKS]`: much faster than a layout of matplotlib's."""
+    """A figure, and axes `[rows, lines, COLUMNS]`: much faster than a layout of matplotlib's."""
     height = WIDTH * album.config.height / album.config.width
     row = lines * (height + GAP) + TITLES
-    size = (1 + RANKS) * (WIDTH + GAP), rows * row + TITLE + LEGENDS
+    size = COLUMNS * (WIDTH + GAP) + LATER, rows * row + TITLE + LEGENDS
     figure = plt.figure(figsize=size)
     figure.suptitle(title, y=1 - 0.1 / size[1], va="top", fontsize=11)
     figure.text(0.5, 0.08 / size[1], LEGEND, ha="center", fontsize=8)
-    axes = np.empty((rows, lines, 1 + RANKS), dtype=object)
+    axes = np.empty((rows, lines, COLUMNS), dtype=object)
     for number, line, column in np.ndindex(axes.shape):
-        left = column * (WIDTH + GAP) + GAP / 2
+        left = column * (WIDTH + GAP) + GAP / 2 + LATER * (column > RANKS)
         top = TITLE + number * row + TITLES + line * (height + GAP)
         place = left, size[1] - top - height, WIDTH, height
         share = [one / size[i % 2] for i, one in enumerate(place)]
