@@ -48,7 +48,7 @@ WORDS = {
     "parts": ("body parts", "Centers of the parts in each layer, over the mean of many photos."),
     "tsne": ("map of features", "Near photos have near features, as far as a plane can tell."),
 }
-WIDE = 800  # pixels, from which a picture gets a row of its own
+WIDE = 750  # pixels, from which a picture gets a row of its own
 
 
 @dataclass(frozen=True)
