@@ -13,8 +13,7 @@ from matplotlib import pyplot as plt
 from search.retrieval import nearest
 
 from findings.album import Album
-from findings.maps import capture, read_images
-from posenc.analysis.plot import plot_rollout
+from findings.maps import capture, overlay_rollout, read_images
 
 RANKS = 10
 COLUMNS = RANKS + 2  # with the query, and the first right photo where it comes later
@@ -169,18 +168,9 @@ def _draw_rollouts(album: Album, axes: np.ndarray, query: int, hits: list[Hit]) 
     photos = [album.data.query[query], *(hit.photo for hit in hits)]
     images = read_images(photos, album.network, album.config.size)
     captured = capture(album.network, images)
-    for index, (axis, verdict) in enumerate(
-        zip(axes, [None, *(hit.verdict for hit in hits)], strict=False)
-    ):
-        plot_rollout(
-            images[index].cpu(),
-            captured,
-            discard_ratio=0.5,
-            pool=album.network.vit.global_pool,  # the tokens that the feature is made of
-            image_index=index,
-            colorbar=False,
-            ax=axis,
-        )
+    verdicts = [None, *(hit.verdict for hit in hits)]
+    for index, (axis, verdict) in enumerate(zip(axes, verdicts, strict=False)):
+        overlay_rollout(album.network, captured, images, index, axis)
         _frame(axis, "", verdict)
 
 
