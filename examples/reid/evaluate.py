@@ -27,9 +27,11 @@ try:
     from search.retrieval import Scores, score_distances, score_features
     from training.checkpoints import load_network
     from training.config import load_config
+    from training.photos import saw_these
 except ModuleNotFoundError as missing:
     raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
+CAMERAS = "auto", "trained", "unknown"
 SHOWN = 1, 2, 3, 5, 10, 20, 50  # ranks of the table
 
 
@@ -43,11 +45,20 @@ def main() -> None:
     parser.add_argument(
         "--flip", action="store_true", help="mean features of each photo and its mirror image"
     )
+    parser.add_argument(
+        "--cameras",
+        default="auto",
+        choices=CAMERAS,
+        help="with side information: whether they are those of the training; auto looks for its "
+        "photos in the data",
+    )
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     parser.add_argument("--out", type=Path, help="folder of the files, instead of RUN/evaluation")
     args = parser.parse_args()
     data = read_dataset(args.data, args.kind, needs_train=False)
     options = {"metric": args.metric, "rerank": args.rerank, "flip": args.flip}
+    if load_config(args.run).sie != "none":
+        options["cameras"] = which_cameras(args.run, data, args.cameras)
     scores = evaluate(args.run, data, **options)
     report = {"run": str(args.run), "data": str(args.data), **options, **summarise(scores)}
     out = args.out or args.run / "evaluation"
@@ -55,10 +66,34 @@ def main() -> None:
     print(json.dumps(report) if args.json else "\n".join([*table(scores, report), f"more: {out}"]))
 
 
+def which_cameras(run: Path, data: Splits, asked: str = "auto") -> str:
+    """`trained` or `unknown`: other data number other cameras in the same way.
+
+    Raises:
+        ValueError: nothing tells.
+    """
+    if asked != "auto":
+        return asked
+    if not data.train:
+        raise ValueError(
+            f"{run} was told which camera took a photo, and without the photos to train on nothing "
+            "tells whether these cameras are the same: pass --cameras trained or unknown"
+        )
+    return "trained" if saw_these(run, data.train) else "unknown"
+
+
 def evaluate(
-    run: Path, data: Splits, *, metric: str = "cosine", rerank: bool = False, flip: bool = False
+    run: Path,
+    data: Splits,
+    *,
+    metric: str = "cosine",
+    rerank: bool = False,
+    flip: bool = False,
+    cameras: str = "trained",
 ) -> Scores:
     """Of a finished training, on query and gallery of any data.
+
+    `cameras` matters where the training had side information, and is by `which_cameras`.
 
     Raises:
         FileNotFoundError: the training is not finished, or not there.
@@ -66,7 +101,8 @@ def evaluate(
     """
     check_has_answers(data)
     size, network = load_config(run).size, load_network(run)
-    features = [embed_photos(network, part, size, flip=flip) for part in (data.query, data.gallery)]
+    how = {"flip": flip, "are_cameras_known": cameras == "trained"}
+    features = [embed_photos(network, part, size, **how) for part in (data.query, data.gallery)]
     labels = Labels.of(data.query, data.gallery)
     if rerank:
         return score_distances(reranking.rerank(*features, metric=metric), labels)

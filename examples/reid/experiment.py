@@ -4,8 +4,9 @@
     python examples/reid/experiment.py --out full --full         # 16x8 patches, for a GPU
 
 Every training of a seed has the same people, the same first weights and the same batches; only the
-encoding differs. Each network is then tested on crops as trained, on crops that are shifted down,
-and on a taller grid. Writes experiment.json, experiment.md and experiment.png.
+encoding differs. Each network is then tested on crops as trained, shifted, taller, partial and
+occluded. Each finished training is kept in experiment.runs.jsonl: the same command goes on, also
+with more seeds or contenders. When all are there, writes experiment.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -15,27 +16,30 @@ import itertools
 import json
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor
 
 try:
-    from data.batches import photo_loader
-    from data.market import Photo, Splits, read_dataset
+    from data.market import read_dataset
+    from findings.conditions import score_all
+    from findings.kept import Job, Kept
     from findings.report import write_report
     from generate import Recipe, write
-    from model.network import ReIDNetwork, set_size
+    from model.network import build_network
+    from model.positions import describe_positions, has_own_table
     from options import Parser, RefusedError, command
-    from search.features import embed, score
+    from people.wardrobes import WARDROBES
     from tqdm import tqdm
     from training.checkpoints import load_network
     from training.config import Config
@@ -43,211 +47,243 @@ try:
 except ModuleNotFoundError as missing:
     raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
-ENCODINGS = (
-    "none",
-    "learned",
-    "peg",
-    "irpe",
-    "swin",
-    "quadratic",
-    "human_part",
-    "learned+human_part",
-    "irpe+human_part",
-)
+import posenc
+
+CONTENDERS = {  # name -> the encoding and its options
+    **{
+        name: (name, {})
+        for name in (
+            *("none", "learned", "sinusoidal", "peg", "rope", "irpe", "swin", "quadratic"),
+            *("human_part", "body"),
+        )
+    },
+    "body(adaptive)": ("body", {"adaptive": True}),
+    **{
+        name: (name, {})
+        for name in ("learned+peg", "learned+human_part", "body+peg", "body+human_part")
+    },
+}
 POOLS = {"CLS": "token", "mean": "avg"}
-SHIFT = 1 / 8  # of the height
-TALLER = 3 / 2  # times the height: 8x4 patches become 12x4, and 16x8 become 24x8
 FULL = {
     "height": 128,
     "width": 64,
     "vit_args": '{"patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3, '
     '"pos_embed": "none", "weight_init": "moco"}',
 }
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training."""
-
-    encoding: str
-    pool: str  # a key of POOLS
-    seed: int
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What an interrupted experiment has finished: its numbers, then a record in each line."""
-
-    path: Path
-    numbers: dict[str, Any]
-
-    def read(self) -> dict[Job, dict[str, Any]]:
-        """The records; begins the file if there is none.
-
-        Raises:
-            ValueError: it was another experiment.
-        """
-        head = json.dumps(self.numbers)
-        if not self.path.is_file():
-            self.path.write_text(head + "\n")
-        first, *lines = self.path.read_text().splitlines()
-        if first != head:
-            raise ValueError(
-                f"{self.path} is left from an experiment with other numbers; remove it"
-            )
-        records = [json.loads(line) for line in lines]
-        return {Job(*(one[key] for key in ("encoding", "pool", "seed"))): one for one in records}
+RUNS = "experiment.runs.jsonl"
 
 
 def main() -> None:
-    """Trains all, tests all, writes the report."""
+    """Trains what is missing, tests it, and writes the report when all are there."""
     args = parse_arguments()
-    args.out.mkdir(parents=True, exist_ok=True)
-    jobs = [Job(*job) for job in itertools.product(args.encodings, POOLS, range(args.seeds))]
+    jobs = [Job(*job) for job in itertools.product(args.encodings, args.pools, range(args.seeds))]
     config = Config(
-        **(FULL if args.full else {}),
-        epochs=args.epochs,
-        warmup_epochs=1,
-        tracker="none",
-        evaluate_every=args.epochs,
-        checkpoint_every=args.epochs,
+        **{
+            **(FULL if args.full else {}),
+            "epochs": args.epochs,
+            "warmup_epochs": 1,
+            "tracker": "none",
+            "evaluate_every": args.epochs,
+            "checkpoint_every": args.epochs,
+            **args.config,
+        }
     )
-    recipe = Recipe(train_people=args.train_people)
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        data = [Path(folder) / f"data-{seed}" for seed in range(args.seeds)]
-        for seed, path in enumerate(data):
-            write(path, replace(recipe, seed=seed))
-        numbers = {"config": asdict(config), "recipe": asdict(recipe)}
-        kept = Kept(args.out / "experiment.partial.jsonl", numbers)
-        results = run_all(jobs, config, data, args.workers, kept)
-    report = {
-        "command": " ".join(["python", "examples/reid/experiment.py", *sys.argv[1:]]),
-        "config": asdict(config),
-        "recipe": asdict(recipe),
-        "commit": commit(),
-        "versions": f"torch {torch.__version__}, timm {timm.__version__}",
-        "minutes": round((time.perf_counter() - started) / 60, 1),
-        "results": results,
-    }
+    recipe = Recipe(
+        train_people=args.train_people, test_people=args.test_people, wardrobe=args.wardrobe
+    )
+    kept = Kept(args.out / RUNS, {"config": asdict(config), "recipe": asdict(recipe)})
+    results = run_all(jobs, config, recipe, kept, workers=args.workers, minutes=args.minutes)
+    if missing := [job for job in jobs if job not in results]:
+        print(f"{len(jobs) - len(missing)} of {len(jobs)} trainings are done, {kept.path} has them")
+        print("the same command goes on; the report is written when all are there")
+        return
+    report = make_report([results[job] for job in jobs], config, recipe)
     (args.out / "experiment.json").write_text(json.dumps(report, indent=1) + "\n")
     print(write_report(report, args.out))
 
 
-def commit() -> str:
-    """Of this code, where git knows it."""
+def make_report(results: list[dict[str, Any]], config: Config, recipe: Recipe) -> dict[str, Any]:
+    """With how it came about, for experiment.json."""
+    return {
+        "command": " ".join(["python", "examples/reid/experiment.py", *sys.argv[1:]]),
+        "config": asdict(config),
+        "recipe": asdict(recipe),
+        **{name: ", ".join(sorted({one[name] for one in results})) for name in PROVENANCE},
+        "positions": "beside its own" if has_own_table(_vit(config)) else "alone",
+        "cpu_minutes": round(sum(one["seconds"] for one in results) / 60, 1),
+        "results": results,
+    }
+
+
+PROVENANCE = "commit", "versions"
+
+
+def provenance() -> dict[str, str]:
+    """Of this code, where git knows it, and of what it stands on."""
+    versions = {"torch": torch.__version__, "timm": timm.__version__, "posenc": posenc.__version__}
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    return {
+        "commit": done.stdout.strip() or "unknown",
+        "versions": ", ".join(
+            [f"Python {platform.python_version()}", *(f"{n} {v}" for n, v in versions.items())]
+        ),
+    }
 
 
 def parse_arguments() -> argparse.Namespace:
     """The options."""
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--out", type=Path, required=True, help="folder of trainings and report")
     parser.add_argument(
-        "--encodings", nargs="+", default=list(ENCODINGS), choices=ENCODINGS, help="those compared"
+        *("--encodings", "--contenders"),
+        nargs="+",
+        default=list(CONTENDERS),
+        choices=CONTENDERS,
+        help="those compared",
     )
-    parser.add_argument("--seeds", type=int, default=5, help="trainings of each encoding")
+    parser.add_argument(
+        "--pools", nargs="+", default=list(POOLS), choices=POOLS, help="where features come from"
+    )
+    parser.add_argument("--seeds", type=_positive, default=5, help="trainings of each encoding")
     parser.add_argument("--full", action="store_true", help="16x8 patches, 6 layers, 40 epochs")
-    parser.add_argument("--epochs", type=int, help="default 8, with --full 40")
+    parser.add_argument("--epochs", type=_positive, help="default 8, with --full 40")
+    parser.add_argument(
+        "--config", type=_options, default={}, help="JSON; other options of train.py"
+    )
     parser.add_argument(
         "--train-people", type=int, default=Recipe.train_people, help="people of each training"
     )
-    parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
+    parser.add_argument(
+        "--test-people", type=int, default=Recipe.test_people, help="people to search for"
+    )
+    parser.add_argument(
+        "--wardrobe", default=Recipe.wardrobe, choices=sorted(WARDROBES), help="what people wear"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="trainings at a time; 0: one, in this process"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="after which no training begins"
+    )
     args = parser.parse_args()
     args.epochs = args.epochs or (40 if args.full else 8)
     return args
 
 
-def run_all(
-    jobs: list[Job], config: Config, data: list[Path], workers: int, kept: Kept
-) -> list[dict[str, Any]]:
-    """A record for each job, in their order.
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
 
-    Finished ones are kept in a file: an interrupted experiment goes on where it was.
+
+def _options(text: str) -> dict[str, Any]:
+    options = json.loads(text)
+    known = asdict(Config())
+    if not isinstance(options, dict) or options.keys() - known.keys():
+        raise argparse.ArgumentTypeError(
+            f'must be an object of options of train.py such as {{"height": 128}}, got {text}'
+        )
+    return options
+
+
+def run_all(
+    jobs: list[Job],
+    config: Config,
+    recipe: Recipe,
+    kept: Kept,
+    *,
+    workers: int = 2,
+    minutes: float = float("inf"),
+) -> dict[Job, dict[str, Any]]:
+    """A record for each job that is finished, now or by an earlier call.
 
     Raises:
         RefusedError: some failed; the others are kept.
     """
     results = kept.read()
+    missing = [job for job in jobs if job not in results]
     failed = []
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool, kept.path.open("a") as file:
-        missing = [job for job in jobs if job not in results]
-        waiting = {pool.submit(run, job, config, data[job.seed]): job for job in missing}
-        for done in tqdm(as_completed(waiting), total=len(missing), unit="run", desc="experiment"):
-            job = waiting[done]
-            if (error := done.exception()) is not None:
-                failed.append(f"{job}: {error!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        data = {seed: Path(folder) / f"data-{seed}" for seed in {job.seed for job in missing}}
+        for seed, path in data.items():
+            write(path, replace(recipe, seed=seed))
+        trainings = [(job, config, data[job.seed]) for job in missing]
+        for job, record in tqdm(
+            _finished(trainings, workers, time.monotonic() + 60 * minutes),
+            total=len(missing),
+            unit="run",
+            desc="experiment",
+        ):
+            if isinstance(record, BaseException):
+                failed.append(f"{job}: {record!r}")
                 continue
-            results[job] = {**asdict(job), **done.result()}
-            file.write(json.dumps(results[job]) + "\n")
-            file.flush()
+            results[job] = {**job._asdict(), **record, **provenance()}
+            kept.add(results[job])
     if failed:
         raise RefusedError(f"{len(failed)} trainings failed, {kept.path} has the others: {failed}")
-    kept.path.unlink()
-    return [results[job] for job in jobs]
+    return results
+
+
+Training = tuple[Job, Config, Path]
+
+
+def _finished(
+    trainings: list[Training], workers: int, deadline: float
+) -> Iterator[tuple[Job, dict[str, Any] | BaseException]]:
+    """Job and record, or the error that it ended with, as they come."""
+    if not workers:
+        for job, config, folder in trainings:
+            if time.monotonic() < deadline:
+                yield job, run(job, config, folder)
+        return
+    if time.monotonic() >= deadline:
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting = {pool.submit(run, *one): one[0] for one in trainings}
+        for done in as_completed(waiting):
+            if time.monotonic() > deadline:
+                for one in waiting:
+                    one.cancel()
+            if not done.cancelled():
+                yield waiting[done], done.exception() or done.result()
 
 
 def run(job: Job, config: Config, folder: Path) -> dict[str, Any]:
-    """Trains and tests one network: mAP and rank-1 by kind of test."""
+    """Trains and tests one network: mAP, rank-1 and mINP of each condition."""
     torch.set_num_threads(1)
-    config = replace(config, encoding=job.encoding, pool=POOLS[job.pool], seed=job.seed)
+    config = configured(job, config)
     data = read_dataset(folder)
     started = time.process_time()
     with tempfile.TemporaryDirectory() as out:
         train(config, data, Path(out), quiet=True)
         network = load_network(Path(out))
-    seconds = time.process_time() - started
-    scores = {name: test(network, config, data) for name, test in TESTS.items()}
     tests = {
-        name: {"mAP": one.mean_average_precision, "rank-1": one.rank(1)}
-        for name, one in scores.items()
+        name: {
+            "mAP": one.mean_average_precision,
+            "rank-1": one.rank(1),
+            "mINP": one.mean_inverse_negative_penalty,
+        }
+        for name, one in score_all(network, config, data).items()
     }
-    return {"tests": tests, "seconds": round(seconds, 1)}
+    return {
+        "tests": tests,
+        "positions": describe_positions(network.vit, config.encoding),
+        "seconds": round(time.process_time() - started, 1),
+    }
 
 
-# Tests
+def configured(job: Job, config: Config) -> Config:
+    """The training of a job."""
+    encoding, options = CONTENDERS[job.encoding]
+    own = {"encoding": encoding, "encoding_args": json.dumps(options)}
+    return replace(config, **own, pool=POOLS[job.pool], seed=job.seed)
 
 
-def score_as_trained(network: ReIDNetwork, config: Config, data: Splits) -> Any:
-    """The crops of the training."""
-    return score(*(_embed(network, part, config.size) for part in (data.query, data.gallery)), data)
-
-
-def score_shifted(network: ReIDNetwork, config: Config, data: Splits) -> Any:
-    """Queries shifted down, as by another detector; the gallery as it is."""
-    gallery = _embed(network, data.gallery, config.size)
-    return score(_embed(network, data.query, config.size, shift=SHIFT), gallery, data)
-
-
-def score_taller(network: ReIDNetwork, config: Config, data: Splits) -> Any:
-    """Crops stretched to more rows of patches; the encodings follow."""
-    size = round(config.height * TALLER), config.width
-    set_size(network.vit, size)
-    taller = [_embed(network, part, size) for part in (data.query, data.gallery)]
-    set_size(network.vit, config.size)
-    return score(*taller, data)
-
-
-TESTS = {"as trained": score_as_trained, "shifted": score_shifted, "taller": score_taller}
-
-
-def _embed(
-    network: ReIDNetwork, photos: tuple[Photo, ...], size: tuple[int, int], shift: float = 0.0
-) -> Tensor:
-    batches = ((shifted(images, shift), at) for images, at in photo_loader(photos, size))
-    return torch.cat(embed(network, batches)).cpu()
-
-
-def shifted(images: Tensor, shift: float) -> Tensor:
-    """Down by this share of the height; the uppermost row fills what becomes free."""
-    rows = round(shift * images.shape[-2])
-    if not rows:
-        return images
-    return torch.cat([images[..., :1, :].expand(-1, -1, rows, -1), images[..., :-rows, :]], dim=-2)
+def _vit(config: Config) -> Any:
+    return build_network(replace(config, encoding="none"), 2, load_pretrained=False).vit
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python examples/reid/generate.py demo/pedestrians
 
-The people of the test are others than those of the training, in groups of their own.
+The people of the test are others than those of the training. `--wardrobe street` (the default) has
+people, cameras and places as in a street; `toy` has bright colours, which four people each share.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 try:
     import numpy as np
     from options import Parser, add_fields, check_fields, command, option
-    from people.cameras import Camera, draw_cameras, photograph, photograph_nobody
-    from people.identities import GROUP, draw_people
+    from people.toy.identities import GROUP
+    from people.wardrobes import WARDROBES
     from PIL import Image
     from tqdm import tqdm
 except ModuleNotFoundError as missing:
@@ -24,6 +26,8 @@ except ModuleNotFoundError as missing:
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 RECIPE = "recipe.json"
+SHEET = 8  # people on it
+Drawn = tuple[str, Image.Image, int]  # its path, the photo, the quality of its JPEG
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Recipe:
     distractors: int = option(80, "in the gallery: people nobody asks for", least=0)
     junk: int = option(20, "in the gallery: not to be counted", least=0)
     seed: int = option(0, "of everything random", least=0)
+    wardrobe: str = option("street", "what people wear, and where", choices=tuple(WARDROBES))
 
     def __post_init__(self) -> None:
         """Checks what would make data without a question."""
@@ -57,11 +62,15 @@ def main() -> None:
     """Writes what the options ask for."""
     parser = Parser(__doc__)
     parser.add_argument("out", type=Path, help="folder of the data set")
+    parser.add_argument("--sheet", type=Path, help="a picture of some people to write besides")
     add_fields(parser, Recipe)
     options = vars(parser.parse_args())
-    out = options.pop("out")
+    out, sheet = options.pop("out"), options.pop("sheet")
     write(out, Recipe(**options))
     print(f"written: {out}")
+    if sheet:
+        draw_sheet(out).save(sheet)
+        print(f"written: {sheet}")
 
 
 def write(out: Path, recipe: Recipe) -> None:
@@ -71,7 +80,7 @@ def write(out: Path, recipe: Recipe) -> None:
         ValueError: `out` holds something else.
     """
     note = out / RECIPE
-    if note.is_file() and json.loads(note.read_text()) == asdict(recipe):
+    if note.is_file() and _is_of(note, recipe):
         return
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty and not these data ({RECIPE}); use another folder")
@@ -79,15 +88,38 @@ def write(out: Path, recipe: Recipe) -> None:
         (out / folder).mkdir(parents=True, exist_ok=True)
     total = (recipe.train_people + recipe.test_people) * recipe.photos
     total += recipe.distractors + recipe.junk
-    for path, photo in tqdm(_photos(recipe), total=total, unit="photo", desc="drawing"):
-        photo.save(out / path, quality=95)
+    for path, photo, quality in tqdm(
+        drawn_photos(recipe), total=total, unit="photo", desc="drawing"
+    ):
+        photo.save(out / path, quality=quality)
     note.write_text(json.dumps(asdict(recipe)) + "\n")  # last: says that all is there
 
 
-def _photos(recipe: Recipe) -> Iterator[tuple[str, Image.Image]]:
-    cameras = draw_cameras(recipe.cameras, recipe.seed)
+def draw_sheet(out: Path) -> Image.Image:
+    """The first people to train on, each in a row of photos as they are."""
+    rows = [sorted((out / TRAIN).glob(f"{number:04d}_*")) for number in range(1, SHEET + 1)]
+    rows = [sorted(row, key=lambda path: path.name.split("_")[2]) for row in rows if row]
+    opened = [[Image.open(path) for path in row] for row in rows]
+    (width, height), gap = opened[0][0].size, 4
+    size = max(map(len, rows)) * (width + gap) - gap, len(rows) * (height + gap) - gap
+    sheet = Image.new("RGB", size, "white")
+    for y, row in enumerate(opened):
+        for x, photo in enumerate(row):
+            sheet.paste(photo, (x * (width + gap), y * (height + gap)))
+    return sheet
+
+
+def _is_of(note: Path, recipe: Recipe) -> bool:
+    """Notes without a wardrobe are of the time when there was only one."""
+    return {"wardrobe": "toy", **json.loads(note.read_text())} == asdict(recipe)
+
+
+def drawn_photos(recipe: Recipe) -> Iterator[Drawn]:
+    """All of a data set, in order."""
+    drawn = WARDROBES[recipe.wardrobe]
+    cameras = drawn.draw_cameras(recipe.cameras, recipe.seed)
     count = recipe.train_people + recipe.test_people
-    for number, person in enumerate(draw_people(count, recipe.seed), start=1):
+    for number, person in enumerate(drawn.draw_people(count, recipe.seed), start=1):
         is_train = number <= recipe.train_people
         seen = set()
         for photo in range(recipe.photos):
@@ -95,26 +127,28 @@ def _photos(recipe: Recipe) -> Iterator[tuple[str, Image.Image]]:
             folder = TRAIN if is_train else GALLERY if camera in seen else QUERY
             seen.add(camera)
             rng = np.random.default_rng([recipe.seed, 4, number, photo])
-            yield _path(folder, number, camera, photo), photograph(person, cameras[camera], rng)
+            picture = drawn.photograph(person, cameras[camera], rng)
+            yield _path(folder, number, camera, photo), picture, cameras[camera].quality
     yield from _strangers(recipe, cameras, count)
     yield from _junk(recipe, cameras)
 
 
-def _strangers(
-    recipe: Recipe, cameras: list[Camera], known: int
-) -> Iterator[tuple[str, Image.Image]]:
-    everyone = draw_people(known + recipe.distractors, recipe.seed)
+def _strangers(recipe: Recipe, cameras: list[Any], known: int) -> Iterator[Drawn]:
+    drawn = WARDROBES[recipe.wardrobe]
+    everyone = drawn.draw_people(known + recipe.distractors, recipe.seed)
     for number, person in enumerate(everyone[known:]):
         camera = number % recipe.cameras
         rng = np.random.default_rng([recipe.seed, 5, number])
-        yield _path(GALLERY, 0, camera, number), photograph(person, cameras[camera], rng)
+        picture = drawn.photograph(person, cameras[camera], rng)
+        yield _path(GALLERY, 0, camera, number), picture, cameras[camera].quality
 
 
-def _junk(recipe: Recipe, cameras: list[Camera]) -> Iterator[tuple[str, Image.Image]]:
+def _junk(recipe: Recipe, cameras: list[Any]) -> Iterator[Drawn]:
     for number in range(recipe.junk):
         camera = number % recipe.cameras
         rng = np.random.default_rng([recipe.seed, 6, number])
-        yield _path(GALLERY, -1, camera, number), photograph_nobody(cameras[camera], rng)
+        picture = WARDROBES[recipe.wardrobe].photograph_nobody(cameras[camera], rng)
+        yield _path(GALLERY, -1, camera, number), picture, cameras[camera].quality
 
 
 def _path(folder: str, person: int, camera: int, photo: int) -> str:

@@ -18,6 +18,7 @@ REFUSED = 1
 BOUNDS = {
     "above": (operator.gt, "greater than"),
     "least": (operator.ge, "at least"),
+    "most": (operator.le, "at most"),
     "below": (operator.lt, "less than"),
 }
 

@@ -74,7 +74,7 @@ def _picture(name: str, image: Any, model: Any, of: Subject) -> Picture:
     size = input_size(model, of.img_size)
     pixels, _ = photo.prepare(image, model, of.img_size)
     times = -(-SHOWN_SIDE // max(size))
-    _, shown = photo.prepare(image, model, [times * side for side in size])
+    _, shown = photo.prepare(image, model, of.img_size, times=times)
     return Picture(name, pixels.to(of.device), shown)
 
 

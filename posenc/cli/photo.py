@@ -31,16 +31,31 @@ def read(path: Path) -> Any:
         raise UsageError(f"cannot read the image {path}: {one_line(error)}") from None
 
 
-def prepare(image: Any, model: nn.Module, img_size: list[int] | None) -> tuple[Tensor, Tensor]:
-    """Resized, cropped and normalized as timm evaluates the model.
+def prepare(
+    image: Any, model: nn.Module, img_size: list[int] | None, *, times: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Resized, cropped and normalized as timm evaluates the model, in a size so many times its own.
 
     Returns:
-        `[3, H, W]` for the model, and the same before it was normalized, from 0 to 1.
+        `[3, H, W]` for the model; and what it sees of that before it was normalized, from 0 to 1:
+        the rows and columns that fill no patch, which the model drops, are not there.
     """
     from timm.data import create_transform, resolve_model_data_config
 
     config = resolve_model_data_config(model)
-    config["input_size"] = (3, *input_size(model, img_size))
+    size = input_size(model, img_size)
+    config["input_size"] = (3, *(times * side for side in size))
     normalized = create_transform(**config)(image)
     mean, std = (normalized.new_tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
-    return normalized, (normalized * std + mean).clamp(0, 1)
+    height, width = (times * side for side in _seen(model, size))
+    return normalized, (normalized * std + mean).clamp(0, 1)[:, :height, :width]
+
+
+def _seen(model: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Of the size in pixels, what whole patches fill, where the model does not pad the last."""
+    embed = getattr(model, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if patch is None or getattr(embed, "dynamic_img_pad", False):
+        return size
+    rows, columns = (patch, patch) if isinstance(patch, int) else patch
+    return size[0] - size[0] % rows, size[1] - size[1] % columns

@@ -25,6 +25,15 @@ NUM_CROPS = 30
 STEPS = 3  # of each exhibit
 PLACE = "<!-- posenc data -->"
 JPEG_QUALITY = 88
+PREFIX_NAMES = {  # of the learned tokens of timm, torchvision, open_clip and Hugging Face
+    "cls_token": "CLS",
+    "class_token": "CLS",
+    "class_embedding": "CLS",
+    "dist_token": "distillation",
+    "distillation_token": "distillation",
+    "reg_token": "register",
+    "register_tokens": "register",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,19 +177,25 @@ def _of_call(shares: dict[str, Tensor], heads: int, index: int) -> dict[str, lis
     return {part: finite(values[mine]) for part, values in shares.items()}
 
 
-def prefix_names(model: Any, layout: TokenLayout) -> list[str]:
-    """What the tokens before the patches are, as far as the model tells.
+def prefix_names(model: nn.Module, layout: TokenLayout) -> list[str]:
+    """What the tokens before the patches are, where its learned tokens account for all of them.
 
     >>> import timm
     >>> vit = timm.create_model("vit_tiny_patch16_224", depth=1, reg_tokens=2)
     >>> prefix_names(vit, TokenLayout(14, 14, prefix=3))
     ['CLS', 'register 1', 'register 2']
     """
-    names = ["CLS"] if getattr(model, "cls_token", None) is not None else []
-    names += ["distillation"] if getattr(model, "dist_token", None) is not None else []
-    if len(names) > layout.prefix or (not names and layout.prefix):
+    counts = dict.fromkeys(PREFIX_NAMES.values(), 0)
+    for path, parameter in model.named_parameters():
+        name = PREFIX_NAMES.get(path.rpartition(".")[2])
+        if name is not None:
+            counts[name] += parameter.numel() // parameter.shape[-1]
+    registers = counts.pop("register")
+    names = [name for name, count in counts.items() for _ in range(count)]
+    names += [f"register {index + 1}" for index in range(registers)]
+    if len(names) != layout.prefix or max(counts.values()) > 1:
         return [f"prefix {index}" for index in range(layout.prefix)]
-    return names + [f"register {index + 1}" for index in range(layout.prefix - len(names))]
+    return names
 
 
 def _describe(picture: Picture) -> dict[str, Any]:

@@ -19,7 +19,8 @@ COMMANDS = sorted(
 
 def test_there_are_commands():
     assert {command.split()[0].split("/")[-1] for command in COMMANDS} == {
-        *("demo.py", "train.py", "evaluate.py", "pictures.py", "floors.py", "experiment.py")
+        *("demo.py", "train.py", "evaluate.py", "pictures.py", "floors.py", "experiment.py"),
+        "generate.py",
     }
 
 

@@ -127,7 +127,8 @@ def test_crops_of_another_size(data, tmp_path, size, encoding):
     """A training that starts from another can be loaded, and gives what it was trained to give."""
     train(tiny_reid.config(encoding=encoding, epochs=1), data, tmp_path / "first", quiet=True)
     config = started(tmp_path / "first", height=size[0], width=size[1], epochs=1, learning_rate=0.0)
-    train(config, data, tmp_path / "second", quiet=True)
+    with pytest.warns(UserWarning, match="a learning rate of 0 trains nothing"):
+        train(config, data, tmp_path / "second", quiet=True)
     images = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8)
     first = load_network(tmp_path / "first", size=size)
     second = load_network(tmp_path / "second")

@@ -26,6 +26,7 @@ def logged(out):
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 def test_two_processes_have_the_same_loss(folder, tmp_path):
     changes = {"tracker": "tensorboard", "encoding": "learned+human_part", "patch_weight": 0.5}
+    changes |= {"freeze": 1, "center_weight": 0.01, "circle_weight": 0.01, "layer_decay": 0.8}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run(folder, tmp_path / "one", **changes)
     run(folder, tmp_path / "two", *launcher, **changes)

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.slow
 
 def test_killed_and_resumed(folder, tmp_path):
     """Equal, bit for bit, to a training that nothing interrupted."""
-    changes = {"epochs": 60, "encoding": "irpe+peg"}
+    changes = {"epochs": 60, "encoding": "irpe+peg", "freeze": 5, "layer_decay": 0.9}
+    changes |= {"center_weight": 0.01, "circle_weight": 0.01, "mining": "weighted", "jitter": 0.5}
+    changes |= tiny_reid.PARTS
     run(folder, tmp_path / "whole", **changes)
     out = tmp_path / "killed"
     process = subprocess.Popen(

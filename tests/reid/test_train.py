@@ -30,7 +30,8 @@ def test_it_learns(data, tmp_path):
     seen = Splits(data.train, data.train[::2], data.train[1::2])
     few = tiny_reid.config(epochs=2, learning_rate=0.0)
     many = tiny_reid.config(epochs=80, people=8, learning_rate=3e-3)
-    before = train(few, seen, tmp_path / "few", quiet=True)
+    with pytest.warns(UserWarning, match="a learning rate of 0 trains nothing"):
+        before = train(few, seen, tmp_path / "few", quiet=True)
     after = train(many, seen, tmp_path / "many", quiet=True)
     assert after.mean_average_precision > before.mean_average_precision + 0.2
 

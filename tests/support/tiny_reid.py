@@ -9,6 +9,7 @@ from training.config import Config
 
 RECIPE = Recipe(train_people=8, test_people=4, cameras=2, photos=4, distractors=2, junk=2)
 VIT = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "pos_embed": "none"}
+PARTS = {"stride": 6, "sie": "camera", "parts": "jigsaw", "num_parts": 2, "pool": "token+avg"}
 
 
 def config(**changes):

@@ -15,12 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
-from torchvision.transforms import v2
 
+from data.augment import USUAL, Augmentation
 from data.market import Photo
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-GREY = tuple(round(255 * x) for x in MEAN)  # fills what is erased or padded: zero when normalised
 
 
 class UnreadableImageError(ValueError):
@@ -28,19 +25,18 @@ class UnreadableImageError(ValueError):
 
 
 class Photos(Dataset):
-    """`(image [3, height, width] uint8, index)`; for training flipped, shifted, partly erased."""
+    """`(image [3, height, width] uint8, index)`; with a seed they are changed, for training."""
 
     def __init__(
-        self, photos: Sequence[Photo], size: tuple[int, int], *, seed: int | None = None
+        self,
+        photos: Sequence[Photo],
+        size: tuple[int, int],
+        *,
+        seed: int | None = None,
+        augmentation: Augmentation = USUAL,
     ) -> None:
         self.photos, self.size, self.seed, self.epoch = photos, size, seed, 0
-        self.augment = v2.Compose(
-            [
-                v2.RandomHorizontalFlip(),
-                v2.RandomCrop(size, padding=max(1, size[0] // 25), fill=GREY),
-                v2.RandomErasing(p=0.5, scale=(0.02, 0.3), value=list(GREY)),
-            ]
-        )
+        self.augment = augmentation.transform(size)
 
     def __len__(self) -> int:
         """The number of photos."""

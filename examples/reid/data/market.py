@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 DISTRACTOR = 0  # Market-1501's person 0000: in the gallery, and nobody asks for them
+NO_VIEW = -1  # nobody says from which side a person is seen
+VIEWS = "views.csv"  # of a data set, if somebody does: photo,view and one line for each photo
 JUNK = -1  # Market-1501's crops without a person: dropped on reading
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -20,6 +23,7 @@ class Photo:
     path: Path
     person: int
     camera: int
+    view: int = NO_VIEW
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ def read_dataset(root: Path, kind: str = "market1501", *, needs_train: bool = Tr
 
     The training photos of MSMT17 are those of its training and its validation list, as published
     results have it. Its person 0 is a person; only Market-1501 has distractors (`DISTRACTOR`) and
-    junk. Files that are no images are ignored. No photo is opened.
+    junk. From which side a person is seen (`Photo.view`) is read from `views.csv` in `root`, where
+    there is one. Files that are no images are ignored. No photo is opened.
 
     Args:
         root: the folder with the folders and lists above.
@@ -100,8 +105,8 @@ def read_dataset(root: Path, kind: str = "market1501", *, needs_train: bool = Tr
         needs_train: else the photos to train on may be missing, as an empty tuple.
 
     Raises:
-        ValueError: `kind` is unknown, a split is empty, a name or a line of a list does not fit,
-            or a distractor is outside the gallery.
+        ValueError: `kind` is unknown, a split is empty, a name or a line of a list or of
+            `views.csv` does not fit, or a distractor is outside the gallery.
         FileNotFoundError: a folder, a list or a photo of a list is missing.
 
     Reference: Zheng et al. 2015, Scalable person re-identification (Market-1501); Ristani et al.
@@ -116,7 +121,29 @@ def read_dataset(root: Path, kind: str = "market1501", *, needs_train: bool = Tr
         train = _read_split(Path(root), described, described.train)
     query = _read_split(Path(root), described, described.query)
     _refuse_distractors(train + query, described)
-    return Splits(train, query, _read_split(Path(root), described, described.gallery))
+    gallery = _read_split(Path(root), described, described.gallery)
+    views = _read_views(Path(root) / VIEWS)
+    return Splits(*(_with_views(photos, views) for photos in (train, query, gallery)))
+
+
+def _read_views(path: Path) -> dict[str, int]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        try:
+            views = {row["photo"]: int(row["view"]) for row in csv.DictReader(file)}
+        except (KeyError, TypeError, ValueError):
+            views = {"": NO_VIEW}
+    if min(views.values(), default=0) < 0:
+        raise ValueError(
+            f"{path} must begin with photo,view and have a name and a whole number from 0 a line, "
+            "such as 0002_c1s1_000451_03.jpg,0"
+        )
+    return views
+
+
+def _with_views(photos: tuple[Photo, ...], views: dict[str, int]) -> tuple[Photo, ...]:
+    return tuple(replace(one, view=views.get(one.path.name, NO_VIEW)) for one in photos)
 
 
 def _is_there(root: Path, source: Source) -> bool:

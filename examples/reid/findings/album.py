@@ -17,6 +17,7 @@ from search.retrieval import Scores
 from torch import Tensor
 from training.checkpoints import load_network
 from training.config import Config, load_config
+from training.photos import saw_these
 
 from posenc import is_patched, patched_encodings
 
@@ -70,7 +71,9 @@ def open_album(run: Path, data: Splits) -> Album:
     check_has_answers(data)
     config = load_config(run)
     network = load_network(run)
+    known = config.sie != "none" and saw_these(run, data.train)
     query, gallery = (
-        embed_photos(network, part, config.size) for part in (data.query, data.gallery)
+        embed_photos(network, part, config.size, are_cameras_known=known)
+        for part in (data.query, data.gallery)
     )
     return Album(run, network, config, data, query, gallery, score(query, gallery, data))

@@ -11,6 +11,7 @@ from data.batches import read_image
 from data.market import Photo
 from matplotlib import pyplot as plt
 from model.network import ReIDNetwork
+from model.patches import is_overlapping
 from torch import Tensor
 
 from posenc import LearnedAbsolute, is_patched, patched_encodings
@@ -45,12 +46,17 @@ def overlay_rollout(
     network: ReIDNetwork, captured: CapturedAttention, images: Tensor, index: int, axis: Any
 ) -> None:
     """One of the crops that were captured, under its attention rollout."""
+    patch = None
+    if is_overlapping(network.vit):  # each patch has its share of the image
+        (height, width), (rows, columns) = images.shape[-2:], network.vit.patch_embed.grid_size
+        patch = height / rows, width / columns
     plot_rollout(
         images[index].cpu(),
         captured,
         discard_ratio=0.5,
         pool=network.vit.global_pool,  # the tokens that the feature is made of
         image_index=index,
+        patch_size=patch,
         colorbar=False,
         ax=axis,
     )

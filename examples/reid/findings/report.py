@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import false_discovery_control, ttest_rel
 
+from findings.conditions import CONDITIONS
+
 BASE = "learned"
 LEVEL = 0.05
+COLUMNS = 3  # of the picture
 Results = dict[tuple[str, str, str], list[float]]  # (encoding, pool, test) -> mAP of each seed
 
 
@@ -103,9 +107,15 @@ def draw(results: Results, pools: list[str], path: Path) -> None:
 
     encodings = list(dict.fromkeys(encoding for encoding, _, _ in results))
     tests = list(dict.fromkeys(test for _, _, test in results))
-    size = 4 * len(tests), 4.2
-    figure, axes = plt.subplots(1, len(tests), figsize=size, sharey=True, layout="constrained")
-    for axis, test in zip(axes, tests, strict=True):
+    rows = math.ceil(len(tests) / COLUMNS)
+    columns = math.ceil(len(tests) / rows)
+    size = 4 * columns, max(4.2, 0.3 * len(encodings) + 1) * rows
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, sharey=True, layout="constrained", squeeze=False
+    )
+    for axis in axes.flat[len(tests) :]:
+        axis.set_axis_off()
+    for axis, test in zip(axes.flat, tests, strict=False):
         for number, pool in enumerate(pools):
             for place, encoding in enumerate(encodings):
                 values = results[encoding, pool, test]
@@ -114,7 +124,7 @@ def draw(results: Results, pools: list[str], path: Path) -> None:
                 axis.plot(statistics.mean(values), y, "|", color=f"C{number}", ms=12, mew=2)
         axis.set(title=test, xlabel="mAP in %")
         axis.grid(alpha=0.3)
-    axes[0].set_yticks([len(encodings) - i for i in range(len(encodings))], encodings)
+    axes[0, 0].set_yticks([len(encodings) - i for i in range(len(encodings))], encodings)
     handles = [plt.Line2D([], [], marker="o", ls="", color=f"C{i}") for i in range(len(pools))]
     labels = [_readout(pool) for pool in pools]
     figure.legend(handles, labels, loc="outside lower center", ncols=len(pools))
@@ -128,11 +138,12 @@ def _readout(pool: str) -> str:
 
 def _legend(results: Results) -> list[str]:
     seeds = len(next(iter(results.values())))
+    tests = list(dict.fromkeys(test for _, _, test in results))[1:]  # the first: as trained
+    conditions = ". ".join(f"*{test}*: {CONDITIONS[test]}" for test in tests)
     return [
         f"Mean and standard deviation over {seeds} seeds, each with people of its own. p: paired "
         f"t-test over seeds against `{BASE}`, adjusted for the encodings of a column "
-        "(Benjamini and Hochberg). *shifted*: queries an eighth of the height lower. *taller*: "
-        "crops of 3/2 the height, as 24x8 patches are to 16x8."
+        f"(Benjamini and Hochberg). {conditions}."
     ]
 
 
@@ -141,10 +152,28 @@ def _notes(report: dict[str, Any]) -> list[str]:
     remarks = [f"- {remark}" for remark in report.get("remarks", [])]  # added by hand
     return [
         *remarks,
-        f"- command: `{report['command']}`, {report['minutes']} minutes",
+        f"- command: `{report['command']}`, {_time(report)}",
         f"- ViT: {config['vit']} with {config['vit_args']}, crops {config['height']}x"
         f"{config['width']}",
+        *_positions(report),
         f"- training: {config['epochs']} epochs of {recipe['train_people']} synthetic people with "
-        f"{recipe['photos']} photos each, test on {recipe['test_people']} others",
+        f"{recipe['photos']} photos each, test on {recipe['test_people']} others, "
+        f"`--wardrobe {recipe.get('wardrobe', 'toy')}`",  # the first reports knew no other
         f"- commit {report['commit']}, {report['versions']}",
+    ]
+
+
+def _time(report: dict[str, Any]) -> str:
+    if "cpu_minutes" in report:
+        return f"{report['cpu_minutes']} minutes of one thread"
+    return f"{report['minutes']} minutes"
+
+
+def _positions(report: dict[str, Any]) -> list[str]:
+    """What an encoding stands beside."""
+    if report.get("positions", "alone") == "alone":
+        return []
+    return [
+        "- the model keeps its own table of positions, and each encoding stands beside it: `none` "
+        "is that table alone, `learned` a second one that starts at zero"
     ]

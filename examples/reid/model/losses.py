@@ -1,4 +1,4 @@
-"""Losses of person re-identification: batch-hard triplets, of features or patches, and identity."""
+"""Losses of person re-identification: triplets, of features or patches, and identity."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ from collections.abc import Callable
 
 import torch
 from pytorch_metric_learning.distances import BaseDistance, LpDistance
-from pytorch_metric_learning.losses import TripletMarginLoss
-from pytorch_metric_learning.miners import BatchHardMiner
-from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor
 from torch.nn import functional as F
+
+from model.mining import Mining, hardest, weighted
 
 METRICS = ("euclidean", "cosine")
 
 
 def batch_hard_triplet(
-    margin: float | None = 0.3, metric: str = "euclidean"
+    margin: float | None = 0.3,
+    metric: str = "euclidean",
+    *,
+    hard_factor: float = 0.0,
+    allow_single: bool = False,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Triplet loss of each image with its farthest positive and its nearest negative.
 
-    For features `f` `[B, D]` of people `y` `[B]`:
+    For features `f` `[B, D]` of people `y` `[B]`, with `q` the hard factor:
 
-        h_a = max_{p: y_p = y_a, p != a} d(f_a, f_p) - min_{n: y_n != y_a} d(f_a, f_n)
+        far_a = max_{p: y_p = y_a, p != a} d(f_a, f_p)    near_a = min_{n: y_n != y_a} d(f_a, f_n)
+        h_a = (1 + q) far_a - (1 - q) near_a
         loss = mean_a max(0, h_a + margin)    or, without a margin, mean_a log(1 + exp(h_a))
 
     with `d(f, g) = |f - g|` (`euclidean`) or `2 - 2 cos(f, g)` (`cosine`, fast-reid's convention:
@@ -31,19 +35,21 @@ def batch_hard_triplet(
     distance has gradient zero.
 
     Public code counts an image as its own positive, at distance zero, and so gives a person with
-    one image a loss. Here such a batch is an error; others agree. What fast-reid calls margin 0
-    is the soft margin, here None.
+    one image a loss. Here such a batch is an error, unless it is allowed; others agree. What
+    fast-reid calls margin 0 is the soft margin, here None.
 
     Args:
         margin: at least 0, or None for the soft margin.
         metric: `euclidean` or `cosine`.
+        hard_factor: 0 to 1, by how much triplets are made harder than they are (TransReID).
+        allow_single: whether a person may have a single image, at distance 0 from its own.
 
     Returns:
         A function of features and people that gives a scalar.
 
     Raises:
-        ValueError: `margin` or `metric` is none of the above; by the function, shapes do not fit,
-            there are fewer than two people, or one has a single image.
+        ValueError: an option is none of the above; by the function, shapes do not fit, there are
+            fewer than two people, or one has a single image.
 
     Example:
         >>> loss = batch_hard_triplet(margin=0.5)
@@ -53,15 +59,28 @@ def batch_hard_triplet(
     Reference: Hermans et al. 2017, arXiv 1703.07737, equation 5 (batch hard) and section 3 (soft
         margin).
     """
+    _check_options(margin, metric, hard_factor)
+    return _of_features(hardest, margin, metric, hard_factor, allow_single)
+
+
+def weighted_triplet(
+    margin: float | None = 0.3, metric: str = "euclidean", *, allow_single: bool = False
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """`batch_hard_triplet` with all pairs, of which hard ones weigh more (`mining.weighted`).
+
+    Raises:
+        ValueError: as `batch_hard_triplet`.
+
+    Example:
+        >>> loss = weighted_triplet(margin=1.0)
+        >>> features = torch.tensor([[0.0], [1.0], [1.0], [0.0]])
+        >>> loss(features, torch.tensor([0, 0, 1, 1])).item()  # 1 + e / (1 + e) - 1 / (1 + e)
+        1.4621171951293945
+
+    Reference: Ristani and Tomasi 2018, arXiv 1803.10859 (adaptive weights).
+    """
     _check_options(margin, metric)
-    is_cosine = metric == "cosine"
-    distance = LpDistance(normalize_embeddings=is_cosine, power=2 if is_cosine else 1)
-
-    def loss(features: Tensor, people: Tensor) -> Tensor:
-        _check_batch(features, people, "features", "B, D")
-        return _batch_hard(features, people, margin, distance)
-
-    return loss
+    return _of_features(weighted, margin, metric, 0.0, allow_single)
 
 
 def patch_triplet(
@@ -98,7 +117,7 @@ def patch_triplet(
     def loss(patches: Tensor, people: Tensor) -> Tensor:
         _check_batch(patches, people, "patches", "B, P, C")
         distance = PatchDistance(patches.shape[1], metric)
-        return _batch_hard(patches.flatten(1), people, margin, distance)
+        return _triplets(patches.flatten(1), people, hardest, margin, distance)
 
     return loss
 
@@ -154,32 +173,52 @@ class PatchDistance(BaseDistance):
         return F.normalize(patches, dim=-1) if self.metric == "cosine" else patches
 
 
-def _batch_hard(
-    features: Tensor, people: Tensor, margin: float | None, distance: BaseDistance
+def _of_features(
+    mining: Mining, margin: float | None, metric: str, hard_factor: float, allow_single: bool
+) -> Callable[[Tensor, Tensor], Tensor]:
+    is_cosine = metric == "cosine"
+    distance = LpDistance(normalize_embeddings=is_cosine, power=2 if is_cosine else 1)
+
+    def loss(features: Tensor, people: Tensor) -> Tensor:
+        _check_batch(features, people, "features", "B, D", allow_single)
+        return _triplets(features, people, mining, margin, distance, hard_factor)
+
+    return loss
+
+
+def _triplets(
+    features: Tensor,
+    people: Tensor,
+    mining: Mining,
+    margin: float | None,
+    distance: BaseDistance,
+    hard_factor: float = 0.0,
 ) -> Tensor:
-    mine = BatchHardMiner(distance=distance)
-    loss = TripletMarginLoss(
-        margin=margin or 0.0,
-        smooth_loss=margin is None,
-        distance=distance,
-        reducer=MeanReducer(),
-    )
+    """By hand, because TripletMarginLoss has neither a hard factor nor weights."""
     features = _precise(features)
-    return loss(features, people, mine(features, people))
+    oneself = torch.eye(len(people), dtype=torch.bool, device=people.device)
+    distances = distance(features).masked_fill(oneself, 0.0)  # matrix products round it
+    far, near = mining(distances, people[:, None] == people)
+    gap = (1 + hard_factor) * far - (1 - hard_factor) * near
+    return (F.softplus(gap) if margin is None else (gap + margin).relu()).mean()
 
 
 def _precise(numbers: Tensor) -> Tensor:
     return numbers if numbers.dtype == torch.float64 else numbers.float()
 
 
-def _check_options(margin: float | None, metric: str) -> None:
+def _check_options(margin: float | None, metric: str, hard_factor: float = 0.0) -> None:
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     if margin is not None and not 0 <= margin < float("inf"):
         raise ValueError(f"margin must be at least 0, or None for the soft margin, got {margin}")
+    if not 0 <= hard_factor <= 1:
+        raise ValueError(f"hard_factor must be 0 to 1, got {hard_factor}")
 
 
-def _check_batch(features: Tensor, people: Tensor, name: str, axes: str) -> None:
+def _check_batch(
+    features: Tensor, people: Tensor, name: str, axes: str, allow_single: bool = False
+) -> None:
     if (
         features.ndim != len(axes.split(", "))
         or 0 in features.shape
@@ -191,7 +230,7 @@ def _check_batch(features: Tensor, people: Tensor, name: str, axes: str) -> None
             f"{list(features.shape)} and {people.dtype} {list(people.shape)}"
         )
     persons, counts = people.unique(return_counts=True)
-    single = persons[counts == 1].tolist()
+    single = [] if allow_single else persons[counts == 1].tolist()
     if len(persons) < 2 or single:
         raise ValueError(
             "a triplet needs another image of the same person and an image of another person; got "

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
-from data.batches import MEAN, STD
+from data.augment import MEAN, STD
 from torch import Tensor, nn
 from training.config import Config
 
 import posenc
+from model.heads import Head, add_head
+from model.jigsaw import Jigsaw
+from model.patches import check_has_one_size, is_overlapping, overlap, set_image_size
+from model.side import SideInformation
+from model.stripes import Stripes
+from model.tokens import check_is_plain, forward_tokens
+from model.transreid import is_transreid, load_transreid
 from model.weights import create_pretrained, load_weights
 
 
@@ -28,32 +35,66 @@ class Seen(NamedTuple):
     features: Tensor  # [B, width], before the batch norm
     patches: Tensor  # [B, height * width, width]
     logits: Tensor  # [B, people]
+    parts: tuple[tuple[Tensor, Tensor], ...] = ()  # features and logits of each part of a body
 
 
 class ReIDNetwork(nn.Module):
-    """Training: `Seen`. Evaluation: the feature that is searched with, `[B, width]`."""
+    """Training: `Seen`. Evaluation: the feature that is searched with, `[B, width]`.
+
+    With parts, that is the feature of the whole body and then those of the parts. With
+    `pool="token+avg"` the feature of the body is the CLS token and then the mean of the patches.
+    """
 
     def __init__(
-        self, vit: Any, num_people: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+        self,
+        vit: Any,
+        num_people: int,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+        *,
+        pool: str = "",
+        identity: str = "softmax",
+        scale: float = 30.0,
     ) -> None:
         super().__init__()
-        self.vit = vit
-        self.neck = nn.BatchNorm1d(vit.num_features)
-        self.neck.bias.requires_grad_(False)  # as in the paper: no shift of the classes' center
-        self.classifier = nn.Linear(vit.num_features, num_people, bias=False)
-        nn.init.normal_(self.classifier.weight, std=0.001)
+        self.vit, self.has_both = vit, pool == "token+avg"
+        add_head(self, vit.num_features * (1 + self.has_both), num_people, identity, scale)
+        self.sie: SideInformation | None = None
+        self.parts: Jigsaw | Stripes | None = None
+        self.part_heads = nn.ModuleList()
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> Seen | Tensor:
-        """Images are `[B, 3, height, width]`, uint8."""
-        tokens = self.vit.forward_features((images / 255 - self.mean) / self.std)
-        features = self.vit.forward_head(tokens, pre_logits=True)
+    def forward(self, images: Tensor, sides: Tensor | None = None) -> Seen | Tensor:
+        """Images are `[B, 3, height, width]`, uint8; sides `[B, 2]`, None where unknown."""
+        tokens, before_last = self.tokens((images / 255 - self.mean) / self.std, sides)
+        features = self.pooled(tokens)
+        parts = () if self.parts is None else self.parts(self.vit, tokens, before_last).unbind(1)
         if not self.training:
-            return self.neck(features)
-        features = of_all_processes(features)
+            own = [head.neck(part) for head, part in zip(self.part_heads, parts, strict=True)]
+            return torch.cat([self.neck(features), *own], dim=1)
+        features, *parts = map(of_all_processes, (features, *parts))
         patches = of_all_processes(tokens[:, self.vit.num_prefix_tokens :])
-        return Seen(features, patches, self.classifier(self.neck(features)))
+        logits = [head(part) for head, part in zip(self.part_heads, parts, strict=True)]
+        pairs = tuple(zip(parts, logits, strict=True))
+        return Seen(features, patches, self.classifier(self.neck(features)), pairs)
+
+    def tokens(self, images: Tensor, sides: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Of normalised images: after all blocks, and before the last where parts need them."""
+        if self.sie is None and not isinstance(self.parts, Jigsaw):
+            return self.vit.forward_features(images), None
+        added = None
+        if self.sie is not None:
+            unknown = torch.full((len(images), 2), -1, device=images.device)
+            added = self.sie(unknown if sides is None else sides)
+        return forward_tokens(self.vit, images, added)
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """The feature of the whole body."""
+        if not self.has_both:
+            return self.vit.forward_head(tokens, pre_logits=True)
+        mean = tokens[:, self.vit.num_prefix_tokens :].mean(1)
+        return self.vit.head_drop(torch.cat([tokens[:, 0], mean], dim=1))
 
 
 def of_all_processes(x: Tensor) -> Tensor:
@@ -86,8 +127,22 @@ class _AllGather(torch.autograd.Function):
         return grad.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
 
 
-def build_network(config: Config, num_people: int, *, load_pretrained: bool = True) -> ReIDNetwork:
+def build_network(
+    config: Config,
+    num_people: int,
+    *,
+    load_pretrained: bool = True,
+    cameras: Sequence[int] = (),
+    views: Sequence[int] = (),
+) -> ReIDNetwork:
     """Seeded: the same weights for the same configuration, whatever the encoding.
+
+    Args:
+        config: of the training.
+        num_people: rows of the classifier.
+        load_pretrained: else weights that are asked for are not loaded.
+        cameras: what `--sie` tells apart, by `known_sides`.
+        views: likewise.
 
     Raises:
         FileNotFoundError: there is no file of weights.
@@ -98,25 +153,52 @@ def build_network(config: Config, num_people: int, *, load_pretrained: bool = Tr
     vit = _build_vit(config, is_pretrained and load_pretrained)
     # Weights of timm were trained on images that were normalised in their own way.
     own = vit.pretrained_cfg if is_pretrained else {"mean": MEAN, "std": STD}
-    network = ReIDNetwork(vit, num_people, own["mean"], own["std"])
+    head = {"identity": config.identity, "scale": config.identity_scale}
+    network = ReIDNetwork(vit, num_people, own["mean"], own["std"], pool=config.pool, **head)
+    _add_parts(network, config, num_people)
+    if config.sie != "none":
+        check_is_plain(vit, "--sie")
     if config.encoding != "none":
         with warnings.catch_warnings():
             # quadratic and sinusoidal act from the start: here that is what we want.
             warnings.filterwarnings("ignore", message="posenc: the patched model gives other")
             posenc.patch_model(vit, config.encoding, **json.loads(config.encoding_args))
+    if config.sie != "none":
+        network.sie = SideInformation(vit.embed_dim, cameras, views, config.sie_scale)
+    if load_pretrained and config.weights and is_transreid(Path(config.weights)):
+        load_transreid(network, Path(config.weights))
     if config.size != config.table_size:
-        set_size(vit, config.size)
+        set_size(vit, config.size, config.table_resize)
     return network
+
+
+def _add_parts(network: ReIDNetwork, config: Config, num_people: int) -> None:
+    """Before the model is patched: the jigsaw's block has no encodings."""
+    vit = network.vit
+    if config.parts != "none":
+        check_is_plain(vit, f"--parts {config.parts}")
+        make: dict[str, Callable[[], Jigsaw | Stripes]] = {
+            "jigsaw": lambda: Jigsaw(vit, config.num_parts, config.shift, config.groups),
+            "stripes": lambda: Stripes(vit, config.num_parts),
+        }
+        network.parts = make[config.parts]()
+        kind = config.identity, config.identity_scale
+        heads = (Head(vit.num_features, num_people, *kind) for _ in range(config.num_parts))
+        network.part_heads.extend(heads)
 
 
 def _build_vit(config: Config, load: bool) -> Any:
     create = create_pretrained if load and not config.weights else timm.create_model
+    has_own_resize = bool(config.stride) or config.table_resize != "bicubic"
+    is_of_timm = load and not (config.weights and is_transreid(Path(config.weights)))
+    # timm resizes a table while it loads it: here not, where it is resized in another way.
+    size = {} if has_own_resize and is_of_timm else {"img_size": config.table_size}
     try:
         vit = create(
             config.vit,
-            img_size=config.table_size,
             num_classes=0,
-            global_pool=config.pool,
+            global_pool=config.pool.removesuffix("+avg"),
+            **size,
             **json.loads(config.vit_args),
         )
     except TypeError as error:
@@ -124,20 +206,37 @@ def _build_vit(config: Config, load: bool) -> Any:
             f"{config.vit} with {config.vit_args} is no vision transformer that takes an image "
             f"size: {error}"
         ) from None
-    if load and config.weights:
+    except AssertionError as error:
+        raise ValueError(f"timm does not build {config.vit} so: {error}") from None
+    if config.pool == "token+avg" and getattr(vit, "cls_token", None) is None:
+        raise ValueError("--pool token+avg needs a CLS token, and this model has none")
+    if is_of_timm and config.weights:
         load_weights(vit, config.vit, Path(config.weights))
+    if has_own_resize:
+        check_is_plain(vit, "--stride or --table-resize")
+        check_has_one_size(vit, "--stride or --table-resize")
+        if config.stride:
+            overlap(vit, config.stride)
+        set_image_size(vit, config.table_size, config.table_resize)
+    if not is_overlapping(vit):
+        _check_patches(config, vit)
+    return vit
+
+
+def _check_patches(config: Config, vit: Any) -> None:
     for size in (config.size, config.table_size):
         for side, patch in zip(size, vit.patch_embed.patch_size, strict=True):
             if side % patch:
                 raise ValueError(
                     f"patches of {patch} pixels do not fill images of {size[0]}x{size[1]}"
                 )
-    return vit
 
 
-def set_size(vit: Any, size: tuple[int, int]) -> None:
-    """Of the images that it takes from now on."""
-    if posenc.is_patched(vit):
+def set_size(vit: Any, size: tuple[int, int], mode: str = "bicubic") -> None:
+    """Of the images that it takes from now on; encodings of posenc follow by rules of their own."""
+    if is_overlapping(vit) or mode != "bicubic":
+        set_image_size(vit, size, mode)
+    elif posenc.is_patched(vit):
         posenc.set_layout(vit, size)
     else:
         vit.set_input_size(img_size=size)
@@ -151,7 +250,7 @@ def parameter_groups(network: ReIDNetwork, config: Config) -> list[dict[str, Any
     encodings = {}
     if posenc.is_patched(network.vit):
         encodings = {id(p): p for _, p in posenc.encoding_parameters(network.vit)}
-    exempt = {f"vit.{name}" for name in network.vit.no_weight_decay()}
+    exempt = {"sie.table", *(f"vit.{name}" for name in network.vit.no_weight_decay())}
     rest = {n: p for n, p in network.named_parameters() if p.requires_grad}
     rest = {n: p for n, p in rest.items() if id(p) not in encodings}
     decaying = {n: p for n, p in rest.items() if p.dim() > 1 and n not in exempt}

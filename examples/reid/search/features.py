@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from data.batches import photo_loader
 from data.market import Photo, Splits
+from data.sides import sides_of
 from model.network import ReIDNetwork
 from torch import Tensor
 
@@ -16,31 +17,47 @@ from search.retrieval import Scores, score_features
 
 
 def embed(
-    network: ReIDNetwork, batches: Iterable[tuple[Tensor, Any]], *, flip: bool = False
+    network: ReIDNetwork,
+    batches: Iterable[tuple[Tensor, Any]],
+    *,
+    flip: bool = False,
+    sides: Tensor | None = None,
 ) -> list[Tensor]:
     """Features of batches of a `photo_loader`, on the device of the network.
 
-    With `flip` the mean of those of an image and of its mirror image.
+    With `flip` the mean of those of an image and of its mirror image, after BNNeck and before
+    any normalisation: the one with the longer feature counts more. `sides` are those of all
+    photos, by `sides_of`; without them cameras and views count as unknown.
     """
     device, was_training = network.mean.device, network.training
     network.eval()
     try:
         with torch.inference_mode():
-            return [_embed(network, images.to(device), flip) for images, _ in batches]
+            return [
+                _embed(network, images.to(device), None if sides is None else sides[at.cpu()], flip)
+                for images, at in batches
+            ]
     finally:
         network.train(was_training)
 
 
-def _embed(network: ReIDNetwork, images: Tensor, flip: bool) -> Tensor:
-    features = network(images).float()
-    return (features + network(images.flip(-1)).float()) / 2 if flip else features
+def _embed(network: ReIDNetwork, images: Tensor, sides: Tensor | None, flip: bool) -> Tensor:
+    sides = sides if sides is None else sides.to(images.device)
+    features = network(images, sides).float()
+    return (features + network(images.flip(-1), sides).float()) / 2 if flip else features
 
 
 def embed_photos(
-    network: ReIDNetwork, photos: Sequence[Photo], size: tuple[int, int], *, flip: bool = False
+    network: ReIDNetwork,
+    photos: Sequence[Photo],
+    size: tuple[int, int],
+    *,
+    flip: bool = False,
+    are_cameras_known: bool = True,
 ) -> Tensor:
     """`[photos, width]`, on the CPU."""
-    return torch.cat(embed(network, photo_loader(photos, size), flip=flip)).cpu()
+    sides = sides_of(photos) if are_cameras_known else None
+    return torch.cat(embed(network, photo_loader(photos, size), flip=flip, sides=sides)).cpu()
 
 
 def score(query: Tensor, gallery: Tensor, data: Splits) -> Scores:

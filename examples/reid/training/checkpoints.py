@@ -17,8 +17,9 @@ from training.photos import SEEN, check_same_photos, people_of, read_seen, same_
 
 FOLDER, FINISHED, PARTIAL = "checkpoints", "epoch-", "partial-"
 WEIGHTS = "network.safetensors"
+SIDES = "cameras", "views"
 # What may change between a start and a resumption.
-FREE = {"evaluate_every", "checkpoint_every", "tracker", "workers"}
+FREE = {"evaluate_every", "flip_test", "checkpoint_every", "tracker", "workers"}
 
 
 def save_checkpoint(accelerator: Accelerator, out: Path, epoch: int) -> None:
@@ -67,10 +68,11 @@ def load_network(
     try:
         weights = load_file(path)
         people = len(weights["classifier.weight"])
-        network = build_network(config, people, load_pretrained=False)
+        known = {n: weights[f"sie.{n}"].tolist() for n in SIDES if f"sie.{n}" in weights}
+        network = build_network(config, people, load_pretrained=False, **known)
         network.load_state_dict(weights)
         if size not in (None, config.size):
-            set_size(network.vit, size)
+            set_size(network.vit, size, config.table_resize)
     except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"{path} does not fit the model of {out / CONFIG}: {error}") from None
     if device is None and torch.accelerator.is_available():
@@ -81,7 +83,8 @@ def load_network(
 def load_start(network: ReIDNetwork, config: Config, photos: str) -> int:
     """Loads the weights of a finished training into a new network.
 
-    A person's row of the classifier is that of the same person, who shares a photo in both.
+    A person's row of a classifier is that of the same person, who shares a photo in both. Where
+    there are such people, cameras of the same number are the same; else all are unknown at first.
 
     Args:
         network: the new one, changed in place.
@@ -100,15 +103,21 @@ def load_start(network: ReIDNetwork, config: Config, photos: str) -> int:
     if other := [name for name, value in config.model.items() if before[name] != value]:
         changes = ", ".join(f"{name} {before[name]!r} -> {config.model[name]!r}" for name in other)
         raise ValueError(f"{start} has another model ({changes}); start with its options")
-    known = load_network(start, "cpu", config.size).state_dict()
-    rows, seen = known.pop("classifier.weight"), read_seen(start)
-    network.load_state_dict(known, strict=False)  # without the classifier
+    known, seen = load_network(start, "cpu", config.size), read_seen(start)
+    layers = {n: v for n, v in known.state_dict().items() if not n.startswith("sie.")}
+    layers = {n: v for n, v in layers.items() if not n.endswith("classifier.weight")}
+    network.load_state_dict(layers, strict=False)
     labels, known_labels = people_of(photos), people_of(seen)
     same = same_people(seen, photos)
+    old = [known_labels.index(other) for other in same.values()]
+    new = [labels.index(person) for person in same]
+    heads = zip([network, *network.part_heads], [known, *known.part_heads], strict=True)
     with torch.no_grad():
-        for person, other in same.items():
-            row = rows[known_labels.index(other)]
-            network.classifier.weight[labels.index(person)] = row.to(network.mean.device)
+        for head, before_head in heads:
+            rows = before_head.classifier.weight[old]
+            head.classifier.weight[new] = rows.to(network.mean.device)
+    if network.sie is not None:
+        network.sie.start_from(known.sie, same_cameras=bool(same))
     return len(same)
 
 

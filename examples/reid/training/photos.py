@@ -60,6 +60,11 @@ def check_same_photos(out: Path, now: str) -> None:
         )
 
 
+def saw_these(out: Path, photos: Sequence[Photo]) -> bool:
+    """Whether these photos to train on are of the data of an earlier training; one tells."""
+    return bool(photos) and list_photos(photos[:1]).strip() in read_seen(out).splitlines()
+
+
 def people_of(seen: str) -> list[int]:
     """In the order of the classifier."""
     return sorted({int(line.split()[1]) for line in seen.splitlines()})

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,12 @@ import torch
 from accelerate import Accelerator
 from data.batches import PeopleSampler, Photos, photo_loader, training_labels
 from data.market import Photo, Splits
-from model.losses import batch_hard_triplet, identity_loss, patch_triplet
+from data.sides import known_sides, sides_of
+from model.centers import Centers
+from model.circle import circle_logits, circle_loss
+from model.losses import batch_hard_triplet, identity_loss, patch_triplet, weighted_triplet
 from model.network import Seen, build_network, parameter_groups
+from model.positions import describe_positions
 from safetensors.torch import save_model
 from search.features import check_has_answers, describe, embed, score, summarise
 from search.retrieval import Scores
@@ -36,6 +40,7 @@ from training.checkpoints import (
 )
 from training.config import Config
 from training.photos import list_photos
+from training.rates import backbone_parameters, decay_by_layer, is_frozen, warn_of_idle_weights
 
 SCORES = "scores.json"
 MAPS = 4  # people whose photos a tracker gets
@@ -54,6 +59,7 @@ def train(config: Config, data: Splits, out: Path, *, quiet: bool = False) -> Sc
     photos = list_photos(data.train)
     before = check_same_training(out, config, photos)
     check_has_answers(data)
+    warn_of_idle_weights(config)
     run = Run(config, data, out, quiet)
     start = run.resume(photos)
     if before is not None and before.epochs < config.epochs:
@@ -61,6 +67,7 @@ def train(config: Config, data: Splits, out: Path, *, quiet: bool = False) -> Sc
             f"{before.epochs} epochs become {config.epochs}: on after {start}, with the learning "
             f"rate that {config.epochs} epochs have there, {run.rate:.2g}"
         )
+    run.say(describe_positions(run.accelerator.unwrap_model(run.network).vit, config.encoding))
     run.begin(photos)
     with tqdm(
         total=config.epochs * len(run.batches),
@@ -90,22 +97,33 @@ class Run:
         self.config, self.data, self.out, self.quiet = config, data, out, quiet
         labels = training_labels(data.train)
         is_new = not config.start_from and not has_checkpoint(out)
-        network = build_network(config, max(labels) + 1, load_pretrained=is_new)
+        sides = known_sides(data.train, config.sie)
+        network = build_network(config, max(labels) + 1, load_pretrained=is_new, **sides)
         people = [photo.person for photo in data.train]
         self.sampler = PeopleSampler(people, config.people, config.photos, config.seed)
-        self.photos = Photos(data.train, config.size, seed=config.seed)
+        self.photos = Photos(
+            data.train, config.size, seed=config.seed, augmentation=config.augmentation
+        )
         loader = DataLoader(
             self.photos, batch_sampler=self.sampler, num_workers=config.workers, pin_memory=False
         )
         self.accelerator = make_accelerator(config, out)
-        optimizer = torch.optim.AdamW(parameter_groups(network, config))
+        groups = decay_by_layer(parameter_groups(network, config), network, config.layer_decay)
+        optimizer = torch.optim.AdamW(groups)
+        self.backbone = backbone_parameters(network.vit)
         self.schedule = LambdaLR(optimizer, warm_cosine(config, len(self.sampler)))
         self.network, self.optimizer, self.batches = self.accelerator.prepare(
             network, optimizer, loader
         )
         self.accelerator.register_for_checkpointing(self.schedule)
         self.labels = torch.tensor(labels, device=self.accelerator.device)
-        self.triplet = batch_hard_triplet(config.margin, config.triplet_metric)
+        self.sides = sides_of(data.train).to(self.accelerator.device)
+        self.triplet = make_triplet(config)
+        self.circle = circle_loss(config.circle_margin, config.circle_scale)
+        self.centers = Centers(max(labels) + 1, network.neck.num_features, config.center_rate)
+        self.centers.to(self.accelerator.device)
+        if config.center_weight:
+            self.accelerator.register_for_checkpointing(self.centers)
         self.patch_triplet = patch_triplet(config.margin, config.triplet_metric)
         self.clock = Clock()
 
@@ -138,13 +156,15 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the next step."""
-        return self.optimizer.param_groups[0]["lr"]
+        """The learning rate of the next step, of what is neither old nor an encoding."""
+        return self.config.learning_rate * self.schedule.lr_lambdas[0](self.schedule.last_epoch)
 
     def one_epoch(self, epoch: int, bar: tqdm) -> None:
         """Through all batches once."""
         self.sampler.epoch = self.photos.epoch = epoch
         self.network.train()
+        for parameter in self.backbone:
+            parameter.requires_grad_(not is_frozen(self.config, epoch))
         losses = Counter()
         for images, indices in self.clock.waiting_for(self.batches):
             losses.update(self.step(images, indices))
@@ -157,7 +177,7 @@ class Run:
     def step(self, images: Tensor, indices: Tensor) -> dict[str, float]:
         """One step of the optimiser."""
         with self.accelerator.autocast():
-            seen = self.network(images)
+            seen = self.network(images, self.sides[indices])
         losses = self.losses(seen, indices)
         self.check_finite(losses, indices)
         self.optimizer.zero_grad()
@@ -167,19 +187,45 @@ class Run:
             self.check_finite({"norm of the gradient": norm}, indices)
         self.optimizer.step()
         self.schedule.step()
+        if self.config.center_weight:
+            self.centers.follow(seen.features.detach().float(), self.people(indices))
         return {name: loss.item() for name, loss in losses.items()}
 
     def losses(self, seen: Seen, indices: Tensor) -> dict[str, Tensor]:
         """The sum and its parts, in float32, of the batches of all processes."""
-        people = self.labels[self.accelerator.gather(indices)]
-        losses = {
-            "identity": identity_loss(seen.logits.float(), people, self.config.smoothing),
-            "triplet": self.triplet(seen.features.float(), people),
-        }
-        if self.config.patch_weight:
-            loss = self.patch_triplet(seen.patches.float(), people)
-            losses["patches"] = self.config.patch_weight * loss
+        people, features = self.people(indices), seen.features.float()
+        losses = {"identity": self.identity(seen.logits.float(), people)}
+        for name, weight, loss, given in (
+            ("triplet", self.config.triplet_weight, self.triplet, features),
+            ("circle", self.config.circle_weight, self.circle, features),
+            ("center", self.config.center_weight, self.centers, features),
+            ("patches", self.config.patch_weight, self.patch_triplet, seen.patches.float()),
+        ):
+            if weight:
+                losses[name] = weight * loss(given, people)
+        if seen.parts and self.config.part_weight:
+            losses["parts"] = self.config.part_weight * self.part_loss(seen, people)
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def people(self, indices: Tensor) -> Tensor:
+        """Of the batches of all processes."""
+        return self.labels[self.accelerator.gather(indices)]
+
+    def identity(self, logits: Tensor, people: Tensor) -> Tensor:
+        """The identity loss."""
+        if self.config.identity == "circle":
+            numbers = self.config.circle_margin, self.config.circle_scale
+            logits = circle_logits(logits, people, *numbers)
+        return identity_loss(logits, people, self.config.smoothing)
+
+    def part_loss(self, seen: Seen, people: Tensor) -> Tensor:
+        """The mean over parts: identities, and of the jigsaw triplets, as in the papers."""
+        losses = []
+        for features, logits in seen.parts:
+            losses.append(self.identity(logits.float(), people))
+            if self.config.parts == "jigsaw":
+                losses.append(self.config.triplet_weight * self.triplet(features.float(), people))
+        return torch.stack(losses).sum() / len(seen.parts)
 
     def check_finite(self, numbers: dict[str, Tensor], indices: Tensor) -> None:
         """Stops before the weights are spoiled."""
@@ -204,7 +250,9 @@ class Run:
         loader = photo_loader(photos, self.config.size, batch, self.config.workers)
         network = self.accelerator.unwrap_model(self.network)
         with self.accelerator.autocast():
-            parts = embed(network, self.accelerator.prepare_data_loader(loader))
+            batches = self.accelerator.prepare_data_loader(loader)
+            flip, sides = self.config.flip_test, sides_of(photos)
+            parts = embed(network, batches, flip=flip, sides=sides)
         whole = torch.cat([self.accelerator.gather(part) for part in parts])
         return whole[: len(photos)].cpu()  # without what filled the last batch
 
@@ -248,7 +296,7 @@ class Run:
 
 def make_accelerator(config: Config, out: Path) -> Accelerator:
     """Batches are split between processes, so that their number changes nothing."""
-    from accelerate.utils import DataLoaderConfiguration
+    from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs
 
     return Accelerator(
         cpu=not torch.accelerator.is_available(),  # else several processes do not find each other
@@ -256,8 +304,17 @@ def make_accelerator(config: Config, out: Path) -> Accelerator:
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir=str(out),
         dataloader_config=DataLoaderConfiguration(split_batches=True),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(config.freeze))],
         step_scheduler_with_optimizer=False,
     )
+
+
+def make_triplet(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
+    """The triplet loss of features."""
+    if config.mining == "weighted":
+        return weighted_triplet(config.margin, config.triplet_metric)
+    factor = config.hard_factor
+    return batch_hard_triplet(config.margin, config.triplet_metric, hard_factor=factor)
 
 
 def warm_cosine(config: Config, steps: int) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from people.identities import Colour, Mark, Person
+from people.toy.identities import Colour, Mark, Person
 
 Point = tuple[float, float]
 

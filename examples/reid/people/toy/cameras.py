@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from people.drawing import Figure, Frame, Stance
-from people.identities import CLOTHES, Colour, Person
+from people.toy.drawing import Figure, Frame, Stance
+from people.toy.identities import CLOTHES, Colour, Person
 
 HEIGHT, WIDTH = 128, 64
 OVERSAMPLING = 2
@@ -28,6 +28,7 @@ class Camera:
     wall: Colour
     floor: Colour
     horizon: float  # in heights of the picture
+    quality: int = 95  # of JPEG
 
 
 def draw_cameras(count: int, seed: int) -> list[Camera]:

@@ -1,0 +1,1 @@
+"""People in a street: dark clothes, soft and crowded photos."""

@@ -1,0 +1,1 @@
+"""People in groups that share bright colours, before bright walls."""
