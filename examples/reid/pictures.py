@@ -3,68 +3,45 @@
     python examples/reid/pictures.py runs/small --data demo/pedestrians --out demo
     python examples/reid/pictures.py runs/small --data demo/pedestrians --only rollout
 
-Writes rank10.png, hardest.png, rollout.png, bias.png, similarity.png, parts.png and tsne.png, as
-far as the network has what they show.
+Writes rank10.png, hardest.png, cmc.png, distances.png, learning.png, rollout.png, bias.png,
+similarity.png, parts.png and tsne.png, as far as the network has what they show, and index.html,
+a page of all of them with scores and options. It links to the pictures beside it, and needs no
+network. With --only there is no page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from posenc import Body, HumanPart, is_patched, patched_encodings
+from posenc import Body, HumanPart
 
 try:
     import matplotlib
     import numpy as np
-    from data.batches import read_image
-    from data.market import Photo, Splits, read_dataset
+    from data.market import Photo, read_dataset
     from findings import maps
+    from findings.album import Album, open_album
+    from findings.curves import draw_cmc
+    from findings.learning import draw_curves, read_curves
     from findings.maps import read_images
+    from findings.page import write_page
+    from findings.rankings import draw_hits, draw_looks, hardest_queries, spread_queries
+    from findings.separation import count_pairs, draw_separation
     from matplotlib import pyplot as plt
-    from model.network import ReIDNetwork
     from options import Parser, add_data, add_run, command
-    from search.features import check_has_answers, embed_photos, score
-    from search.labels import Labels
-    from search.retrieval import Scores, nearest
-    from training.checkpoints import load_network
-    from training.config import Config, load_config
-    from training.photos import saw_these
 
     from posenc.analysis.plot import plot_bias, plot_parts, plot_similarity
 except ModuleNotFoundError as missing:
     raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
-RIGHT, WRONG = "#2a9d3a", "#d1342f"
-QUERIES, RANKS = 6, 10
+QUERIES, HARDEST = 4, 6
+DOTS = 110  # an inch
 PEOPLE = 12  # in the map of features
-
-
-@dataclass(frozen=True)
-class Album:
-    """A network, its data, and what it makes of them."""
-
-    network: ReIDNetwork
-    config: Config
-    data: Splits
-    query: Tensor  # features
-    gallery: Tensor
-    scores: Scores
-
-    def image(self, photo: Photo) -> np.ndarray:
-        """`[height, width, 3]`."""
-        return read_image(photo.path, self.config.size).permute(1, 2, 0).numpy()
-
-    def encodings(self, kind: type) -> dict[str, Any]:
-        """Site and name -> encoding of this class."""
-        vit = self.network.vit
-        known = patched_encodings(vit) if is_patched(vit) else {}
-        return {name: one for name, one in known.items() if isinstance(one, kind)}
 
 
 def main() -> None:
@@ -74,78 +51,69 @@ def main() -> None:
     add_data(parser)
     parser.add_argument("--out", type=Path, help="folder of the pictures, instead of the training")
     parser.add_argument(
-        "--only", nargs="+", default=list(PICTURES), choices=list(PICTURES), help="these pictures"
+        "--only", nargs="+", choices=list(PICTURES), help="these pictures; default: all, and a page"
     )
     args = parser.parse_args()
     album = open_album(args.run, read_dataset(args.data, args.kind, needs_train=False))
     written = draw(album, args.out or args.run, args.only)
     for path in written:
         print(path)
-    if missing := set(args.only) - {path.stem for path in written}:
+    if missing := set(args.only or PICTURES) - {path.stem for path in written}:
         print(f"nothing to show of {album.config.encoding!r}: {', '.join(sorted(missing))}")
 
 
-def open_album(run: Path, data: Splits) -> Album:
-    """Of a finished training."""
-    check_has_answers(data)
-    config = load_config(run)
-    network = load_network(run)
-    known = config.sie != "none" and saw_these(run, data.train)
-    query, gallery = (
-        embed_photos(network, part, config.size, are_cameras_known=known)
-        for part in (data.query, data.gallery)
-    )
-    return Album(network, config, data, query, gallery, score(query, gallery, data))
-
-
 def draw(album: Album, out: Path, names: Iterable[str] | None = None) -> list[Path]:
-    """These pictures, or all, as far as the network has something for them."""
+    """These pictures, or all and the page of them, as far as the network has what they show."""
     out.mkdir(parents=True, exist_ok=True)
     matplotlib.use("agg")
-    written = []
-    for name in names or PICTURES:
-        figure = PICTURES[name](album)
-        if figure is not None:
-            figure.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight")
-            plt.close(figure)
-            written.append(out / f"{name}.png")
+    written = [path for name in names or PICTURES if (path := _write(album, name, out))]
+    if names is None:
+        missing = set(PICTURES) - {path.stem for path in written}
+        written.append(write_page(album, written, missing, out))
     return written
+
+
+def _write(album: Album, name: str, out: Path) -> Path | None:
+    figure = PICTURES[name](album)
+    if figure is None:
+        return None
+    figure.savefig(out / f"{name}.png", dpi=DOTS, bbox_inches="tight")
+    plt.close(figure)
+    return out / f"{name}.png"
 
 
 # Rankings
 
 
 def draw_first_ranks(album: Album) -> Any:
-    """Queries from all over the set."""
-    valid = album.scores.is_valid.nonzero()[:, 0]
-    chosen = valid[torch.linspace(0, len(valid) - 1, QUERIES).long()]
-    return _draw_ranking(album, chosen.tolist(), "nearest in the gallery")
+    """Queries from all over the set, and where the network looks."""
+    queries = spread_queries(album, QUERIES)
+    return draw_looks(album, queries, "nearest in the gallery, and attention rollout")
 
 
 def draw_hardest(album: Album) -> Any:
-    """Those whose person is found last."""
-    valid = album.scores.is_valid.nonzero()[:, 0]
-    hardest = album.scores.average_precision.argsort()[:QUERIES]
-    return _draw_ranking(album, valid[hardest].tolist(), "the hardest queries")
+    """Those whose person is found last, though it can be seen."""
+    queries = hardest_queries(album, HARDEST)
+    return draw_hits(album, queries, "the hardest queries, one a person") if queries else None
 
 
-def _draw_ranking(album: Album, queries: list[int], title: str) -> Any:
-    labels = Labels.of(album.data.query, album.data.gallery).of_queries(queries)
-    found, distances = nearest(album.query[queries], album.gallery, labels, RANKS)
-    order = album.scores.is_valid.cumsum(0) - 1
-    figure, axes = _grid(len(queries), RANKS + 1, album.config, title)
-    for line, query in enumerate(queries):
-        photo = album.data.query[query]
-        precision = album.scores.average_precision[order[query]].item()
-        _show(axes[line, 0], album.image(photo), f"{photo.person}, AP {precision:.2f}", "black")
-        for place in range(RANKS):
-            index = int(found[line, place])
-            if index >= 0:
-                other = album.data.gallery[index]
-                colour = RIGHT if other.person == photo.person else WRONG
-                text = f"{distances[line, place]:.2f}"
-                _show(axes[line, place + 1], album.image(other), text, colour)
-    return figure
+# Numbers
+
+
+def draw_match_curve(album: Album) -> Any:
+    """How often a match is among the first."""
+    return draw_cmc(album.scores, album.source.name)
+
+
+def draw_distances(album: Album) -> Any:
+    """Of the same person, and of different ones."""
+    return draw_separation(count_pairs(album.query, album.gallery, album.labels))
+
+
+def draw_learning(album: Album) -> Any:
+    """What the training logged, if it did so in its folder."""
+    curves = read_curves(album.run)
+    return draw_curves(curves) if curves else None
 
 
 # Attention and positions
@@ -213,32 +181,15 @@ def _all_of(album: Album, people: np.ndarray) -> tuple[list[Photo], Tensor]:
 PICTURES: dict[str, Callable[[Album], Any]] = {
     "rank10": draw_first_ranks,
     "hardest": draw_hardest,
+    "cmc": draw_match_curve,
+    "distances": draw_distances,
+    "learning": draw_learning,
     "rollout": draw_rollout,
     "bias": draw_bias,
     "similarity": draw_similarity,
     "parts": draw_parts,
     "tsne": draw_tsne,
 }
-
-
-def _grid(rows: int, columns: int, config: Config, title: str) -> tuple[Any, np.ndarray]:
-    shape = config.height / config.width
-    size = 0.75 * columns, (0.75 * shape + 0.2) * rows + 0.4
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for axis in axes.flat:
-        axis.axis("off")
-    figure.suptitle(title)
-    return figure, axes
-
-
-def _show(axis: Any, image: np.ndarray, text: str = "", colour: str | None = None) -> None:
-    axis.imshow(image)
-    axis.set_title(text, fontsize=7, pad=2, color=colour or "black")
-    if colour is not None:
-        axis.axis("on")
-        axis.set(xticks=[], yticks=[])
-        for side in axis.spines.values():
-            side.set(color=colour, linewidth=2.5)
 
 
 if __name__ == "__main__":

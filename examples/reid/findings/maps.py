@@ -42,30 +42,36 @@ def learned_tables(network: ReIDNetwork) -> dict[str, LearnedAbsolute]:
     return {name: one for name, one in tables.items() if one.table.any()}
 
 
+def overlay_rollout(
+    network: ReIDNetwork, captured: CapturedAttention, images: Tensor, index: int, axis: Any
+) -> None:
+    """One of the crops that were captured, under its attention rollout."""
+    patch = None
+    if is_overlapping(network.vit):  # each patch has its share of the image
+        (height, width), (rows, columns) = images.shape[-2:], network.vit.patch_embed.grid_size
+        patch = height / rows, width / columns
+    plot_rollout(
+        images[index].cpu(),
+        captured,
+        discard_ratio=0.5,
+        pool=network.vit.global_pool,  # the tokens that the feature is made of
+        image_index=index,
+        patch_size=patch,
+        colorbar=False,
+        ax=axis,
+    )
+
+
 def draw_rollout(network: ReIDNetwork, images: Tensor) -> Any:
     """A row of crops, each over its attention rollout."""
     captured = capture(network, images)
     height, width = images.shape[-2:]
-    patch = None
-    if is_overlapping(network.vit):  # each patch has its share of the image
-        rows, columns = network.vit.patch_embed.grid_size
-        patch = height / rows, width / columns
     size = 0.75 * len(images), 1.5 * height / width + 0.4
     figure, axes = plt.subplots(2, len(images), figsize=size, squeeze=False, layout="compressed")
     for index, (above, below) in enumerate(axes.T):
-        image = images[index].cpu()
-        above.imshow(image.permute(1, 2, 0).numpy())
+        above.imshow(images[index].cpu().permute(1, 2, 0).numpy())
         above.set(xticks=[], yticks=[])
-        plot_rollout(
-            image,
-            captured,
-            discard_ratio=0.5,
-            pool=network.vit.global_pool,  # the tokens that the feature is made of
-            image_index=index,
-            patch_size=patch,
-            colorbar=False,
-            ax=below,
-        )
+        overlay_rollout(network, captured, images, index, below)
     figure.suptitle("attention rollout")
     return figure
 
