@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 INSTALL_LOWEST = $(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct
 
-.PHONY: demo test test-kernels test-fast test-lowest smoke-lowest lint types contracts check bench tables sweep gpu gpu-dry explorer
+.PHONY: demo test test-kernels test-examples test-fast test-lowest smoke-lowest lint types contracts check bench tables sweep gpu gpu-dry explorer
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -19,14 +19,18 @@ demo: .venv/installed
 	$(BIN)/python examples/reid/demo.py --out demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not kernels"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not kernels and not examples"
 
 # The fused kernels, interpreted and compiled without a GPU: long, and apart from all else.
 test-kernels: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m kernels tests/attention tests/conformance
 
+# Whole trainings of the examples, killed and resumed, in several processes, drawn in a browser.
+test-examples: .venv/installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m examples tests/reid tests/examples
+
 test-fast: .venv/installed
-	$(BIN)/python -m pytest -n 2 -m "not slow and not kernels"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not kernels and not examples"
 
 # The lowest versions that pyproject.toml states: of the core, then of everything.
 .venv-lowest/core: pyproject.toml
@@ -55,7 +59,7 @@ types: .venv/installed
 contracts: .venv/installed
 	$(BIN)/lint-imports --config setup.cfg
 
-check: lint types contracts test test-kernels
+check: lint types contracts test test-kernels test-examples
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/bench_attention.py

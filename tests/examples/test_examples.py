@@ -32,6 +32,7 @@ def test_quickstart(tmp_path):
     assert (tmp_path / "quickstart.safetensors").is_file()
 
 
+@pytest.mark.examples
 def test_compare_encodings(tmp_path):
     chosen = ["none", "learned", "peg", "irpe"]
     options = ["--passes", "160", "--seeds", "2", "--workers", "1", "--out", str(tmp_path)]

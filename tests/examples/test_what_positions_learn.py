@@ -128,6 +128,7 @@ def test_bars_add_up_to_the_whole():
     positions_figure.plt.close("all")
 
 
+@pytest.mark.examples
 @pytest.mark.slow
 def test_the_script_runs_through(tmp_path, monkeypatch, capsys):
     chosen = ["none", "learned", "convit", "lookhere", "swin"]

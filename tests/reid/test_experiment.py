@@ -118,6 +118,7 @@ def test_options_that_do_not_exist(tmp_path, monkeypatch, capsys, words, rule):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.examples
 @pytest.mark.slow
 def test_trainings_in_processes(tmp_path):
     """One that fails costs no other."""
@@ -201,6 +202,7 @@ def test_the_demo_expects_a_margin():
         demo.check_margin(0.333)
 
 
+@pytest.mark.examples
 @pytest.mark.slow
 def test_the_demo(tmp_path, monkeypatch, capsys):
     import demo

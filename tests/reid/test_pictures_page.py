@@ -99,6 +99,7 @@ def test_names_are_no_markup(album, tmp_path):
     assert "<b>&lt;b&gt;&amp;</b>" in text
 
 
+@pytest.mark.examples
 @pytest.mark.slow
 def test_page_in_a_browser(album, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -23,6 +23,7 @@ def logged(out):
     return {e.step: e.value for e in events.Scalars("loss")}, tags
 
 
+@pytest.mark.examples
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 def test_two_processes_have_the_same_loss(folder, tmp_path):
     changes = {"tracker": "tensorboard", "encoding": "learned+human_part", "patch_weight": 0.5}
@@ -42,6 +43,7 @@ def test_two_processes_have_the_same_loss(folder, tmp_path):
         torch.testing.assert_close(second[name], first[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
+@pytest.mark.examples
 def test_weights_and_biases_without_a_network(folder, tmp_path):
     pytest.importorskip("wandb")
     offline = {**ONE_THREAD, "WANDB_MODE": "offline"}

@@ -16,6 +16,7 @@ from trainings import ONE_THREAD, command, equal, run, weights
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.examples
 def test_killed_and_resumed(folder, tmp_path):
     """Equal, bit for bit, to a training that nothing interrupted."""
     changes = {"epochs": 60, "encoding": "irpe+peg", "freeze": 5, "layer_decay": 0.9}
