@@ -38,8 +38,7 @@ try:
     from generate import Recipe, write
     from model.network import build_network
     from model.positions import describe_positions, has_own_table
-    from options import Parser, RefusedError, command
-    from people.wardrobes import WARDROBES
+    from options import Parser, RefusedError, add_fields, command
     from tqdm import tqdm
     from training.checkpoints import load_network
     from training.config import Config
@@ -151,15 +150,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--config", type=_options, default={}, help="JSON; other options of train.py"
     )
-    parser.add_argument(
-        "--train-people", type=int, default=Recipe.train_people, help="people of each training"
-    )
-    parser.add_argument(
-        "--test-people", type=int, default=Recipe.test_people, help="people to search for"
-    )
-    parser.add_argument(
-        "--wardrobe", default=Recipe.wardrobe, choices=sorted(WARDROBES), help="what people wear"
-    )
+    add_fields(parser, Recipe, only=("train_people", "test_people", "wardrobe"))
     parser.add_argument(
         "--workers", type=int, default=2, help="trainings at a time; 0: one, in this process"
     )

@@ -6,7 +6,7 @@ import argparse
 import math
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -67,9 +67,13 @@ def _check(name: str, value: Any, choices: tuple[str, ...] = (), **rules: Any) -
             raise ValueError(f"{name} must be {words} {rules[rule]}, got {value}")
 
 
-def add_fields(parser: argparse.ArgumentParser, record: type) -> None:
-    """An option for each field of a record whose fields are by `option`."""
+def add_fields(
+    parser: argparse.ArgumentParser, record: type, only: Collection[str] | None = None
+) -> None:
+    """An option for each field, or only these, of a record whose fields are by `option`."""
     for one in fields(record):
+        if only is not None and one.name not in only:
+            continue
         kind: dict[str, Any] = {"type": type(one.default)}
         if isinstance(one.default, bool):
             kind = {"action": argparse.BooleanOptionalAction}
