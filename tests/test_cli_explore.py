@@ -110,6 +110,7 @@ def test_a_checkpoint_beside_random_weights(capsys):
     ("arguments", "code", "words"),
     [
         ([], 2, "required: IMAGE, --model"),
+        ([PHOTO, "--mod", MODEL, *SMALL], 2, "unrecognized arguments: --mod"),
         ([PHOTO, "--model", "no_such_model"], 2, "is no timm model"),
         (["nothing.png", *SMALL], 2, "cannot read the image nothing.png: No such file"),
         ([PHOTO, *SMALL, "--encoding", "nope"], 2, "nope"),

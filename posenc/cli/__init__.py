@@ -48,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
     commands = command.add_subparsers(required=True, metavar="COMMAND")
     for module in (listing, inspection, look, explore, bench, checkup):
         name, text = module.NAME, module.HELP
-        one = commands.add_parser(name, help=text, description=text, epilog=EPILOG)
+        one = commands.add_parser(
+            name, help=text, description=text, epilog=EPILOG, allow_abbrev=False
+        )
         module.add_arguments(one)
         one.set_defaults(command=module.main)
     return command

@@ -56,9 +56,8 @@ def main(arguments: argparse.Namespace) -> int:
 def _each(given: list[str]) -> list[argparse.Namespace]:
     """The arguments of each model: those before the first `--model` and those from its own on."""
     starts = [at for at, word in enumerate(given) if word.split("=")[0] == "--model"]
-    starts = starts or [len(given)]  # spelled in another way, of one model then
     ends = [*starts[1:], len(given)]
-    parser = Parser(f"posenc {NAME}")
+    parser = Parser(f"posenc {NAME}", allow_abbrev=False)
     subject.add_arguments(parser)
     groups = (given[: starts[0]] + given[a:b] for a, b in zip(starts, ends, strict=True))
     return [parser.parse_known_args(words)[0] for words in groups]

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from posenc import __version__
+from posenc.analysis.checks import check_floating
 from posenc.analysis.crops import crops_of
+from posenc.analysis.logit_parts import FEWEST_MEANS
 from posenc.analysis.logits import LogitShares, split_logits
 from posenc.explorer.calls import LATER_CALL, Seen, describe_call, finite, means_over, watch
 from posenc.explorer.numbers import Numbers
@@ -90,15 +92,21 @@ def make_page(
 
     Raises:
         ValueError: a model is in training mode, compiled or not known, or has no attention over
-            the whole image, with the reasons; or too few crops.
+            the whole image, with the reasons; a picture that is none, or too few crops.
+        TypeError: a picture that is no floating point tensor.
 
     Returns:
         The page in UTF-8.
     """
     done = done or (lambda: None)
+    if isinstance(num_crops, bool) or not isinstance(num_crops, int) or num_crops <= FEWEST_MEANS:
+        raise ValueError(
+            f"explore: num_crops must be at least {FEWEST_MEANS + 1}, got {num_crops!r}"
+        )
+    for exhibit in exhibits:
+        _check(exhibit)
     numbers, models, subjects = Numbers(), [], []
     for index, exhibit in enumerate(exhibits):
-        _check(exhibit)
         crops = _crops(exhibit.pictures, num_crops)
         seen = [watch(exhibit.model, picture.pixels[None]) for picture in exhibit.pictures]
         done()
@@ -120,6 +128,24 @@ def _check(exhibit: Exhibit) -> None:
         raise ValueError("explore: the model is in training mode: call model.eval() first")
     if not exhibit.pictures:
         raise ValueError(f"explore: no pictures were given for {exhibit.name}")
+    for picture in exhibit.pictures:
+        _check_picture(picture)
+
+
+def _check_picture(picture: Picture) -> None:
+    for what, image in (("pixels", picture.pixels), ("shown", picture.shown)):
+        check_floating(image, f"explore: {what} of {picture.name}")
+        if image.dim() != 3:
+            raise ValueError(
+                f"explore: {what} of {picture.name} must be [channels, height, width], got "
+                f"{list(image.shape)}"
+            )
+    shown = picture.shown
+    if len(shown) != 3 or not bool(((shown >= 0) & (shown <= 1)).all()):
+        raise ValueError(
+            f"explore: shown of {picture.name} must be [3, height, width] from 0 to 1, got "
+            f"{list(shown.shape)} from {shown.min():.3g} to {shown.max():.3g}"
+        )
 
 
 def _crops(pictures: Sequence[Picture], count: int) -> Tensor:

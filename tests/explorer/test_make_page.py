@@ -158,8 +158,16 @@ def test_refusals():
         page_of(model)
     with pytest.raises(ValueError, match="training mode"):
         page_of(model.train(), seen)
-    with pytest.raises(ValueError, match="too few"):
-        make_page([Exhibit(model.eval(), "tiny", "random", [seen])], num_crops=4)
+    for count in (1, 4, True, 6.0):
+        with pytest.raises(ValueError, match="num_crops must be at least 5, got"):
+            make_page([Exhibit(model.eval(), "tiny", "random", [seen])], num_crops=count)
+    with pytest.raises(TypeError, match="pixels of x must be a floating point tensor"):
+        page_of(model, Picture("x", seen.pixels.int(), seen.shown))
+    with pytest.raises(ValueError, match=r"pixels of x must be \[channels, height, width\]"):
+        page_of(model, Picture("x", seen.pixels[None], seen.shown))
+    for shown in (2 * torch.ones(3, 4, 4), torch.ones(1, 4, 4), torch.full((3, 4, 4), torch.nan)):
+        with pytest.raises(ValueError, match=r"shown of x must be \[3, height, width\]"):
+            page_of(model, Picture("x", seen.pixels, shown))
     with pytest.raises(ValueError, match="found no model that posenc knows in Linear"):
         page_of(torch.nn.Linear(3, 3).eval(), seen)
 
