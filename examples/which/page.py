@@ -101,7 +101,8 @@ def _introduction(tier: Record, records: Records) -> list[str]:
         f"positions. The model is small (width {vit['embed_dim']}, {vit['depth']} blocks, "
         f"{vit['num_heads']} heads, {patches}x{patches} patches and a CLS token), and the data are "
         + ("Fashion-MNIST" if tier["name"] == "cpu" else "a folder of photographs")
-        + ": a result here is a reason to try an encoding first, and no law for large models.",
+        + f", of which a training sees {tier['passes']:,} images: a result here is a reason to try "
+        "an encoding first, and no law for large models or long trainings.",
         "",
         f"Each encoding was trained with {len(seeds) or 'no'} seeds at most, and one seed chooses "
         "weights, training images and test images. An interval says where 95 % of 4,000 "
