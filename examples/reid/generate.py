@@ -8,14 +8,16 @@ people, cameras and places as in a street; `toy` has bright colours, which four 
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 try:
     import numpy as np
+    from data.market import VIEWS
     from options import Parser, add_fields, check_fields, command, option
     from people.toy.identities import GROUP
     from people.wardrobes import WARDROBES
@@ -27,7 +29,16 @@ except ModuleNotFoundError as missing:
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 RECIPE = "recipe.json"
 SHEET = 8  # people on it
-Drawn = tuple[str, Image.Image, int]  # its path, the photo, the quality of its JPEG
+SEEN_FROM = "front", "side", "back"  # by their numbers in `VIEWS`
+
+
+class Drawn(NamedTuple):
+    """A photo with its path, the quality of its JPEG, and the view of who is on it."""
+
+    path: str
+    photo: Image.Image
+    quality: int
+    view: str = ""  # nobody is on it
 
 
 @dataclass(frozen=True)
@@ -88,10 +99,13 @@ def write(out: Path, recipe: Recipe) -> None:
         (out / folder).mkdir(parents=True, exist_ok=True)
     total = (recipe.train_people + recipe.test_people) * recipe.photos
     total += recipe.distractors + recipe.junk
-    for path, photo, quality in tqdm(
-        drawn_photos(recipe), total=total, unit="photo", desc="drawing"
-    ):
-        photo.save(out / path, quality=quality)
+    views = [("photo", "view")]
+    for one in tqdm(drawn_photos(recipe), total=total, unit="photo", desc="drawing"):
+        one.photo.save(out / one.path, quality=one.quality)
+        if one.view:
+            views.append((Path(one.path).name, SEEN_FROM.index(one.view)))
+    with (out / VIEWS).open("w", newline="") as file:
+        csv.writer(file).writerows(views)
     note.write_text(json.dumps(asdict(recipe)) + "\n")  # last: says that all is there
 
 
@@ -127,8 +141,9 @@ def drawn_photos(recipe: Recipe) -> Iterator[Drawn]:
             folder = TRAIN if is_train else GALLERY if camera in seen else QUERY
             seen.add(camera)
             rng = np.random.default_rng([recipe.seed, 4, number, photo])
-            picture = drawn.photograph(person, cameras[camera], rng)
-            yield _path(folder, number, camera, photo), picture, cameras[camera].quality
+            picture, view = drawn.photograph(person, cameras[camera], rng)
+            path = _path(folder, number, camera, photo)
+            yield Drawn(path, picture, cameras[camera].quality, view)
     yield from _strangers(recipe, cameras, count)
     yield from _junk(recipe, cameras)
 
@@ -139,8 +154,8 @@ def _strangers(recipe: Recipe, cameras: list[Any], known: int) -> Iterator[Drawn
     for number, person in enumerate(everyone[known:]):
         camera = number % recipe.cameras
         rng = np.random.default_rng([recipe.seed, 5, number])
-        picture = drawn.photograph(person, cameras[camera], rng)
-        yield _path(GALLERY, 0, camera, number), picture, cameras[camera].quality
+        picture, view = drawn.photograph(person, cameras[camera], rng)
+        yield Drawn(_path(GALLERY, 0, camera, number), picture, cameras[camera].quality, view)
 
 
 def _junk(recipe: Recipe, cameras: list[Any]) -> Iterator[Drawn]:
@@ -148,7 +163,7 @@ def _junk(recipe: Recipe, cameras: list[Any]) -> Iterator[Drawn]:
         camera = number % recipe.cameras
         rng = np.random.default_rng([recipe.seed, 6, number])
         picture = WARDROBES[recipe.wardrobe].photograph_nobody(cameras[camera], rng)
-        yield _path(GALLERY, -1, camera, number), picture, cameras[camera].quality
+        yield Drawn(_path(GALLERY, -1, camera, number), picture, cameras[camera].quality)
 
 
 def _path(folder: str, person: int, camera: int, photo: int) -> str:
