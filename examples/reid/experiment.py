@@ -6,7 +6,8 @@
 Every training of a seed has the same people, the same first weights and the same batches; only the
 encoding differs. Each network is then tested on crops as trained, shifted, taller, partial and
 occluded. Each finished training is kept in experiment.runs.jsonl: the same command goes on, also
-with more seeds or contenders. When all are there, writes experiment.json, .md and .png.
+with more seeds or contenders. When all are there, or with --report for those that are, writes
+experiment.json, .md and .png; contenders may differ in their number of seeds.
 """
 
 from __future__ import annotations
@@ -91,7 +92,13 @@ def main() -> None:
         train_people=args.train_people, test_people=args.test_people, wardrobe=args.wardrobe
     )
     kept = Kept(args.out / RUNS, {"config": asdict(config), "recipe": asdict(recipe)})
-    results = run_all(jobs, config, recipe, kept, workers=args.workers, minutes=args.minutes)
+    if args.report:
+        results = kept.read()
+        jobs = [job for job in jobs if job in results]
+    else:
+        results = run_all(jobs, config, recipe, kept, workers=args.workers, minutes=args.minutes)
+    if not jobs:
+        raise RefusedError(f"{kept.path} has no finished training to report")
     if missing := [job for job in jobs if job not in results]:
         print(f"{len(jobs) - len(missing)} of {len(jobs)} trainings are done, {kept.path} has them")
         print("the same command goes on; the report is written when all are there")
@@ -104,7 +111,9 @@ def main() -> None:
 def make_report(results: list[dict[str, Any]], config: Config, recipe: Recipe) -> dict[str, Any]:
     """With how it came about, for experiment.json."""
     return {
-        "command": " ".join(["python", "examples/reid/experiment.py", *sys.argv[1:]]),
+        "command": " ".join(
+            ["python", "examples/reid/experiment.py", *_of_trainings(sys.argv[1:])]
+        ),
         "config": asdict(config),
         "recipe": asdict(recipe),
         **{name: ", ".join(sorted({one[name] for one in results})) for name in PROVENANCE},
@@ -112,6 +121,10 @@ def make_report(results: list[dict[str, Any]], config: Config, recipe: Recipe) -
         "cpu_minutes": round(sum(one["seconds"] for one in results) / 60, 1),
         "results": results,
     }
+
+
+def _of_trainings(words: list[str]) -> list[str]:
+    return [word for word in words if word != "--report"]
 
 
 PROVENANCE = "commit", "versions"
@@ -156,6 +169,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="after which no training begins"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="train nothing, and report what is finished"
     )
     args = parser.parse_args()
     args.epochs = args.epochs or (40 if args.full else 8)
