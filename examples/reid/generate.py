@@ -63,9 +63,10 @@ class Recipe:
                 raise ValueError(f"{name} must be a multiple of {GROUP}, got {number}")
         if not 2 <= self.cameras <= 9:  # one digit in the file names
             raise ValueError(f"cameras must be 2 to 9, got {self.cameras}")
-        if self.photos < self.cameras:
+        if self.photos <= self.cameras:  # the first by each camera is a query
             raise ValueError(
-                f"photos must be at least one for each of {self.cameras} cameras, got {self.photos}"
+                f"photos must be more than one for each of {self.cameras} cameras, so that the "
+                f"gallery has some of them, got {self.photos}"
             )
 
 
