@@ -136,7 +136,10 @@ def test_few_photos_are_enough_for_a_search(tmp_path):
         ({"test_people": 0}, "test_people must be a multiple of 4, got 0"),
         ({"cameras": 1}, "cameras must be 2 to 9, got 1"),
         ({"wardrobe": "beach"}, "wardrobe must be one of street, toy, got 'beach'"),
-        ({"cameras": 3, "photos": 3}, "more than one for each of 3 cameras, .* some of them, got 3"),
+        (
+            {"cameras": 3, "photos": 3},
+            "more than one for each of 3 cameras, .* some of them, got 3",
+        ),
     ],
 )
 def test_refused(change, rule):
