@@ -39,7 +39,7 @@ try:
     from generate import Recipe, write
     from model.network import build_network
     from model.positions import describe_positions, has_own_table
-    from options import Parser, RefusedError, add_fields, command
+    from options import Parser, RefusedError, add_fields, command, read_fields
     from tqdm import tqdm
     from training.checkpoints import load_network
     from training.config import Config
@@ -88,9 +88,7 @@ def main() -> None:
             **args.config,
         }
     )
-    recipe = Recipe(
-        train_people=args.train_people, test_people=args.test_people, wardrobe=args.wardrobe
-    )
+    recipe = read_fields(Recipe, args)
     kept = Kept(args.out / RUNS, {"config": asdict(config), "recipe": asdict(recipe)})
     if args.report:
         results = kept.read()

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 try:
     import numpy as np
     from data.market import VIEWS
-    from options import Parser, add_fields, check_fields, command, option
+    from options import Parser, add_fields, check_fields, command, option, read_fields
     from people.toy.identities import GROUP
     from people.wardrobes import WARDROBES
     from PIL import Image
@@ -76,13 +76,12 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the data set")
     parser.add_argument("--sheet", type=Path, help="a picture of some people to write besides")
     add_fields(parser, Recipe)
-    options = vars(parser.parse_args())
-    out, sheet = options.pop("out"), options.pop("sheet")
-    write(out, Recipe(**options))
-    print(f"written: {out}")
-    if sheet:
-        draw_sheet(out).save(sheet)
-        print(f"written: {sheet}")
+    args = parser.parse_args()
+    write(args.out, read_fields(Recipe, args))
+    print(f"written: {args.out}")
+    if args.sheet:
+        draw_sheet(args.out).save(args.sheet)
+        print(f"written: {args.sheet}")
 
 
 def write(out: Path, recipe: Recipe) -> None:

@@ -92,7 +92,7 @@ def test_answers_are_differences_with_intervals():
         found = paired(*pair)
         low, high = found.confidence_interval(0.95)
         words, readout, seeds, cell = (one.strip() for one in row.strip("|").split("|"))
-        assert (words, readout) == ("`{}` against `{}`".format(*pair), "CLS token")
+        assert (words, readout) == ("`{}` against `{}`".format(*pair), "CLS")
         assert int(seeds) == number
         numbers = [float(one) for one in re.findall(r"[+-]\d+\.\d", cell)]
         mean = np.mean([UNEVEN[pair[0]][s] - UNEVEN[pair[1]][s] for s in UNEVEN[pair[0]]])

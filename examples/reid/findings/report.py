@@ -83,7 +83,7 @@ def answers(results: Results) -> list[str]:
             if any(found):
                 words = "`{}` against `{}`".format(*pair)
                 counts = _seeds(results, *pair, pool=pool)
-                rows.append([words, _readout(pool), *counts, *map(_interval, found)])
+                rows.append([words, pool, *counts, *map(_interval, found)])
     if not rows:
         return []
     return [
