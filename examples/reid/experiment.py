@@ -108,24 +108,17 @@ def main() -> None:
 
 def make_report(results: list[dict[str, Any]], config: Config, recipe: Recipe) -> dict[str, Any]:
     """With how it came about, for experiment.json."""
+    command = ["python", "examples/reid/experiment.py", *sys.argv[1:]]
+    origins = {name: sorted({one[name] for one in results}) for name in ("commit", "versions")}
     return {
-        "command": " ".join(
-            ["python", "examples/reid/experiment.py", *_of_trainings(sys.argv[1:])]
-        ),
+        "command": " ".join(word for word in command if word != "--report"),
         "config": asdict(config),
         "recipe": asdict(recipe),
-        **{name: ", ".join(sorted({one[name] for one in results})) for name in PROVENANCE},
+        **{name: ", ".join(found) for name, found in origins.items()},
         "positions": "beside its own" if has_own_table(_vit(config)) else "alone",
         "cpu_minutes": round(sum(one["seconds"] for one in results) / 60, 1),
         "results": results,
     }
-
-
-def _of_trainings(words: list[str]) -> list[str]:
-    return [word for word in words if word != "--report"]
-
-
-PROVENANCE = "commit", "versions"
 
 
 def provenance() -> dict[str, str]:
