@@ -52,7 +52,7 @@ def test_seeds_are_paired():
     assert verdicts["none"].p == pytest.approx(2 * raw["none"])
     assert verdicts["swin"].p == pytest.approx(raw["swin"])
     assert report.conclusions(results) == [
-        "- CLS token, as trained: no clear difference: `swin` (+0.1); worse: 1"
+        "- CLS token, as trained: no clear difference: `swin` (+0.1); worse: the other 1"
     ]
     rows = report.table(results, "CLS")
     assert "| `learned` | 45.2 ± 13.0 |" in rows

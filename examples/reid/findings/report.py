@@ -69,7 +69,7 @@ def conclusions(results: Results) -> list[str]:
                 kinds[verdict.kind].append(f"`{encoding}` ({verdict.gain:+.1f})")
             worse = kinds.pop("worse")
             said = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
-            said += [f"worse: {len(worse)}"] if worse else []
+            said += [f"worse: the other {len(worse)}"] if worse else []
             lines += [f"- {_readout(pool)}, {test}: {'; '.join(said)}"] if said else []
     return lines
 
