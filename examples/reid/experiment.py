@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -48,6 +47,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
 import posenc
+from posenc.bench.timing import commit
 
 CONTENDERS = {  # name -> the encoding and its options
     **{
@@ -124,10 +124,8 @@ def make_report(results: list[dict[str, Any]], config: Config, recipe: Recipe) -
 def provenance() -> dict[str, str]:
     """Of this code, where git knows it, and of what it stands on."""
     versions = {"torch": torch.__version__, "timm": timm.__version__, "posenc": posenc.__version__}
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return {
-        "commit": done.stdout.strip() or "unknown",
+        "commit": commit(),
         "versions": ", ".join(
             [f"Python {platform.python_version()}", *(f"{n} {v}" for n, v in versions.items())]
         ),
