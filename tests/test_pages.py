@@ -1,18 +1,21 @@
-"""Every Python block of the pages written by hand runs as a file of its own, and prints what follows it."""
+"""The pages written by hand: their code runs and prints what they say, their numbers are found."""
 
 import importlib.util
+import json
 import re
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
+import tables
 import torch
 
 from posenc import registry
 
 DOCS = Path(__file__).parents[1] / "docs"
-TOP = "index start quickstart models sizes limits security compatibility architecture".split()
+TOP = ["index", "start", "quickstart", "models", "sizes", "limits", "security", "compatibility"]
+TOP += ["architecture"]
 PAGES = [
     *(DOCS / f"{name}.md" for name in TOP),
     *sorted(DOCS.glob("concepts/*.md")),
@@ -54,3 +57,38 @@ def test_every_page_is_there_and_has_a_title():
     assert len(PAGES) == len(TOP) + 6 + 10
     for page in PAGES:
         assert page.read_text("utf-8").startswith("# ")
+
+
+START = " ".join((DOCS / "start.md").read_text("utf-8").split())
+
+
+def span(values):
+    return f"{min(values):.0f} to {max(values):.0f} %"
+
+
+def test_the_overhead_is_that_of_the_result_files():
+    tiny, small = (tables.load(f"overhead_vit_{name}_cpu.json") for name in ("tiny", "small"))
+    ratios = [each["ratios_to_unpatched"]["nothing"]["median"] for each in (tiny, small)]
+    assert "{:.2f} of the time of ViT-Ti and {:.2f} of ViT-S".format(*ratios) in START
+    seconds = tiny["import_seconds_beyond_torch"]
+    assert f"`import posenc` takes {seconds:.2f} s beyond torch" in START
+
+
+def test_accuracies_are_those_of_the_comparison():
+    none, *others = json.loads((DOCS / "comparison/comparison.json").read_text())["rows"]
+    assert none["encoding"] == "none"
+    assert f"{none['CLS']:.0f} % from the CLS token and {none['mean']:.0f} %" in START
+    assert f"({span([row[pool] for row in others for pool in ('CLS', 'mean')])})" in START
+
+
+def test_people_are_found_as_in_the_experiment():
+    found = {}
+    rows = re.findall(
+        r"^\| `([\w+]+)` \| ([\d.]+) ± ", (DOCS / "reid/experiment.md").read_text(), re.M
+    )
+    for name, score in rows:
+        found.setdefault(name, []).append(float(score))
+    assert f"{span(found['none'])} mAP without positions" in START
+    assert f"{span(found['learned'])} with the learned table" in START
+    assert f"`human_part` alone reaches {span(found['human_part'])}" in START
+    assert f"best of nine, by about a point ({span(found['learned+human_part'])})" in START
