@@ -92,3 +92,14 @@ def test_people_are_found_as_in_the_experiment():
     assert f"{span(found['learned'])} with the learned table" in START
     assert f"`human_part` alone reaches {span(found['human_part'])}" in START
     assert f"best of nine, by about a point ({span(found['learned+human_part'])})" in START
+
+
+def test_counts_are_those_of_the_registry_and_of_the_sweep():
+    index, models, coverage = (
+        " ".join((DOCS / f"{name}.md").read_text("utf-8").split())
+        for name in ("index", "models", "coverage")
+    )
+    assert f"posenc has {len(tables.built_in())} of them" in index
+    grid, stages = re.findall(r"(\d+) of \d+ configurations", coverage)[:2]
+    assert f"All {grid} configurations with one grid" in models
+    assert f"All {stages} configurations of Swin" in models
