@@ -16,6 +16,7 @@ MARKS = {"better": " ★", "worse": " ∘", "no clear difference": ""}
 QUESTIONS = (  # an encoding that knows the body, and what it is to be compared with
     ("body", "learned"),
     ("learned+human_part", "learned"),
+    ("body+human_part", "learned"),
     ("body+human_part", "body"),
     ("body(adaptive)", "body"),
 )
