@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -26,15 +27,15 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
     # Our own, in _ext.
-    "contents",
     "docstrings",
     "encoding_pages",
     "live_explorer",
     "llms_txt",
     "repository_files",
+    "site_only",
 ]
 # What is read as a part of other pages, or no page.
-exclude_patterns = ["_build", "_toc", "gallery", "**.ipynb"]
+exclude_patterns = ["_build", "_site", "gallery", "**.ipynb"]
 templates_path = ["_templates"]
 
 # There is no MathJax: formulas are code spans, which read the same in a docstring, in `help` and on
@@ -42,6 +43,8 @@ templates_path = ["_templates"]
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 4
 default_role = "code_name"
+
+smartquotes = False  # options are strings, to be copied as they are
 
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -61,6 +64,8 @@ nitpick_ignore_regex = [
 
 copybutton_exclude = ".linenos, .gp, .go"  # prompts and outputs are left behind
 
+# In the gallery; a page that shows the warning would show the path of its script, too.
+warnings.filterwarnings("ignore", "posenc: the patched model gives other outputs")
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "auto_gallery",
@@ -86,10 +91,12 @@ html_copy_source = False
 html_show_sourcelink = False
 # There is no version switcher: it needs the addresses of published versions, and none is published
 # yet. The title names the version.
+html_context = {"default_mode": "auto"}  # dark where the reader's system is
 html_theme_options = {
     "logo": {"text": html_title},
     "navbar_align": "left",
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 9,
+    "navbar_persistent": ["search-button"],
     "show_toc_level": 2,
     "navigation_with_keys": False,
     "footer_start": ["copyright"],

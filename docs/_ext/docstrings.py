@@ -44,7 +44,8 @@ def converted(lines: list[str]) -> list[str]:
     """
     result: list[str] = []
     for is_table, group in groupby(lines, key=lambda line: line.strip().startswith("|")):
-        result += _list_table(list(group)) if is_table else group
+        part = list(group)
+        result += _list_table(part) if is_table else part
     return result
 
 

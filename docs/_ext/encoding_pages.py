@@ -39,6 +39,10 @@ model = posenc.patch_model(vit, "{name}")
 ```
 """
 OVERVIEW = """\
+---
+html_theme.sidebar_secondary.remove: true
+---
+
 # Encodings
 
 Every encoding has a page with its formula, its options and a figure of what it does.
@@ -53,6 +57,7 @@ Every encoding has a page with its formula, its options and a figure of what it 
 ```
 """
 SENTENCE_ENDS = re.compile(r"(?<=\S[.;])\s+(?=[A-Z`])|\s+- (?=\w)")
+PREFIX_PAIRS = re.compile(r"\n    prefix_pairs:((?:.|\n {8})*)")
 # Sentences of a docstring that tell these facts.
 TELLS_OF = {
     "Prefix tokens": re.compile(r"\bprefix\b", re.IGNORECASE),
@@ -126,7 +131,7 @@ def sentences(name: str, doc: str, fact: str) -> str:
     paragraphs = [p for p in text.split("\n\n")[1:] if not p.startswith("|")]
     found = [s for p in paragraphs for s in SENTENCE_ENDS.split(" ".join(p.split()))]
     found += [
-        " ".join(a.split()) for a in re.findall(r"\n    (prefix_pairs:(?:.|\n {8})*)", arguments)
+        " ".join(a.split()) for a in re.findall(r"\n    prefix_pairs:((?:.|\n {8})*)", arguments)
     ]
     told = [sentence for sentence in found if TELLS_OF[fact].search(sentence)]
     if not told:

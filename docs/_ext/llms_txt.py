@@ -1,4 +1,4 @@
-"""Writes llms.txt: title, first sentence and address of each page (https://llmstxt.org)."""
+"""Writes llms.txt: title, address and first sentence of each page (https://llmstxt.org)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-
-LEFT_OUT = re.compile(r"api/generated/|auto_gallery/.*(backreferences|index)|contents$")
-OTHER = "Overview"
+from sphinx import addnodes
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -21,21 +19,25 @@ def setup(app: Any) -> dict[str, bool]:
 
 def _write(app: Any, error: Exception | None) -> None:
     if error is None and app.builder.format == "html":
-        text = f"# {app.config.project}\n\n" + "\n".join(_lines(app))
+        text = "\n".join(lines(app)) + "\n"
         Path(app.outdir, "llms.txt").write_text(text, "utf-8")
 
 
-def _lines(app: Any) -> Iterator[str]:
-    """A section for each folder."""
-    yield f"> {_first_sentence(app.env.get_doctree(app.config.root_doc))}\n"
-    pages = sorted(app.env.found_docs, key=lambda page: ("/" in page, page))
-    section = None
-    for page in (page for page in pages if not LEFT_OUT.search(page)):
-        if section != (section := page.rpartition("/")[0]):
-            yield f"\n## {section}\n"
-        elif section == "" and page == pages[0]:
-            yield f"## {OTHER}\n"
-        yield _line(app, page)
+def lines(app: Any) -> Iterator[str]:
+    """A section for each page that the first one names, with all pages below it."""
+    root = app.config.root_doc
+    yield f"# {app.config.project}\n"
+    yield f"> {_first_sentence(app.env.get_doctree(root))}"
+    for top in app.env.toctree_includes[root]:
+        yield f"\n## {app.env.titles[top].astext()}\n"
+        for page in _with_pages_below(top, app.env.toctree_includes):
+            yield _line(app, page)
+
+
+def _with_pages_below(page: str, includes: dict[str, list[str]]) -> Iterator[str]:
+    yield page
+    for below in includes.get(page, ()):
+        yield from _with_pages_below(below, includes)
 
 
 def _line(app: Any, page: str) -> str:
@@ -46,9 +48,8 @@ def _line(app: Any, page: str) -> str:
 
 
 def _first_sentence(document: nodes.document) -> str:
-    """Of the text; nothing where there is none."""
+    """Of the text or of the first docstring; nothing where there is none."""
     for paragraph in document.findall(nodes.paragraph):
-        if isinstance(paragraph.parent, nodes.section):
-            text = " ".join(paragraph.astext().split())
-            return re.split(r"(?<=[.:])\s", text)[0].rstrip(":")
+        if isinstance(paragraph.parent, nodes.section | addnodes.desc_content):
+            return re.split(r"(?<=[.?!])\s", " ".join(paragraph.astext().split()))[0]
     return ""

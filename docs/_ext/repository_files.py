@@ -20,6 +20,8 @@ LINK = re.compile(
     r"(?P<image>!?)\[(?P<text>[^\[\]]*)\]\((?P<path>[^\s():#]+)(?P<anchor>#[^\s()]*)?\)"
 )
 
+PAGES_OF_GALLERY = {"GALLERY_HEADER.rst": "index.rst"}
+
 
 def setup(app: Any) -> dict[str, bool]:
     """Changes what is read, before other extensions see it."""
@@ -39,9 +41,9 @@ def _read(app: Any, page: str, source: list[str]) -> None:
 
 
 def repository(project: str) -> str | None:
-    """Its address, from the text of pyproject.toml.
+    r"""Its address, from the text of pyproject.toml.
 
-    >>> repository('[project.urls]\\nRepository = "https://example.org/posenc"')
+    >>> repository('[project.urls]\nRepository = "https://example.org/posenc"')
     'https://example.org/posenc'
     """
     found = re.search(r'^(?:Repository|Source) = "(.+)"', project, re.MULTILINE | re.IGNORECASE)
@@ -55,6 +57,8 @@ def with_links(text: str, folder: Path, page_folder: Path, address: str | None) 
         path = Path(os.path.normpath(folder / link["path"]))
         if not path.exists():
             return link[0]  # no link, or one that Sphinx warns of
+        if path.parent == DOCS / "gallery":
+            path = DOCS / "auto_gallery" / PAGES_OF_GALLERY.get(path.name, f"{path.stem}.rst")
         if link["image"] or path.is_relative_to(DOCS):
             target = Path(os.path.relpath(path, page_folder)).as_posix()
             return f"{link['image']}[{link['text']}]({target}{link['anchor'] or ''})"
