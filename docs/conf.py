@@ -35,7 +35,7 @@ extensions = [
     "site_only",
 ]
 # What is read as a part of other pages, or no page.
-exclude_patterns = ["_build", "_site", "gallery", "**.ipynb"]
+exclude_patterns = ["_build", "_site", "encodings_table.md", "gallery", "**.ipynb"]
 templates_path = ["_templates"]
 
 # There is no MathJax: formulas are code spans, which read the same in a docstring, in `help` and on

@@ -115,7 +115,7 @@ def _maps(maps: Tensor, layout: posenc.TokenLayout) -> Figure:
     limit = _limit(maps)
     colors = colormaps["RdBu_r"].with_extremes(bad=canvas.UNSEEN)
     for axes, one in zip(panels.flat, maps.where(maps.isfinite(), torch.nan), strict=False):
-        image = axes.imshow(one, cmap=colors, vmin=-limit, vmax=limit)
+        image = axes.imshow(one.numpy(), cmap=colors, vmin=-limit, vmax=limit)
         canvas.mark(axes, (layout.height // 2, layout.width // 2), layout)
         canvas.bare(axes)
     for axes in panels.flat[len(maps) :]:

@@ -28,6 +28,9 @@ PAGE = """\
 {facts}
 
 ```python
+import timm, posenc
+
+vit = timm.create_model("vit_small_patch16_224", img_size=(256, 128))  # pretrained=True
 model = posenc.patch_model(vit, "{name}")
 ```
 
@@ -58,6 +61,7 @@ Every encoding has a page with its formula, its options and a figure of what it 
 """
 SENTENCE_ENDS = re.compile(r"(?<=\S[.;])\s+(?=[A-Z`])|\s+- (?=\w)")
 PREFIX_PAIRS = re.compile(r"\n    prefix_pairs:((?:.|\n {8})*)")
+NOT_OURS = ("|", "The published code", "Published code")  # a table; what others do
 # Sentences of a docstring that tell these facts.
 TELLS_OF = {
     "Prefix tokens": re.compile(r"\bprefix\b", re.IGNORECASE),
@@ -128,7 +132,7 @@ def sentences(name: str, doc: str, fact: str) -> str:
     """Those of a docstring that tell a fact, and the argument that does."""
     text, _, arguments = doc.partition("\nArgs:")
     text = re.split(r"\n(?:Initial effect|Raises|Reference|>>>)", text)[0]
-    paragraphs = [p for p in text.split("\n\n")[1:] if not p.startswith("|")]
+    paragraphs = [p for p in text.split("\n\n")[1:] if not p.startswith(NOT_OURS)]
     found = [s for p in paragraphs for s in SENTENCE_ENDS.split(" ".join(p.split()))]
     found += [
         " ".join(a.split()) for a in re.findall(r"\n    prefix_pairs:((?:.|\n {8})*)", arguments)

@@ -20,7 +20,12 @@ LINK = re.compile(
     r"(?P<image>!?)\[(?P<text>[^\[\]]*)\]\((?P<path>[^\s():#]+)(?P<anchor>#[^\s()]*)?\)"
 )
 
-PAGES_OF_GALLERY = {"GALLERY_HEADER.rst": "index.rst"}
+PAGES = {  # of files that are another page on the site, or its text
+    DOCS / "gallery" / "GALLERY_HEADER.rst": DOCS / "auto_gallery" / "index.rst",
+    DOCS / "encodings_table.md": DOCS / "encodings" / "index.md",
+    ROOT / "examples" / "reid" / "README.md": DOCS / "reid" / "index.md",
+    ROOT / "CHANGELOG.md": DOCS / "changelog.md",
+}
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -40,6 +45,13 @@ def _read(app: Any, page: str, source: list[str]) -> None:
         source[0] = with_links(source[0], origin.parent, path.parent, address)
 
 
+def on_the_site(path: Path) -> Path:
+    """The page of a file, or the file."""
+    if path.parent == DOCS / "gallery" and path.suffix == ".py":
+        return DOCS / "auto_gallery" / f"{path.stem}.rst"
+    return PAGES.get(path, path)
+
+
 def repository(project: str) -> str | None:
     r"""Its address, from the text of pyproject.toml.
 
@@ -57,8 +69,7 @@ def with_links(text: str, folder: Path, page_folder: Path, address: str | None) 
         path = Path(os.path.normpath(folder / link["path"]))
         if not path.exists():
             return link[0]  # no link, or one that Sphinx warns of
-        if path.parent == DOCS / "gallery":
-            path = DOCS / "auto_gallery" / PAGES_OF_GALLERY.get(path.name, f"{path.stem}.rst")
+        path = on_the_site(path)
         if link["image"] or path.is_relative_to(DOCS):
             target = Path(os.path.relpath(path, page_folder)).as_posix()
             return f"{link['image']}[{link['text']}]({target}{link['anchor'] or ''})"
