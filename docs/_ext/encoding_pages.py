@@ -134,9 +134,7 @@ def sentences(name: str, doc: str, fact: str) -> str:
     text = re.split(r"\n(?:Initial effect|Raises|Reference|>>>)", text)[0]
     paragraphs = [p for p in text.split("\n\n")[1:] if not p.startswith(NOT_OURS)]
     found = [s for p in paragraphs for s in SENTENCE_ENDS.split(" ".join(p.split()))]
-    found += [
-        " ".join(a.split()) for a in re.findall(r"\n    prefix_pairs:((?:.|\n {8})*)", arguments)
-    ]
+    found += [" ".join(f"`prefix_pairs`: {a}".split()) for a in PREFIX_PAIRS.findall(arguments)]
     told = [sentence for sentence in found if TELLS_OF[fact].search(sentence)]
     if not told:
         raise ValueError(f"the docstring of {name} has no sentence about: {fact.lower()}")
@@ -145,8 +143,6 @@ def sentences(name: str, doc: str, fact: str) -> str:
 
 def overview(names: list[str]) -> str:
     """The README's table, each name a link."""
-    table = re.sub(
-        r"^\| `(\w+)`", r"| [`\1`](\1.md)", tables.table("encodings"), flags=re.MULTILINE
-    )
+    table = re.sub(r"(?m)^\| `(\w+)`", r"| [`\1`](\1.md)", tables.table("encodings"))
     table = table.replace("](tests/", "](../../tests/")
     return OVERVIEW.format(table=table, names="\n".join(names))
