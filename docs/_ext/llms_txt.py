@@ -51,5 +51,5 @@ def _first_sentence(document: nodes.document) -> str:
     """Of the text or of the first docstring; nothing where there is none."""
     for paragraph in document.findall(nodes.paragraph):
         if isinstance(paragraph.parent, nodes.section | addnodes.desc_content):
-            return re.split(r"(?<=[.?!])\s", " ".join(paragraph.astext().split()))[0]
+            return re.split(r"(?<=\S[.?!])\s", " ".join(paragraph.astext().split()))[0]
     return ""
