@@ -20,7 +20,7 @@ try:
     from data.market import read_dataset
     from floors import floors
     from generate import Recipe, write
-    from options import Parser, RefusedError, add_fields, command
+    from options import Parser, RefusedError, add_fields, command, read_fields
     from search.features import describe, summarise
     from training.config import Config
     from training.run import train
@@ -42,12 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     started = time.perf_counter()
     folder, run = args.out / "pedestrians", args.out / "reid"
-    recipe = Recipe(
-        train_people=args.train_people,
-        test_people=args.test_people,
-        wardrobe=args.wardrobe,
-        seed=args.seed,
-    )
+    recipe = read_fields(Recipe, args)
     write(folder, recipe)
     data = read_dataset(folder)
     # A core reads photos while the others train: on two cores faster than both in turns.

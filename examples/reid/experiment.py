@@ -6,7 +6,8 @@
 Every training of a seed has the same people, the same first weights and the same batches; only the
 encoding differs. Each network is then tested on crops as trained, shifted, taller, partial and
 occluded. Each finished training is kept in experiment.runs.jsonl: the same command goes on, also
-with more seeds or contenders. When all are there, writes experiment.json, .md and .png.
+with more seeds or contenders. When all are there, or with --report for those that are, writes
+experiment.json, .md and .png; contenders may differ in their number of seeds.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import json
 import multiprocessing
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,7 +38,7 @@ try:
     from generate import Recipe, write
     from model.network import build_network
     from model.positions import describe_positions, has_own_table
-    from options import Parser, RefusedError, add_fields, command
+    from options import Parser, RefusedError, add_fields, command, read_fields
     from tqdm import tqdm
     from training.checkpoints import load_network
     from training.config import Config
@@ -47,6 +47,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
 import posenc
+from posenc.bench.timing import commit
 
 CONTENDERS = {  # name -> the encoding and its options
     **{
@@ -87,11 +88,15 @@ def main() -> None:
             **args.config,
         }
     )
-    recipe = Recipe(
-        train_people=args.train_people, test_people=args.test_people, wardrobe=args.wardrobe
-    )
+    recipe = read_fields(Recipe, args)
     kept = Kept(args.out / RUNS, {"config": asdict(config), "recipe": asdict(recipe)})
-    results = run_all(jobs, config, recipe, kept, workers=args.workers, minutes=args.minutes)
+    if args.report:
+        results = kept.read()
+        jobs = [job for job in jobs if job in results]
+    else:
+        results = run_all(jobs, config, recipe, kept, workers=args.workers, minutes=args.minutes)
+    if not jobs:
+        raise RefusedError(f"{kept.path} has no finished training to report")
     if missing := [job for job in jobs if job not in results]:
         print(f"{len(jobs) - len(missing)} of {len(jobs)} trainings are done, {kept.path} has them")
         print("the same command goes on; the report is written when all are there")
@@ -103,27 +108,24 @@ def main() -> None:
 
 def make_report(results: list[dict[str, Any]], config: Config, recipe: Recipe) -> dict[str, Any]:
     """With how it came about, for experiment.json."""
+    command = ["python", "examples/reid/experiment.py", *sys.argv[1:]]
+    origins = {name: sorted({one[name] for one in results}) for name in ("commit", "versions")}
     return {
-        "command": " ".join(["python", "examples/reid/experiment.py", *sys.argv[1:]]),
+        "command": " ".join(word for word in command if word != "--report"),
         "config": asdict(config),
         "recipe": asdict(recipe),
-        **{name: ", ".join(sorted({one[name] for one in results})) for name in PROVENANCE},
+        **{name: ", ".join(found) for name, found in origins.items()},
         "positions": "beside its own" if has_own_table(_vit(config)) else "alone",
         "cpu_minutes": round(sum(one["seconds"] for one in results) / 60, 1),
         "results": results,
     }
 
 
-PROVENANCE = "commit", "versions"
-
-
 def provenance() -> dict[str, str]:
     """Of this code, where git knows it, and of what it stands on."""
     versions = {"torch": torch.__version__, "timm": timm.__version__, "posenc": posenc.__version__}
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return {
-        "commit": done.stdout.strip() or "unknown",
+        "commit": commit(),
         "versions": ", ".join(
             [f"Python {platform.python_version()}", *(f"{n} {v}" for n, v in versions.items())]
         ),
@@ -156,6 +158,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="after which no training begins"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="train nothing, and report what is finished"
     )
     args = parser.parse_args()
     args.epochs = args.epochs or (40 if args.full else 8)

@@ -8,15 +8,17 @@ people, cameras and places as in a street; `toy` has bright colours, which four 
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 try:
     import numpy as np
-    from options import Parser, add_fields, check_fields, command, option
+    from data.market import VIEWS
+    from options import Parser, add_fields, check_fields, command, option, read_fields
     from people.toy.identities import GROUP
     from people.wardrobes import WARDROBES
     from PIL import Image
@@ -27,7 +29,16 @@ except ModuleNotFoundError as missing:
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 RECIPE = "recipe.json"
 SHEET = 8  # people on it
-Drawn = tuple[str, Image.Image, int]  # its path, the photo, the quality of its JPEG
+SEEN_FROM = "front", "side", "back"  # by their numbers in `VIEWS`
+
+
+class Drawn(NamedTuple):
+    """A photo with its path, the quality of its JPEG, and the view of who is on it."""
+
+    path: str
+    photo: Image.Image
+    quality: int
+    view: str = ""  # nobody is on it
 
 
 @dataclass(frozen=True)
@@ -52,9 +63,10 @@ class Recipe:
                 raise ValueError(f"{name} must be a multiple of {GROUP}, got {number}")
         if not 2 <= self.cameras <= 9:  # one digit in the file names
             raise ValueError(f"cameras must be 2 to 9, got {self.cameras}")
-        if self.photos < self.cameras:
+        if self.photos <= self.cameras:  # the first by each camera is a query
             raise ValueError(
-                f"photos must be at least one for each of {self.cameras} cameras, got {self.photos}"
+                f"photos must be more than one for each of {self.cameras} cameras, so that the "
+                f"gallery has some of them, got {self.photos}"
             )
 
 
@@ -64,13 +76,12 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the data set")
     parser.add_argument("--sheet", type=Path, help="a picture of some people to write besides")
     add_fields(parser, Recipe)
-    options = vars(parser.parse_args())
-    out, sheet = options.pop("out"), options.pop("sheet")
-    write(out, Recipe(**options))
-    print(f"written: {out}")
-    if sheet:
-        draw_sheet(out).save(sheet)
-        print(f"written: {sheet}")
+    args = parser.parse_args()
+    write(args.out, read_fields(Recipe, args))
+    print(f"written: {args.out}")
+    if args.sheet:
+        draw_sheet(args.out).save(args.sheet)
+        print(f"written: {args.sheet}")
 
 
 def write(out: Path, recipe: Recipe) -> None:
@@ -88,10 +99,13 @@ def write(out: Path, recipe: Recipe) -> None:
         (out / folder).mkdir(parents=True, exist_ok=True)
     total = (recipe.train_people + recipe.test_people) * recipe.photos
     total += recipe.distractors + recipe.junk
-    for path, photo, quality in tqdm(
-        drawn_photos(recipe), total=total, unit="photo", desc="drawing"
-    ):
-        photo.save(out / path, quality=quality)
+    views = [("photo", "view")]
+    for one in tqdm(drawn_photos(recipe), total=total, unit="photo", desc="drawing"):
+        one.photo.save(out / one.path, quality=one.quality)
+        if one.view:
+            views.append((Path(one.path).name, SEEN_FROM.index(one.view)))
+    with (out / VIEWS).open("w", newline="") as file:
+        csv.writer(file).writerows(views)
     note.write_text(json.dumps(asdict(recipe)) + "\n")  # last: says that all is there
 
 
@@ -127,8 +141,9 @@ def drawn_photos(recipe: Recipe) -> Iterator[Drawn]:
             folder = TRAIN if is_train else GALLERY if camera in seen else QUERY
             seen.add(camera)
             rng = np.random.default_rng([recipe.seed, 4, number, photo])
-            picture = drawn.photograph(person, cameras[camera], rng)
-            yield _path(folder, number, camera, photo), picture, cameras[camera].quality
+            picture, view = drawn.photograph(person, cameras[camera], rng)
+            path = _path(folder, number, camera, photo)
+            yield Drawn(path, picture, cameras[camera].quality, view)
     yield from _strangers(recipe, cameras, count)
     yield from _junk(recipe, cameras)
 
@@ -139,8 +154,8 @@ def _strangers(recipe: Recipe, cameras: list[Any], known: int) -> Iterator[Drawn
     for number, person in enumerate(everyone[known:]):
         camera = number % recipe.cameras
         rng = np.random.default_rng([recipe.seed, 5, number])
-        picture = drawn.photograph(person, cameras[camera], rng)
-        yield _path(GALLERY, 0, camera, number), picture, cameras[camera].quality
+        picture, view = drawn.photograph(person, cameras[camera], rng)
+        yield Drawn(_path(GALLERY, 0, camera, number), picture, cameras[camera].quality, view)
 
 
 def _junk(recipe: Recipe, cameras: list[Any]) -> Iterator[Drawn]:
@@ -148,7 +163,7 @@ def _junk(recipe: Recipe, cameras: list[Any]) -> Iterator[Drawn]:
         camera = number % recipe.cameras
         rng = np.random.default_rng([recipe.seed, 6, number])
         picture = WARDROBES[recipe.wardrobe].photograph_nobody(cameras[camera], rng)
-        yield _path(GALLERY, -1, camera, number), picture, cameras[camera].quality
+        yield Drawn(_path(GALLERY, -1, camera, number), picture, cameras[camera].quality)
 
 
 def _path(folder: str, person: int, camera: int, photo: int) -> str:

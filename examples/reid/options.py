@@ -83,6 +83,12 @@ def add_fields(
         parser.add_argument(name, default=one.default, help=text, **kind)
 
 
+def read_fields(record: Callable[..., Any], args: argparse.Namespace) -> Any:
+    """The record that options by `add_fields` ask for, with defaults for those there are not."""
+    names = {one.name for one in fields(record)}
+    return record(**{name: value for name, value in vars(args).items() if name in names})
+
+
 def add_data(parser: Parser, name: str = "--data") -> None:
     """The data set: where it is, and how its files are named."""
     from data.market import KINDS

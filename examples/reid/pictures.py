@@ -41,7 +41,8 @@ except ModuleNotFoundError as missing:
 
 QUERIES, HARDEST = 4, 6
 DOTS = 110  # an inch
-PEOPLE = 12  # in the map of features
+# Of people in the map of features: Okabe and Ito 2008
+COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000"
 
 
 def main() -> None:
@@ -146,8 +147,8 @@ def draw_parts(album: Album) -> Any:
         return None
     photos = album.data.train or album.data.gallery
     photos = photos[:: max(1, len(photos) // 500)]
-    mean = np.mean([album.image(photo) for photo in photos], axis=0) / 255
-    return plot_parts(album.network.vit, mean)
+    mean = np.mean([album.image(photo) for photo in photos], axis=0)
+    return plot_parts(album.network.vit, (mean - mean.min()) / np.ptp(mean))  # means are pale
 
 
 def draw_tsne(album: Album) -> Any:
@@ -155,20 +156,24 @@ def draw_tsne(album: Album) -> Any:
     from sklearn.manifold import TSNE
 
     people = np.array([photo.person for photo in album.data.query])
-    chosen = np.unique(people)[:: max(1, len(np.unique(people)) // PEOPLE)][:PEOPLE]
+    chosen = np.unique(people)[:: max(1, len(np.unique(people)) // len(COLORS))][: len(COLORS)]
     photos, features = _all_of(album, chosen)
     unit = torch.nn.functional.normalize(features, dim=1).numpy()
     place = TSNE(perplexity=min(10, len(unit) - 1), init="pca", random_state=0).fit_transform(unit)
     figure, axis = plt.subplots(figsize=(9, 7))
     for (x, y), photo in zip(place, photos, strict=True):
-        colour = matplotlib.colormaps["tab20"](int(np.searchsorted(chosen, photo.person)))
-        picture = matplotlib.offsetbox.OffsetImage(album.image(photo), zoom=24 / album.config.width)
-        frame = {"edgecolor": colour, "boxstyle": "square,pad=0.05", "linewidth": 1.5}
+        color = COLORS[int(np.searchsorted(chosen, photo.person))]
+        picture = matplotlib.offsetbox.OffsetImage(album.image(photo), zoom=22 / album.config.width)
+        frame = {"edgecolor": color, "boxstyle": "square,pad=0", "linewidth": 3}
         axis.add_artist(matplotlib.offsetbox.AnnotationBbox(picture, (x, y), bboxprops=frame))
     axis.update_datalim(place)
     axis.margins(0.1)
     axis.autoscale()
-    axis.set(xticks=[], yticks=[], title=f"t-SNE of the features of {len(chosen)} people")
+    axis.set(
+        xticks=[],
+        yticks=[],
+        title=f"t-SNE of the features of {len(chosen)} people, each with a color",
+    )
     return figure
 
 

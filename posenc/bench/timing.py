@@ -125,10 +125,13 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of this repository, "-dirty" with changes; "unknown" where this file is not in it."""
+    """Of this repository; "-dirty" if its code has changed; "unknown" if this file is not in it."""
     try:
         _git("ls-files", "--error-unmatch", Path(__file__).name)  # not that of an environment in it
-        return _git("describe", "--always", "--dirty", "--exclude", "*", "--abbrev=12")
+        # A run in pieces stores results in the repository: they change nothing that it computes.
+        changed = _git("diff", "--name-only", "HEAD", "--", ":/*.py")
+        described = _git("describe", "--always", "--exclude", "*", "--abbrev=12")
+        return f"{described}-dirty" if changed else described
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -23,6 +23,10 @@ MISSING = [
     ("examples/what_positions_learn.py", "demo", "mlxtend"),
     ("examples/what_positions_learn.py", "demo", "tqdm"),
     ("examples/what_positions_learn.py", "demo", "matplotlib"),
+    ("examples/which_encoding.py", "which", "matplotlib"),
+    ("examples/which_encoding.py", "which", "scipy"),
+    ("examples/which_encoding.py", "which", "torchvision"),
+    ("examples/which_encoding.py", "which", "tqdm"),
     ("examples/reid/demo.py", "reid", "torchvision"),
     ("examples/reid/evaluate.py", "reid", "scipy"),
     ("examples/reid/experiment.py", "reid", "scipy"),
@@ -44,6 +48,7 @@ def entry_points():
 def test_every_script_is_tried():
     """Some need no extra."""
     without = {
+        "examples/three_cells.py",
         *("benchmarks/bench_attention.py", "benchmarks/bench_compiled.py"),
         *("benchmarks/bench_model.py", "benchmarks/on_gpu.py"),
     }

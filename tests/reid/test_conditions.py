@@ -90,3 +90,24 @@ def test_every_contender_under_every_condition(data, name):
 
 def test_as_they_are():
     assert as_they_are(one := images(), torch.arange(4)) is one
+
+
+def test_networks_with_side_information_are_told_it(data):
+    """As `evaluate.py` tells it; a camera that the training did not have counts as unknown."""
+    config = configured(Job("learned", "CLS", 0), tiny_reid.config(sie="camera"))
+    network = build_network(config, 8, cameras=(1, 3)).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    told = []
+    network.sie.register_forward_pre_hook(lambda _, args: told.append(args[0]))
+    found = score_all(network, config, data)
+    assert {side for sides in told for side in sides[:, 0].tolist()} == {1, 2}
+    for is_known in (True, False):
+        parts = (
+            embed_photos(network, part, config.size, are_cameras_known=is_known)
+            for part in (data.query, data.gallery)
+        )
+        same = torch.equal(
+            found["as trained"].average_precision, score(*parts, data).average_precision
+        )
+        assert same == is_known

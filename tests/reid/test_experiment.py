@@ -8,13 +8,11 @@ import pytest
 import tiny_reid
 import torch
 from experiment import CONTENDERS, configured, provenance, run, run_all
-from findings import report
 from findings.conditions import CONDITIONS
 from findings.kept import Job, Kept
 from floors import colour_histogram, floors, pixels
 from model.network import build_network
 from options import RefusedError
-from scipy.stats import ttest_rel
 
 import posenc
 
@@ -42,42 +40,23 @@ def test_one_training(folder):
     assert record["positions"] == "positions: body alone"
 
 
-def records(values):
-    """(encoding -> mAP of each seed), as in experiment.json."""
-    return [
-        {
-            "encoding": name,
-            "pool": "CLS",
-            "seed": seed,
-            "tests": {"as trained": {"mAP": value / 100}},
-        }
-        for name, seeds in values.items()
-        for seed, value in enumerate(seeds)
-    ]
-
-
-def test_the_report_pairs_seeds(tmp_path):
-    values = {
-        "none": [20.0, 31.0, 42.0, 52.0],
-        "learned": [30.0, 40.0, 51.0, 60.0],  # seeds differ more than encodings
-        "swin": [31.0, 39.0, 52.5, 59.0],
-    }
-    results = report.gather(records(values)[::-1])
-    p = report.p_values(results, "CLS", "as trained")
-    raw = {name: ttest_rel(values[name], values["learned"]).pvalue for name in ("none", "swin")}
-    assert p["none"] == pytest.approx(2 * raw["none"])  # Benjamini and Hochberg, the smaller of two
-    assert p["swin"] == pytest.approx(raw["swin"])
-    (line,) = report.conclusions(results, ["CLS"], ["as trained"])
-    assert "worse: `none` (-9.0)" in line
-    assert "no clear difference: `swin` (+0.1)" in line
-    table = report.table(results, "CLS", ["as trained"])
-    assert "| `learned` | 45.2 ± 13.0 | - |" in table
-
-
 def typed(monkeypatch, out, *words):
     options = "--epochs 1 --pools mean --train-people 16 --test-people 4 --workers 0 --out"
     monkeypatch.setattr("sys.argv", ["experiment.py", *options.split(" "), str(out), *words])
     experiment.main()
+
+
+def check_uneven_report(monkeypatch, out, words):
+    """What is finished, while a contender has fewer seeds and another one none."""
+    names = "--encodings", "none", "learned", "body(adaptive)"
+    typed(monkeypatch, out, *names, *words, "--seeds", "9", "--report")
+    text = (out / "experiment.md").read_text()
+    assert "| encoding | seeds | as trained |" in text
+    assert "| `learned` | 2 |" in text
+    assert "| `body(adaptive)` | 1 |" in text
+    stored = json.loads((out / "experiment.json").read_text())
+    assert len(stored["results"]) == 3
+    assert stored["command"].endswith("--seeds 9")
 
 
 def test_the_whole_experiment_in_pieces(tmp_path, monkeypatch, capsys):
@@ -86,11 +65,13 @@ def test_the_whole_experiment_in_pieces(tmp_path, monkeypatch, capsys):
     words = ["--encodings", "learned", "body(adaptive)", "--config", json.dumps(small)]
     typed(monkeypatch, tmp_path, *words, "--seeds", "1")
     runs = (tmp_path / "experiment.runs.jsonl").read_text()
+    typed(monkeypatch, tmp_path, "--encodings", "learned", *words[3:], "--seeds", "2")
+    check_uneven_report(monkeypatch, tmp_path, words[3:])
     typed(monkeypatch, tmp_path, *words, "--seeds", "2")
     assert (tmp_path / "experiment.runs.jsonl").read_text().startswith(runs)
     text = (tmp_path / "experiment.md").read_text()
     assert text.strip() in capsys.readouterr().out
-    assert text.count("| `body(adaptive)` |") == 1
+    assert text.count("| `body(adaptive)` |") == 2  # its scores, and its differences
     for condition in CONDITIONS:
         assert f" {condition} |" in text
     stored = json.loads((tmp_path / "experiment.json").read_text())
@@ -99,6 +80,11 @@ def test_the_whole_experiment_in_pieces(tmp_path, monkeypatch, capsys):
     assert f"torch {torch.__version__}" in stored["versions"]
     assert "--seeds 2" in stored["command"]
     assert (tmp_path / "experiment.png").stat().st_size > 5_000
+
+
+def test_nothing_to_report(tmp_path, monkeypatch):
+    with pytest.raises(RefusedError, match=r"runs\.jsonl has no finished training to report"):
+        typed(monkeypatch, tmp_path, "--report")
 
 
 @pytest.mark.parametrize(

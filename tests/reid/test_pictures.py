@@ -1,12 +1,14 @@
 """Pictures and maps show what they say."""
 
+import collections
+
 import numpy as np
 import pytest
 import tiny_reid
 import torch
 from findings.maps import draw_maps, draw_rollout, read_images
 from matplotlib import pyplot as plt
-from pictures import draw, draw_bias, draw_parts, draw_similarity, open_album
+from pictures import draw, draw_bias, draw_parts, draw_similarity, draw_tsne, open_album
 from training.run import train
 
 import posenc
@@ -52,6 +54,8 @@ def test_part_centers_are_drawn_where_they_are(album):
         gaps = torch.tensor([0.1, 0.2, 0.2, 0.2, 0.2, 0.1])
         encodings[1].part_spacing.copy_(gaps.log())
     axis = draw_parts(album).axes[1]
+    photo = axis.images[0].get_array()
+    assert (photo.min(), photo.max()) == (0, 1)  # a mean of photos has little contrast
     lines = [line.get_ydata()[0] for line in axis.lines]
     assert lines == pytest.approx([2.7, 9.1, 15.5, 21.9, 28.3], rel=1e-5)  # pixel 0 begins at -0.5
 
@@ -67,6 +71,16 @@ def test_similarity_of_learned_positions(album):
     for row, column in np.ndindex(4, 2):
         shown = drawn[4 * row : 4 * row + 4, 2 * column : 2 * column + 2]
         np.testing.assert_allclose(shown, maps[row, column], atol=1e-6)
+
+
+def test_people_of_the_map_have_colors(album):
+    (axis,) = draw_tsne(album).axes
+    people = [photo.person for photo in (*album.data.query, *album.data.gallery) if photo.person]
+    frames = [box.patch.get_edgecolor() for box in axis.artists]
+    assert len(frames) == len(people)  # four, each with all of its photos
+    pairs = collections.Counter(zip(people, frames, strict=True))
+    assert set(pairs.values()) == {4}
+    assert len(pairs) == len(set(frames)) == len(set(people)) == 4
 
 
 def test_rollout_is_over_the_crop(album):

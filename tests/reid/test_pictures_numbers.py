@@ -105,4 +105,14 @@ def test_curves_are_drawn_in_their_panels():
     }
     assert [list(line.get_ydata()) for line in rate.lines] == [[0.1, 0.2]]
     assert len({line.get_linestyle() for line in losses.lines}) == 2
+    assert losses.get_xlim() == scores.get_xlim() == rate.get_xlim()
+    assert (scores.get_ylim()[0], rate.get_ylim()[0]) == (0, 0)
+    assert scores.get_ylim()[1] > 52  # a score that was measured once is on the panel
+    plt.close("all")
+
+
+def test_curves_without_scores():
+    losses, scores, _ = draw_curves({"loss": {1: 3.0, 2: 2.0}}).axes
+    assert len(losses.lines) == 1
+    assert not scores.lines
     plt.close("all")

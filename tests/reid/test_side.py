@@ -95,6 +95,7 @@ def test_other_models():
 
 def test_views_of_photos(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "data")
+    (tmp_path / "data" / "views.csv").unlink()
     plain = read_dataset(tmp_path / "data")
     assert {photo.view for photo in plain.train} == {NO_VIEW}
     with pytest.raises(ValueError, match=r"--sie view needs views, .*: write views\.csv into"):
@@ -155,6 +156,20 @@ def test_steps_tell_each_photo_its_camera(data, tmp_path):
     images, indices = next(iter(step.batches))
     step.step(images, indices)
     assert told[0][:, 0].tolist() == [data.train[i].camera for i in indices]
+
+
+@pytest.mark.parametrize("sie", ["view", "camera+view"])
+def test_generated_people_have_views(data, tmp_path, sie):
+    config = tiny_reid.config(sie=sie, epochs=1)
+    train(config, data, tmp_path, quiet=True)
+    network = load_network(tmp_path)
+    assert network.sie.views.tolist() == [0, 1, 2]
+    assert len(network.sie.table) == (2 if "camera" in sie else 1)
+    known, unknown = (
+        embed_photos(network, data.query, config.size, are_cameras_known=is_known)
+        for is_known in (True, False)
+    )
+    assert not torch.allclose(known, unknown)
 
 
 def test_whose_cameras(data, told):

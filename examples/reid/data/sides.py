@@ -31,6 +31,6 @@ def known_sides(photos: Sequence[Photo], sie: str) -> dict[str, list[int]]:
         raise ValueError(
             f"--sie {sie} needs views, and no training photo has one: write {VIEWS} into the "
             "folder of the data set, with a line photo,view and one such as "
-            "0002_c1s1_000451_03.jpg,0 for each photo"
+            "0002_c1s1_000451_03.jpg,0 for each photo; generate.py writes it"
         )
     return {"cameras": cameras, "views": views}

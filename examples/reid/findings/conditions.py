@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from data.batches import photo_loader
 from data.market import Photo, Splits
+from data.sides import sides_of
 from model.network import ReIDNetwork, set_size
 from search.features import embed, score
 from search.retrieval import Scores
@@ -77,7 +78,11 @@ CONDITIONS = {
 
 
 def score_all(network: ReIDNetwork, config: Config, data: Splits) -> dict[str, Scores]:
-    """Of each of the `CONDITIONS`, in their order."""
+    """Of each of the `CONDITIONS`, in their order.
+
+    `data` are those of the training, so that a network with side information is told whose camera
+    took a photo, and what its view is.
+    """
     gallery = _embed(network, data.gallery, config.size)
     found = {
         name: score(_embed(network, data.query, config.size, change), gallery, data)
@@ -103,4 +108,4 @@ def _embed(
     change: Change = as_they_are,
 ) -> Tensor:
     batches = ((change(images, at), at) for images, at in photo_loader(photos, size))
-    return torch.cat(embed(network, batches)).cpu()
+    return torch.cat(embed(network, batches, sides=sides_of(photos))).cpu()

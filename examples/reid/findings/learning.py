@@ -27,7 +27,7 @@ def read_curves(run: Path) -> Curves:
 
 def draw_curves(curves: Curves) -> Any:
     """Losses, scores and the learning rate, a panel each."""
-    figure, panels = plt.subplots(1, 3, figsize=(10.5, 3.4), layout="constrained")
+    figure, panels = plt.subplots(1, 3, figsize=(10.5, 3.4), sharex=True, layout="constrained")
     losses = [name for name in curves if name not in {*SCORES, RATE, WAITING}]
     for number, name in enumerate(sorted(losses, key=lambda name: (name != "loss", name))):
         line = ("-", "--", ":", "-.")[number % 4]
@@ -37,11 +37,11 @@ def draw_curves(curves: Curves) -> Any:
             _plot(panels[1], curves[name], line, name, 100)
     if RATE in curves:
         _plot(panels[2], curves[RATE], "-", "")
-    panels[0].set(title="losses, mean of an epoch", ylim=(0, None))
-    panels[1].set(title="scores, in %", ylim=(0, None))
-    panels[2].set(title="learning rate after the epoch", ylim=(0, None))
-    for panel in panels:
-        panel.set_xlabel("epoch")
+    titles = "losses, mean of an epoch", "scores, in %", "learning rate after the epoch"
+    for panel, title in zip(panels, titles, strict=True):
+        panel.set(title=title, xlabel="epoch")
+        if panel.lines:
+            panel.set_ylim(0, 1.08 * panel.dataLim.y1)
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.3)
         if panel.get_legend_handles_labels()[0]:

@@ -36,8 +36,7 @@ def circle_loss(margin: float = 0.25, scale: float = 64.0) -> Callable[[Tensor, 
     Reference: Sun et al. 2020, arXiv 2002.10857, equations 4 and 6 to 8.
     """
     _check(margin, scale)
-    loss = CircleLoss(m=margin, gamma=scale, reducer=MeanReducer())
-    return lambda features, people: loss(features, people)
+    return CircleLoss(m=margin, gamma=scale, reducer=MeanReducer())
 
 
 def circle_logits(

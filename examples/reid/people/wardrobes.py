@@ -21,7 +21,8 @@ class Wardrobe:
 
     draw_people: Callable[[int, int], list[Any]]  # of a count and a seed
     draw_cameras: Callable[[int, int], list[Any]]
-    photograph: Callable[[Any, Any, Generator], Image.Image]  # of a person and a camera
+    # Of a person and a camera: the photo, and the view, "front", "side" or "back"
+    photograph: Callable[[Any, Any, Generator], tuple[Image.Image, str]]
     photograph_nobody: Callable[[Any, Generator], Image.Image]
 
 

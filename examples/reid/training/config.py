@@ -7,12 +7,12 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.augment import Augmentation
-from options import check_fields, option
+from options import check_fields, option, read_fields
 
 CONFIG = "config.json"
 MODEL = (
@@ -209,7 +209,7 @@ def parse(
         before = load_config(Path(args.start_from))
         parser.set_defaults(**before.model, height=before.height, width=before.width)
         args = parser.parse_args(words)
-    return args, Config(**{one.name: getattr(args, one.name) for one in fields(Config)})
+    return args, read_fields(Config, args)
 
 
 def save_config(config: Config, folder: Path) -> None:

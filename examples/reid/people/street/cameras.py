@@ -61,9 +61,10 @@ def _camera(rng: np.random.Generator) -> Camera:
     )
 
 
-def photograph(person: Person, camera: Camera, rng: np.random.Generator) -> Image.Image:
-    """A photo `[HEIGHT, WIDTH]` of a person, as a detector would cut it out."""
-    return photograph_as(choose(PHOTO, rng), person, camera, rng)
+def photograph(person: Person, camera: Camera, rng: np.random.Generator) -> tuple[Image.Image, str]:
+    """A photo `[HEIGHT, WIDTH]` of a person, as a detector would cut it out, and the view."""
+    words = choose(PHOTO, rng)
+    return photograph_as(words, person, camera, rng), words["view"]
 
 
 def photograph_as(

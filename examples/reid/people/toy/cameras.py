@@ -48,13 +48,13 @@ def _camera(rng: np.random.Generator) -> Camera:
     )
 
 
-def photograph(person: Person, camera: Camera, rng: np.random.Generator) -> Image.Image:
-    """A photo `[HEIGHT, WIDTH]` of a person, as a detector would cut it out."""
-    picture = _place(camera, rng)
-    Figure(picture, person, _stance(rng), _frame(rng)).draw()
+def photograph(person: Person, camera: Camera, rng: np.random.Generator) -> tuple[Image.Image, str]:
+    """A photo `[HEIGHT, WIDTH]` of a person, as a detector would cut it out, and the view."""
+    picture, stance = _place(camera, rng), _stance(rng)
+    Figure(picture, person, stance, _frame(rng)).draw()
     if rng.random() < 0.15:
         _occlude(picture, rng)
-    return _develop(picture, camera, rng)
+    return _develop(picture, camera, rng), stance.view
 
 
 def photograph_nobody(camera: Camera, rng: np.random.Generator) -> Image.Image:

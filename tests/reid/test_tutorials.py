@@ -1,4 +1,4 @@
-"""The Korean page can be typed as it stands, leads somewhere, and agrees with the English one."""
+"""The tutorials can be typed as they stand, lead somewhere, and agree: English and Korean."""
 
 import re
 import runpy
@@ -11,11 +11,19 @@ from data.market import KINDS
 from pictures import PICTURES
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "reid" / "README.ko.md"
-TEXT = PAGE.read_text(encoding="utf-8")
-ENGLISH = (ROOT / "examples" / "reid" / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, flags=re.DOTALL)
-LINES = [line for block in BLOCKS for line in block.splitlines()]
+FOLDER = ROOT / "docs" / "reid"
+README = (ROOT / "examples" / "reid" / "README.md").read_text(encoding="utf-8")
+NAMES = "tutorial.md", "README.ko.md"
+TEXTS = {name: (FOLDER / name).read_text(encoding="utf-8") for name in NAMES}
+
+
+def typed(text):
+    """All lines of its blocks of commands."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+LINES = typed(TEXTS["tutorial.md"])
 COMMANDS = [shlex.split(line)[1:] for line in LINES if "examples/reid/" in line]
 SCRIPTS = sorted({script for script, *_ in COMMANDS})
 
@@ -23,6 +31,14 @@ SCRIPTS = sorted({script for script, *_ in COMMANDS})
 def test_all_steps_are_there():
     names = {Path(script).stem for script in SCRIPTS}
     assert names == {*("demo", "generate", "train", "evaluate", "pictures", "floors", "experiment")}
+
+
+def test_both_have_the_same_commands_and_numbers():
+    english, korean = TEXTS.values()
+    assert typed(korean) == LINES
+    for pattern in (r"\d+\.\d %", r"\d\d %", r"^\| `\w+\.png`", r"--[a-z][\w-]+"):
+        found = [re.findall(pattern, text, flags=re.MULTILINE) for text in (english, korean)]
+        assert sorted(found[0]) == sorted(found[1]), pattern
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -47,28 +63,37 @@ def test_options_in_tables_exist(monkeypatch, capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
         runpy.run_path(str(ROOT / "examples" / "reid" / "train.py"), run_name="__main__")
     shown = capsys.readouterr().out
-    (table,) = re.findall(r"\| 하고 싶은 일 .*?\n\n", TEXT, flags=re.DOTALL)
+    (table,) = re.findall(r"\| to \.\.\. .*?\n\n", TEXTS["tutorial.md"], flags=re.DOTALL)
     own = set(re.findall(r"--[a-z][\w-]*", table)) - {"--num-processes", "--logdir"}
     assert len(own) > 4
     assert {option for option in own if not re.search(rf"{option}\b", shown)} == set()
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)]+)\)", TEXT)
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name):
+    links = re.findall(r"\]\(([^)]+)\)", TEXTS[name])
     assert len(links) > 5
-    assert [link for link in links if not (PAGE.parent / link).is_file()] == []
+    assert [link for link in links if not (FOLDER / link).is_file()] == []
 
 
-def test_market_is_trained_as_in_english():
+def test_pages_lead_to_each_other():
+    for name in NAMES:
+        assert f"docs/reid/{name}" in README
+        assert all(f"]({other})" in TEXTS[name] for other in NAMES if other != name)
+
+
+def test_market_is_trained_as_on_the_page_of_the_example():
     (command,) = [line for line in LINES if "--pretrained" in line]
-    assert command in ENGLISH
+    assert command in README
 
 
 def test_every_picture_and_data_set_is_explained():
-    assert set(re.findall(r"^\| `(\w+)\.png`", TEXT, flags=re.MULTILINE)) == set(PICTURES)
-    (line,) = [line for line in TEXT.splitlines() if line.startswith("다른 데이터 세트는")]
+    text = TEXTS["tutorial.md"]
+    assert set(re.findall(r"^\| `(\w+)\.png`", text, flags=re.MULTILINE)) == set(PICTURES)
+    (line,) = [line for line in text.splitlines() if line.startswith("Other data sets are")]
     assert set(re.findall(r"`(\w+)`", line)) | {"market1501"} == set(KINDS)
 
 
-def test_english_pages_lead_here():
-    assert "docs/reid/README.ko.md" in ENGLISH
+def test_scores_of_the_demo_are_those_of_the_page():
+    for score in re.findall(r"\d+\.\d(?= (?:%|and))", TEXTS["tutorial.md"]):
+        assert score in README, score

@@ -1,0 +1,1 @@
+"""Which encoding? The parts of the comparison that `which_encoding.py` runs."""

@@ -1,0 +1,60 @@
+"""What an encoding costs: parameters, and time as a ratio to the same model without positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from posenc.bench.timing import environment, paired_ratio
+from which.contenders import add_encoding
+from which.tiers import Tier
+from which.training import build, parameters
+
+CLASSES = 10
+IMAGES = 8
+PAIRS = 15
+
+
+def measure(tier: Tier, encoding: str, pairs: int = PAIRS) -> dict[str, object]:
+    """Medians and quartiles of pairs that were timed in turns, on one thread of a CPU."""
+    device = torch.device(tier.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    plain = build(tier, CLASSES, "mean", seed=0)
+    extra = add_encoding(build(tier, CLASSES, "mean", seed=0), encoding)
+    number = parameters(extra) - parameters(plain)
+    models = plain.to(device), extra.to(device)
+    ratios = {
+        name: vars(paired_ratio(*(run(model, tier) for model in models), device, pairs))
+        for name, run in {"forward": forward, "training": training}.items()
+    }
+    return {"parameters": number, **ratios, "device": environment(device)["device"]}
+
+
+def forward(model: nn.Module, tier: Tier) -> Callable[[], object]:
+    """Classifies, without gradients."""
+    images = torch.randn(IMAGES, tier.vit.get("in_chans", 3), tier.pixels, tier.pixels)
+    images = images.to(tier.device)
+
+    def run() -> object:
+        model.eval()
+        with torch.no_grad():
+            return model(images)
+
+    return run
+
+
+def training(model: nn.Module, tier: Tier) -> Callable[[], object]:
+    """Forward and backward, as in a step without its optimizer."""
+    images = torch.randn(IMAGES, tier.vit.get("in_chans", 3), tier.pixels, tier.pixels)
+    images, labels = images.to(tier.device), torch.zeros(IMAGES, dtype=torch.long)
+
+    def run() -> object:
+        model.train().zero_grad()
+        F.cross_entropy(model(images), labels.to(tier.device)).backward()
+        return model
+
+    return run
