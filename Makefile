@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 INSTALL_LOWEST = $(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct
 
-.PHONY: demo test test-kernels test-examples test-fast test-lowest smoke-lowest lint types contracts check bench tables sweep gpu gpu-dry explorer
+.PHONY: demo test test-kernels test-examples test-fast test-lowest smoke-lowest lint types contracts check bench tables sweep gpu gpu-dry explorer docs
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -76,6 +76,11 @@ gpu-dry: .venv/installed
 
 tables: .venv/installed
 	$(BIN)/python docs/tables.py
+
+# The site, docs/_build/html. A warning is an error, and so is a link that leads nowhere.
+docs: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -d docs/_build/doctrees docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
 
 sweep: .venv/installed
 	$(BIN)/python docs/coverage.py

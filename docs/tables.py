@@ -60,6 +60,10 @@ COSTS = {
     posenc.Mixture: "second attention",
 }
 PLACES = ("inside attention", *PLACEMENTS.values())
+COLUMNS = (
+    *("name", "acts", "what it is", "starts"),
+    *("numbers", "costs as", "checked against", "paper"),
+)
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,7 @@ def encodings_table() -> str:
     """What is registered, from the classes and their tests."""
     encodings = [describe(name) for name in built_in()]
     encodings.sort(key=lambda encoding: (PLACES.index(encoding.acts), encoding.name))
-    header = ["name", "acts", "what it is", "starts", "numbers", "costs as", "checked against"]
-    rows = [[*header, "paper"], ["---"] * 8]
+    rows = [COLUMNS, ["---"] * len(COLUMNS)]
     rows += [encoding_row(encoding) for encoding in encodings]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{table}\n\n{SIZES}\n{CHECKED}"

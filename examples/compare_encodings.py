@@ -42,6 +42,11 @@ from digits import (
 )
 
 ENCODINGS = ("none", "learned", "sinusoidal", "peg", "irpe", "swin", "quadratic", "human_part")
+HEADING = ("# Encodings compared on digits", "")
+FIGURES = (
+    *("![Accuracy of each encoding, for both readouts](accuracy.png)", ""),
+    *("![What the patch in the center gives to each](bias_from_center.png)", ""),
+)
 
 
 def main() -> None:
@@ -68,7 +73,8 @@ def main() -> None:
     text = "\n".join([*markdown_table(rows), "", *conclusions(rows, args.seeds)])
     print("\n" + text)
     notes = [f"- {key}: {value}" for key, value in report.items() if key != "rows"]
-    (args.out / "comparison.md").write_text("\n".join([text, "", *notes]) + "\n")
+    page = [*HEADING, text, "", *FIGURES, *notes]
+    (args.out / "comparison.md").write_text("\n".join(page) + "\n")
     (args.out / "comparison.json").write_text(json.dumps(report, indent=2) + "\n")
     compare_figures.draw_accuracy(rows, args.out / "accuracy.png")
     images = split()[2]

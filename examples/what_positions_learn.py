@@ -86,7 +86,8 @@ def main() -> None:
     text = "\n".join(markdown_table(report["rows"]))
     print("\n" + text)
     notes = [f"- {key}: {value}" for key, value in report.items() if key != "rows"]
-    (args.out / "positions.md").write_text("\n".join([text, "", *LEGEND, "", *notes]) + "\n")
+    page = ["# What positions learn", "", text, "", *LEGEND, "", *notes]
+    (args.out / "positions.md").write_text("\n".join(page) + "\n")
     positions_figure.draw(studies, args.out / "positions.png")
     print(f"table and figure: {args.out}")
 

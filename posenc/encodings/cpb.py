@@ -23,9 +23,10 @@ class ContinuousBias(AttentionEncoding):
 
     The coordinates of a pair are `c = sign(d) log2(1 + |8 d / (side - 1)|) / log2 8` for each
     axis, with `d` query minus key, (row, column), in patches. A side of 1 divides by 1: its only
-    offset is 0. The 8 that is subtracted is the middle of the paper's range, 0 to 16, and the
-    same for all patches, which softmax does not see; pairs with a prefix token, of which the paper
-    has none, get 0 and with it that middle. Beside `cosine` this is the attention of Swin V2.
+    offset is 0 (the published code divides by 0 there, and gives no number). The 8 that is
+    subtracted is the middle of the paper's range, 0 to 16, and the same for all patches, which
+    softmax does not see; pairs with a prefix token, of which the paper has none, get 0 and with it
+    that middle. Beside `cosine` this is the attention of Swin V2.
 
     Parameters: V `hidden_weight` `[hidden, 2]`, v `hidden_bias` `[hidden]` and W `head_weight`
     `[heads, hidden]`, which has no bias: in Swin V2's checkpoints `cpb_mlp.0.weight`,

@@ -42,6 +42,12 @@ class IRPE(AttentionEncoding):
     tables `[heads or 1, T]`; names `table_k`, or `table_k_rows` and `table_k_cols` for cross.
     Other grids need no resampling: the buckets are recomputed.
 
+    The published code (microsoft/Cream) takes the root of the number of tokens for the side of the
+    grid where it is not told: 16x8 patches and CLS become 11x11 patches with 8 prefix tokens,
+    without an error. It remembers buckets by the grid and not by the number of prefix tokens. Of
+    its tables for "euclidean" and "quantized" almost half of the rows can never be read, because a
+    distance has no sign; tables here have the same sizes, so that its checkpoints fit.
+
     Args:
         layout: tokens that fix the table sizes.
         num_heads: heads of the attention.

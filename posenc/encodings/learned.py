@@ -21,7 +21,8 @@ class LearnedAbsolute(TokenEncoding):
 
     The table is `[num_tokens, embed_dim]`, prefix rows first. On another grid its grid rows are
     resampled on the fly, in float32, and differentiably; prefix rows pass through and the stored
-    table stays as it is.
+    table stays as it is. timm before 1.0.31 took a 2x8 table for a 4x4 grid as it is, because the
+    numbers of tokens agree; here rows are counted by the layout.
 
     Args:
         layout: tokens that fix the table size.

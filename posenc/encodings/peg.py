@@ -35,7 +35,7 @@ class PEG(DepthwiseEncoding):
     Initial effect: none; with "paper" an untrained convolution is added.
 
     Reference: Chu et al. 2021, arXiv 2102.10882, section 3.2; after block 0 as in table 4. The
-    code is published with Twins (PosCNN).
+    authors' repository of that paper holds no code; theirs is published with Twins (PosCNN).
 
     >>> layout = TokenLayout(2, 3, prefix=1)
     >>> PEG(layout, embed_dim=8)(torch.ones(1, 7, 8), layout).shape

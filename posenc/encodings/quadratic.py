@@ -24,7 +24,8 @@ class Quadratic(AttentionEncoding):
     `d_ij` is key minus query, (row, column), in patches; 0 for any pair with a prefix token.
     The paper's score `v^T r` with `r = (|d|^2, d_1, d_2)`, `v = -alpha (1, -2 D_1, -2 D_2)` is
     the same up to a constant per query, which softmax does not see. The term is exactly of
-    rank 3 (4 with prefix tokens) and needs no resampling.
+    rank 3 (4 with prefix tokens) and needs no resampling. A shortcut of the published code, which
+    blurs values in place of attention ("gaussian blur trick"), gives other results than attention.
 
     With `general=True` the form is an ellipse of any direction, with a matrix L a head:
     `b_h[i, j] = -g_h / 2 |L_h^T (d_ij - D_h)|^2`, so that `L L^T` is the inverse of a covariance.

@@ -26,6 +26,10 @@ class Sinusoidal(TokenEncoding):
     right on rectangles, where each token gets its own row and column. On another grid the table is
     computed for that grid, in patches; "detr" with `normalize` is relative to the grid.
 
+    Published code differs: MAE's has the column in the first half of the channels, which it names
+    `emb_h`; MoCo v3's table is column-major, so that on rectangles tokens get the vectors of others
+    (here they get their own); timm's `reverse_coord` changes the order of tokens, too.
+
     Args:
         layout: the tokens; no parameter size depends on it.
         embed_dim: width of the tokens: any for "vaswani" and "positional_encodings", a multiple of

@@ -37,7 +37,6 @@ MISSING = [
     ("examples/reid/train.py", "reid", "pytorch_metric_learning"),
     ("benchmarks/inspect_kernels.py", "triton", "triton"),
     ("docs/coverage.py", "bench", "tqdm"),
-    ("docs/figures.py", "viz", "matplotlib"),
 ]
 
 
