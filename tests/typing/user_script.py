@@ -1,4 +1,4 @@
-"""What a user writes, for a type checker at its strictest: `tests/test_typing.py` runs it.
+"""What a user writes, for a type checker at its strictest, by `tests/test_typing.py`.
 
 Lines that end with `# error: RULE` must be refused by that rule, and no other line may be.
 """
