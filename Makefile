@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 INSTALL_LOWEST = $(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct
 
-.PHONY: demo test test-kernels test-examples test-fast test-lowest smoke-lowest lint types contracts check bench tables sweep gpu gpu-dry explorer docs
+.PHONY: demo test test-kernels test-examples test-fast test-lowest smoke-lowest lint types contracts check dist bench tables sweep gpu gpu-dry explorer docs
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -58,6 +58,10 @@ types: .venv/installed
 
 contracts: .venv/installed
 	$(BIN)/lint-imports --config setup.cfg
+
+# What is published: built, and tried where only it is installed.
+dist: .venv/installed
+	$(BIN)/python .ci/dist.py
 
 check: lint types contracts test test-kernels test-examples
 

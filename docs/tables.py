@@ -3,7 +3,7 @@
 python docs/tables.py   # `make tables`, after a new encoding, or a benchmark that was run again
 
 A table stands between the lines `<!-- table: NAME -->` and `<!-- end -->`. NAME is a report in
-benchmarks/results/, "targets", "overview" or "encodings".
+benchmarks/results/, or one of `MADE`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = tuple(ROOT / page for page in ("README.md", "docs/performance.md", "docs/kernels.md"))
+PAGES = tuple(
+    ROOT / page
+    for page in (
+        "README.md",
+        "docs/encodings_table.md",
+        "docs/performance.md",
+        "docs/kernels.md",
+    )
+)
 TESTS = ROOT / "tests"
 # The table of a report is the benchmark's own; the sources of tests say what they compare with.
 sys.path[:0] = [str(ROOT / "benchmarks"), str(TESTS / "support")]
 
 import torch  # noqa: E402
 from golden_loads import loaded  # noqa: E402
+from readme_facts import instead_table, ratio_lines, which_lines  # noqa: E402
+from reports import load, model_ratio, ratio  # noqa: E402
 
 import posenc  # noqa: E402
 from posenc.bench.cases import ENCODINGS, SHAPES  # noqa: E402
@@ -30,6 +40,7 @@ from posenc.cli.listing import Description, describe  # noqa: E402
 from posenc.encodings.base import PLACEMENTS, Encoding  # noqa: E402
 from posenc.terms import Term  # noqa: E402
 
+ADDRESS = re.search(r'^Source = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
 OFFICIAL = {  # the row of the published code that does the same
     "irpe": "peer: official iRPE k",
     "irpe mode=bias": "peer: official iRPE bias k",
@@ -39,8 +50,8 @@ OFFICIAL = {  # the row of the published code that does the same
 }
 TESTED_WITH = {"cosine": "cpb"}  # reference outputs have both, and one test compares them
 CHECKED = (
-    "Checked against outputs of published code ([tests/golden](tests/golden/manifest.json)), or "
-    "loops over tokens,\nwritten from the formula."
+    f"Checked against outputs of published code ([tests/golden]({ADDRESS}/tree/main/tests/golden)),"
+    "\nor loops over tokens, written from the formula."
 )
 SIZES = """\
 Numbers are the parameters in one place of a ViT-S/16 at 224 pixels. Costs, from the cheapest:
@@ -90,12 +101,8 @@ def filled(page: str) -> str:
 
 def table(name: str) -> str:
     """Of a report, and where it comes from."""
-    if name == "targets":
-        return targets_table()
-    if name == "overview":
-        return overview_table()
-    if name == "encodings":
-        return encodings_table()
+    if name in MADE:
+        return MADE[name]()
     if name.startswith("kernels"):
         return kernels_table(load(name))
     report = load(name)
@@ -105,20 +112,40 @@ def table(name: str) -> str:
     return f"{markdown(report['ratios_to_plain_sdpa'])}\n\n{origin}"
 
 
+def short_encodings_table() -> str:
+    """The README's: what is registered, in a line each."""
+    rows = [["name", "what it is", "paper"], ["---"] * 3]
+    rows += [[f"`{each.name}`", summary_of(each), paper_of(each)] for each in described()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def described() -> list[Description]:
+    """What is registered, by where it acts."""
+    encodings = [describe(name) for name in built_in()]
+    return sorted(encodings, key=lambda encoding: (PLACES.index(encoding.acts), encoding.name))
+
+
+def summary_of(encoding: Description) -> str:
+    """Its first sentence, as a cell."""
+    return encoding.summary.rstrip(".").replace("|", r"\|")
+
+
+def paper_of(encoding: Description) -> str:
+    """Its link."""
+    return "ours" if encoding.paper is None else "[{}]({})".format(*encoding.paper)
+
+
 def encodings_table() -> str:
     """What is registered, from the classes and their tests."""
-    encodings = [describe(name) for name in built_in()]
-    encodings.sort(key=lambda encoding: (PLACES.index(encoding.acts), encoding.name))
     rows = [COLUMNS, ["---"] * len(COLUMNS)]
-    rows += [encoding_row(encoding) for encoding in encodings]
+    rows += [encoding_row(encoding) for encoding in described()]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{table}\n\n{SIZES}\n{CHECKED}"
 
 
 def encoding_row(encoding: Description) -> list[str]:
     """Its cells."""
-    summary = encoding.summary.rstrip(".").replace("|", r"\|")
-    paper = "ours" if encoding.paper is None else "[{}]({})".format(*encoding.paper)
+    summary, paper = summary_of(encoding), paper_of(encoding)
     module = at_its_usual_size(encoding.name)
     numbers = f"{sum(parameter.numel() for parameter in module.parameters()):,}"
     costs, checked = costs_as(module), checked_against(encoding.name)
@@ -214,11 +241,6 @@ def count_goal(row: dict, goals: dict) -> int | None:
     return goals.get(row["kind"], (None,) * 3)[kernels.index(row["kernel"])]
 
 
-def load(name: str) -> dict:
-    """A report."""
-    return json.loads((ROOT / "benchmarks" / "results" / name).read_text())
-
-
 TARGETS = [
     *(
         Target(case, report, shape, 1.3 if shape == "vit-s-224" else 1.2)
@@ -266,28 +288,33 @@ def targets_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+MODELS = ("model_cpu.json", "model_cpu_training.json")
+
+
 def overview_table() -> str:
-    """The README's: each encoding's attention, and a whole model with it."""
+    """Each encoding's attention, and a whole model with it."""
     shapes = ("vit-s-224", "vit-b-384", "1024")
     passes = {"forward": "attention_cpu.json", "training": "attention_cpu_training.json"}
     grids = [f"{SHAPES[shape].height}x{SHAPES[shape].width}" for shape in shapes]
     header = ["ratio to plain", *(f"{kind} {grid}" for kind in passes for grid in grids)]
     header += ["ViT-S/16 forward", "ViT-S/16 training"]
     rows = [header, ["---"] * len(header)]
-    models = [
-        load(name)["ratios_to_unpatched"] for name in ("model_cpu.json", "model_cpu_training.json")
-    ]
     for case in ENCODINGS:
         cells = [ratio(report, case, shape) for report in passes.values() for shape in shapes]
-        cells += [model[case]["median"] if case in model else None for model in models]
+        cells += [model_ratio(report, case) for report in MODELS]
         rows.append([f"`{case}`", *("-" if cell is None else f"{cell:.2f}" for cell in cells)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def ratio(report: str, case: str | None, shape: str) -> float | None:
-    """The median of this row; None where there is none."""
-    rows = load(report)["ratios_to_plain_sdpa"]
-    return next((r["median"] for r in rows if (r["case"], r["shape"]) == (case, shape)), None)
+MADE = {
+    "targets": targets_table,
+    "overview": overview_table,
+    "encodings": encodings_table,
+    "encodings-in-short": short_encodings_table,
+    "which": which_lines,
+    "ratios": ratio_lines,
+    "instead": instead_table,
+}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every Python block of the README runs, and the first one comes early."""
+"""The README is short, its code runs, its numbers are measured, its links lead somewhere."""
 
 import inspect
 import json
@@ -9,12 +9,17 @@ import warnings
 from pathlib import Path
 
 import pytest
+import readme_facts
 import tables
+import torch
+from torch.nn.attention.flex_attention import flex_attention
 
 import posenc
 from posenc import registry
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 
@@ -34,9 +39,31 @@ def test_runnable_code_by_line_25():
     assert lines.index("```python") < 25
 
 
-def test_own_encoding_is_about_30_lines():
-    block = next(b for b in BLOCKS if "class Distance" in b)
-    assert len([line for line in block.splitlines() if line.strip()]) <= 30
+def test_it_is_short_beside_the_table_of_encodings():
+    lines = README.read_text().splitlines()
+    assert len(lines) - len(tables.short_encodings_table().splitlines()) <= 140
+
+
+def links():
+    """Addresses in the README, but for the papers in its table of encodings."""
+    text = README.read_text().replace(tables.short_encodings_table(), "")
+    return re.findall(r"\]\((\S+)\)", text) + re.findall(r"^\[[^]]+\]: (\S+)$", text, re.MULTILINE)
+
+
+def test_links_work_on_a_package_index_and_name_what_is_in_the_repository():
+    project = re.compile(rf"{re.escape(tables.ADDRESS)}/(?:blob|tree|raw)/main/([^#]+)")
+    found = {link: project.fullmatch(link) for link in links()}
+    elsewhere = [link for link, match in found.items() if match is None]
+    assert elsewhere == ["https://github.com/huggingface/pytorch-image-models"]
+    paths = [match[1] for match in found.values() if match]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_each_reference_has_its_link_and_each_link_is_used():
+    text = re.sub(r"```.*?```|`[^`]*`", "", README.read_text(), flags=re.DOTALL)
+    named = set(re.findall(r"^\[([^]]+)\]: ", text, re.MULTILINE))
+    used = set(re.findall(r"\[([^][]+)\](?![(:[])", text))
+    assert named == used
 
 
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
@@ -80,8 +107,45 @@ def test_the_encodings_are_those_of_the_registry_and_what_they_are_checked_again
     assert "`mine`" not in tables.table("encodings")
 
 
+def test_the_short_table_has_the_same_encodings_with_their_papers():
+    rows = tables.short_encodings_table().splitlines()[2:]
+    names = [row.split("`")[1] for row in rows]
+    assert sorted(names) == tables.built_in()
+    assert names[-1] == "local_ffn"
+    assert all(row.endswith((" | ours |", ") |")) for row in rows)
+
+
+def test_which_one_is_what_the_comparison_found():
+    rows = json.loads((ROOT / "docs/comparison/comparison.json").read_text())["rows"]
+    found = {row["encoding"]: row for row in rows}
+    cls, mean = readme_facts.which_lines().splitlines()[1:3]
+    assert f"`peg` ({found['peg']['CLS']:.0f} % of digits)" in cls
+    assert f"no position {found['none']['CLS']:.0f} %" in cls
+    assert f"`irpe` ({found['irpe']['mean']:.0f} %)" in mean
+    best = sorted(found, key=lambda name: -found[name]["CLS"])[:2]
+    assert best == ["peg", "learned"]  # which the sentence names
+
+
+def test_three_ratios_are_those_of_the_reports():
+    model, irpe, memory = readme_facts.ratio_lines().splitlines()
+    medians = tables.load("model_cpu.json")["ratios_to_unpatched"]
+    assert f"**{medians['swin']['median']:.2f}** in inference" in model
+    rows = tables.load("attention_cpu.json")["ratios_to_plain_sdpa"]
+    theirs = [r for r in rows if r["case"] == "peer: official iRPE k" and "24x24" in r["layout"]]
+    assert f"official code takes {theirs[0]['median']:.2f}" in irpe
+    rows = tables.load("attention_cpu_training.json")["ratios_to_plain_sdpa"]
+    ours = [r for r in rows if r["case"] == "swin" and "32x32" in r["layout"]]
+    assert f"**{ours[0]['memory_ratio']:.1f}** times the memory" in memory
+
+
+def test_flex_attention_has_no_gradient_on_the_cpu():
+    q = torch.randn(1, 1, 4, 16, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="does not support backward on CPU"):
+        flex_attention(q, q, q)
+
+
 def test_the_quoted_overhead_equals_the_result_files():
-    results = README.parent / "benchmarks" / "results"
+    results = ROOT / "benchmarks" / "results"
     tiny, small = (
         json.loads((results / f"overhead_vit_{name}_cpu.json").read_text())["ratios_to_unpatched"]
         for name in ("tiny", "small")
@@ -89,19 +153,9 @@ def test_the_quoted_overhead_equals_the_result_files():
     quoted = (
         f"{tiny['nothing']['median']:.2f} of ViT-Ti and {small['nothing']['median']:.2f} of ViT-S"
     )
-    assert quoted in README.read_text()
-
-
-def test_quoted_accuracies_equal_the_comparison():
-    rows = json.loads((README.parent / "docs/comparison/comparison.json").read_text())["rows"]
-    none, *others = rows
-    assert none["encoding"] == "none"
-    text = README.read_text()
-    assert f"{none['CLS']:.0f} % from the CLS token and {none['mean']:.0f} %" in text
-    values = [row[readout] for row in others for readout in ("CLS", "mean")]
-    assert f"({min(values):.0f} to {max(values):.0f} %)" in text
+    assert quoted in " ".join(PERFORMANCE.split())
 
 
 def test_the_quoted_import_time_is_that_of_the_result_file():
     seconds = tables.load("overhead_vit_tiny_cpu.json")["import_seconds_beyond_torch"]
-    assert f"`import posenc` takes {seconds:.2f} s beyond torch" in README.read_text()
+    assert f"`import posenc` takes {seconds:.2f} s beyond torch" in PERFORMANCE

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,24 @@ from posenc.term_maps import map_biases, map_tensors, with_memo
 from posenc.terms import Term
 
 
+def flag(function: Callable[[Any], bool]) -> bool:
+    """A property that type checkers take for the class attribute that it stands for."""
+    return cast(bool, property(function))
+
+
 class Encoding(nn.Module, ABC):
     """What both kinds share: a layout that fixes the parameter sizes, and checked loading.
 
-    Attributes that are not parameters are constants: set them in the constructor only. What is
-    asked by an `is_...` property here, a class answers by a class attribute, or by a property of
-    its own where its options decide.
+    Attributes that are not parameters are constants: set them in the constructor only. What an
+    `is_...` asks, a class answers by a class attribute, or by a property where its options decide
+    (a `flag`, to satisfy type checkers).
     """
+
+    is_sized_by_prefix: bool = True
+    """Whether there are parameters for prefix tokens."""
+
+    is_sized_by_grid: bool = False
+    """Whether the sizes of parameters depend on the grid."""
 
     paper: tuple[str, str] | None = None
     """Authors and year, and address, of the paper (or of what else it is from); None: ours."""
@@ -37,22 +48,12 @@ class Encoding(nn.Module, ABC):
         super().__init__()
         self.layout = check_layout(layout, type(self).__name__)
 
-    @property
-    def is_sized_by_prefix(self) -> bool:
-        """Whether there are parameters for prefix tokens."""
-        return True
-
     def changes_at_start(self) -> bool | None:
         """Whether a freshly built module has an effect; None where the class does not say.
 
         `patch_model` warns unless it is False.
         """
         return None
-
-    @property
-    def is_sized_by_grid(self) -> bool:
-        """Whether the sizes of parameters depend on the grid."""
-        return False
 
     def check_prefix(self, layout: TokenLayout) -> None:
         """Raises when `layout` has prefix tokens that no parameter was made for."""
@@ -190,6 +191,9 @@ class AttentionEncoding(Encoding):
     # or "content" where it knows no position.
     kind: str = "relative"
 
+    is_static: bool = False
+    """Whether the terms depend on the parameters and the layout only."""
+
     def __init__(self, layout: TokenLayout, num_heads: int, head_dim: int | None = None) -> None:
         super().__init__(layout)
         self.num_heads = check_positive(num_heads, "num_heads", type(self).__name__)
@@ -197,11 +201,6 @@ class AttentionEncoding(Encoding):
             None if head_dim is None else check_positive(head_dim, "head_dim", type(self).__name__)
         )
         self._static = _StaticTerms()
-
-    @property
-    def is_static(self) -> bool:
-        """Whether the terms depend on the parameters and the layout only."""
-        return False
 
     def forward(
         self, q: Tensor, k: Tensor, layout: TokenLayout, *, scale: float | None = None
@@ -231,8 +230,10 @@ class AttentionEncoding(Encoding):
         return _as_tuple(self.terms(q, k, layout, scale), self)
 
     @abstractmethod
-    def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
-        """The terms of checked queries and keys, computed in at least float32."""
+    def terms(
+        self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float
+    ) -> Term | tuple[Term, ...]:
+        """One term or several, of checked queries and keys, computed in at least float32."""
 
     def _check(self, q: Tensor, k: Tensor, layout: TokenLayout) -> None:
         name = type(self).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import AttentionEncoding, check_flag, check_positive
+from posenc.encodings.base import AttentionEncoding, check_flag, check_positive, flag
 from posenc.functional.buckets import clipped_axis_buckets, fit_buckets, sum_of_axes, swin_index
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
@@ -71,7 +71,7 @@ class CordonnierLearned(AttentionEncoding):
         self.row_key = nn.Parameter(torch.zeros(heads, device=device, dtype=dtype))
         self.column_key = nn.Parameter(torch.zeros(heads, device=device, dtype=dtype))
 
-    @property
+    @flag
     def is_sized_by_grid(self) -> bool:
         """Unless `max_offset` was given."""
         return self.given_max_offset is None

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import AttentionEncoding, check_flag, check_number, check_positive
+from posenc.encodings.base import AttentionEncoding, check_flag, check_number, check_positive, flag
 from posenc.functional.body import (
     BodyFrame,
     crop_heights,
@@ -134,7 +134,7 @@ class HumanPart(AttentionEncoding):
             )
         return self.head_dim
 
-    @property
+    @flag
     def is_static(self) -> bool:
         """Unless adaptive."""
         return not self.adaptive

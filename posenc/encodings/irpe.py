@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import AttentionEncoding, check_choice, check_flag, check_number
+from posenc.encodings.base import AttentionEncoding, check_choice, check_flag, check_number, flag
 from posenc.functional.buckets import (
     PREFIX_PAIRS,
     PrefixPairs,
@@ -107,12 +107,12 @@ class IRPE(AttentionEncoding):
                 name, nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
             )
 
-    @property
+    @flag
     def is_static(self) -> bool:
         """In bias mode."""
         return self.mode == "bias"
 
-    @property
+    @flag
     def is_sized_by_prefix(self) -> bool:
         """Unless prefix pairs have no encoding."""
         return self.prefix_pairs != "none"

@@ -14,6 +14,7 @@ from posenc.encodings.base import (
     check_flag,
     check_number,
     check_positive,
+    flag,
 )
 from posenc.functional.precision import at_least_float32
 from posenc.functional.rotary_angles import Axis, token_places
@@ -104,7 +105,7 @@ class LieRE(AttentionEncoding):
             start.uniform_(0, 1).mul_(self.start_strength * math.tau)
         self.generators = nn.Parameter(start)
 
-    @property
+    @flag
     def is_sized_by_grid(self) -> bool:
         """Where the grid that it was built for decides about places on others."""
         return self.resize == "extrapolate"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import AttentionEncoding, check_choice, check_flag, check_positive
+from posenc.encodings.base import AttentionEncoding, check_choice, check_flag, check_positive, flag
 from posenc.functional.buckets import (
     PREFIX_PAIRS,
     PrefixPairs,
@@ -86,7 +86,7 @@ class RelativeLogits(AttentionEncoding):
         shape = (1 if share_heads else num_heads, width, entries)
         self.table = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
 
-    @property
+    @flag
     def is_sized_by_prefix(self) -> bool:
         """Unless prefix pairs have no bias."""
         return self.prefix_pairs != "none"

@@ -16,6 +16,7 @@ from posenc.encodings.base import (
     check_number,
     check_positive,
     check_positive_number,
+    flag,
 )
 from posenc.functional.precision import at_least_float32
 from posenc.functional.rotary_angles import (
@@ -251,7 +252,7 @@ class RoPE(AttentionEncoding):
         bands = power_bands(count, _positive(temperature, "temperature"))
         return tuple(math.tau * band for band in bands) if self._places == "centered" else bands
 
-    @property
+    @flag
     def is_static(self) -> bool:
         """Unless it draws: with shift, jitter or rescale in training."""
         return not (self.training and self._draws)
@@ -260,7 +261,7 @@ class RoPE(AttentionEncoding):
     def _draws(self) -> bool:
         return (self.shift, self.jitter, self.rescale) != (0, 1, 1)
 
-    @property
+    @flag
     def is_sized_by_grid(self) -> bool:
         """Where the grid that it was built for decides about places on others."""
         if self._places == "counted":

@@ -13,6 +13,7 @@ from posenc.encodings.base import (
     check_choice,
     check_number,
     check_positive_number,
+    flag,
 )
 from posenc.functional.precision import at_least_float32
 from posenc.functional.rotary_angles import Axis, counted, power_bands, token_places
@@ -100,7 +101,7 @@ class RoPEMixed(AttentionEncoding):
             with torch.no_grad():
                 self.freqs.copy_(self.start_strength * start)
 
-    @property
+    @flag
     def is_sized_by_grid(self) -> bool:
         """Where the grid that it was built for decides about places on others."""
         return self.resize == "scale"

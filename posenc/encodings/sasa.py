@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import AttentionEncoding, check_positive
+from posenc.encodings.base import AttentionEncoding, check_positive, flag
 from posenc.functional.buckets import Axis, clipped_axis_index, fit_buckets, window_index
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
@@ -76,7 +76,7 @@ class SASA(AttentionEncoding):
                 name, nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
             )
 
-    @property
+    @flag
     def is_sized_by_grid(self) -> bool:
         """Unless there is a window."""
         return self.window is None

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from posenc.encodings.base import AttentionEncoding, check_choice
+from posenc.encodings.base import AttentionEncoding, check_choice, flag
 from posenc.functional.buckets import (
     PREFIX_PAIRS,
     PrefixPairs,
@@ -73,7 +73,7 @@ class SwinBias(AttentionEncoding):
         if init == "paper":
             nn.init.trunc_normal_(self.table, std=0.02)
 
-    @property
+    @flag
     def is_sized_by_prefix(self) -> bool:
         """Unless prefix pairs have no bias."""
         return self.prefix_pairs != "none"

@@ -15,6 +15,7 @@ from posenc.patching.config import checked, compare, encoding_config, plan_as
 from posenc.patching.fold import FoldedBias
 from posenc.patching.names import is_of_encoding
 from posenc.patching.patch import (
+    Model,
     apply_plan,
     find_patched,
     named_backbone,
@@ -91,7 +92,7 @@ def save_encodings(model: nn.Module, path: str | os.PathLike[str]) -> None:
     save_file({key: value.contiguous() for key, value in state.items()}, path, metadata=metadata)
 
 
-def load_encodings(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+def load_encodings(model: Model, path: str | os.PathLike[str]) -> Model:
     """Reads a file of `save_encodings`; a model that is not patched is patched as the file says.
 
     The file is compared with the model before any of its tensors is read and before memory is

@@ -18,6 +18,7 @@ from posenc.patching.models.kinds import Family
 from posenc.patching.models.known import adapted_of, attention_of, family_of
 from posenc.patching.models.others import OTHER
 from posenc.patching.patch import (
+    Model,
     apply_plan,
     check_unpatched,
     model_name,
@@ -67,7 +68,7 @@ def _format_of(encodings: list[dict[str, Any]]) -> int:
     return max(SINCE.get(spec["name"], (1, ""))[0] for spec in encodings)
 
 
-def patch_from_config(model: nn.Module, config: dict[str, Any]) -> nn.Module:
+def patch_from_config(model: Model, config: dict[str, Any]) -> Model:
     """Patches a model as another one was, in place, with fresh encodings.
 
     >>> import timm, posenc

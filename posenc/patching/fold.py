@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding
 from posenc.layout import TokenLayout
-from posenc.patching.patch import patched_backbone, site_modules
+from posenc.patching.patch import Model, patched_backbone, site_modules
 from posenc.patching.sites.site import Site
 from posenc.term_maps import map_biases, map_tensors
 from posenc.terms import BiasTerm, DenseBias, LowRankBias, Term
@@ -72,7 +72,7 @@ def _folded(bias: BiasTerm) -> BiasTerm:
     return exact if isinstance(exact, LowRankBias) else DenseBias(exact.dense())
 
 
-def fold_biases(model: nn.Module) -> nn.Module:
+def fold_biases(model: Model) -> Model:
     """Folds the static biases of a patched model into buffers, in place, for deployment.
 
     Static encodings, those with `is_static`, read neither queries nor keys (`swin`, `beit`, `rope`,

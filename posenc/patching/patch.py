@@ -23,7 +23,7 @@ from posenc.patching.select import Blocks
 from posenc.patching.sites.classes import site_class
 from posenc.patching.sites.roles import in_order
 from posenc.patching.sites.site import Site
-from posenc.patching.spec import Spec
+from posenc.patching.spec import EncodingLike, Spec
 from posenc.registry import resolved_options
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -50,7 +50,7 @@ class PatchRecord:
 
 def patch_model(
     model: Model,
-    encoding: Any = "irpe",
+    encoding: EncodingLike = "irpe",
     *,
     layout: TokenLayout | None = None,
     blocks: Blocks = None,

@@ -21,13 +21,13 @@ from posenc.patching.planned import Plan, PlannedSite, at, at_root
 from posenc.patching.select import Blocks
 from posenc.patching.sites.explained import explain_site
 from posenc.patching.sites.roles import BindLayout, HideTable, SeeImage
-from posenc.patching.spec import Spec, parse_specs
+from posenc.patching.spec import EncodingLike, Spec, parse_specs
 from posenc.registry import option_names
 
 
 def make_plan(
     model: nn.Module,
-    encoding: Any,
+    encoding: EncodingLike,
     layout: TokenLayout | None,
     blocks: Blocks,
     share: bool,

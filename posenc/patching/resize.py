@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from posenc.layout import TokenLayout
 from posenc.patching.fold import FoldedBias
 from posenc.patching.layouts import (
@@ -18,10 +16,10 @@ from posenc.patching.layouts import (
 )
 from posenc.patching.models.kinds import UnsupportedModelError
 from posenc.patching.models.known import family_of
-from posenc.patching.patch import PatchRecord, patched_backbone, site_modules
+from posenc.patching.patch import Model, PatchRecord, patched_backbone, site_modules
 
 
-def set_layout(model: nn.Module, layout: TokenLayout | tuple[int, int] | int) -> nn.Module:
+def set_layout(model: Model, layout: TokenLayout | tuple[int, int] | int) -> Model:
     """Makes another layout the active one; stored tables stay and are resampled on the fly.
 
     A timm model of one image size gets `model.set_input_size(img_size)`, which its own position

@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from posenc.encodings.base import Encoding
 from posenc.layout import TokenLayout
@@ -20,6 +20,10 @@ from posenc.registry import (
     option_names,
     registered_name,
 )
+
+# One encoding by name, class or builder, or several.
+OneEncoding: TypeAlias = str | type[Encoding] | Callable[..., Encoding]
+EncodingLike: TypeAlias = OneEncoding | Sequence[OneEncoding]
 
 
 @dataclass
@@ -57,7 +61,7 @@ class Spec:
         return encoding.to(device=device, dtype=dtype)
 
 
-def parse_specs(encoding: Any, options: dict[str, Any]) -> list[Spec]:
+def parse_specs(encoding: EncodingLike, options: dict[str, Any]) -> list[Spec]:
     """Specs of `patch_model(encoding=...)`, each with its share of the options.
 
     Raises:

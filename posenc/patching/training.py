@@ -12,10 +12,10 @@ from torch import nn
 
 from posenc.encodings.base import check_number
 from posenc.patching.checkpoint import encoding_parameters
-from posenc.patching.patch import named_backbone
+from posenc.patching.patch import Model, named_backbone
 
 
-def train_only_encodings(model: nn.Module, also: Iterable[str] = ()) -> nn.Module:
+def train_only_encodings(model: Model, also: Iterable[str] = ()) -> Model:
     """Switches gradients on for the encodings and off for the rest of a patched model.
 
     Only `requires_grad` changes. Dropout and the statistics of batch normalisation follow

@@ -1,0 +1,31 @@
+"""Reads what benchmarks and experiments left: benchmarks/results/ and docs/comparison/."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(name: str) -> dict:
+    """A report of a benchmark."""
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+
+
+def ratio(report: str, case: str | None, shape: str, what: str = "median") -> float | None:
+    """Time over that of plain attention, or `what` else its row has; None where there is none."""
+    rows = load(report)["ratios_to_plain_sdpa"]
+    return next((row[what] for row in rows if (row["case"], row["shape"]) == (case, shape)), None)
+
+
+def model_ratio(report: str, encoding: str) -> float | None:
+    """Time of a patched model over the unpatched one; None where it was not measured."""
+    row = load(report)["ratios_to_unpatched"].get(encoding)
+    return None if row is None else row["median"]
+
+
+def accuracy() -> dict[str, dict[str, float]]:
+    """Encoding -> percent of test digits, from the CLS and from the mean token."""
+    report = json.loads((ROOT / "docs" / "comparison" / "comparison.json").read_text())
+    return {row["encoding"]: {"CLS": row["CLS"], "mean": row["mean"]} for row in report["rows"]}
