@@ -67,7 +67,8 @@ def test_the_workflow_runs_what_developers_run():
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
     targets = re.findall(r"^(\S+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     commands = (ROOT / ".ci" / "run").read_text().splitlines()
-    made = [target for line in commands if line.startswith("make ") for target in line.split()[1:]]
+    words = [word for line in commands if line.startswith("make ") for word in line.split()[1:]]
+    made = [word for word in words if not word.startswith("-")]
     assert (
         {"lint", "types", "contracts", "test", "dist", "smoke-lowest"} <= set(made) <= set(targets)
     )

@@ -48,10 +48,7 @@ def _lines(kept: Record, records: Records, found: list[Answer], folder: str) -> 
         "",
         "## A guide",
         "",
-        *table(
-            ["you have", "take", "how sure"],
-            [[one.question.asked, one.take, one.certainty] for one in found],
-        ),
+        *_guide(found),
         "",
         *(line for one in found for line in (_evidence(one), "")),
         *_figure("rankings.png", folder),
@@ -92,7 +89,7 @@ def _lines(kept: Record, records: Records, found: list[Answer], folder: str) -> 
 
 
 def _introduction(tier: Record, records: Records) -> list[str]:
-    seeds = sorted({job.seed for job in records if job.part == "alone"})
+    seeds = {job.seed for job in records if job.part == "alone"}
     vit = tier["vit"]
     patches = tier["pixels"] // vit["patch_size"]
     return [
@@ -104,12 +101,36 @@ def _introduction(tier: Record, records: Records) -> list[str]:
         + f", of which a training sees {tier['passes']:,} images: a result here is a reason to try "
         "an encoding first, and no law for large models or long trainings.",
         "",
-        f"Each encoding was trained with {len(seeds) or 'no'} seeds at most, and one seed chooses "
+        *_missing(records),
+        f"Encodings were trained with up to {max(len(seeds), 3)} seeds, and a seed chooses "
         "weights, training images and test images. An interval says where 95 % of 4,000 "
         "resamplings lie, over seeds and over test images. Seeds are few, so the intervals are "
         "rather too short than too long. *May be the best* means: the interval of its distance "
         "to the best reaches zero.",
     ]
+
+
+def _guide(found: list[Answer]) -> list[str]:
+    if not found:
+        return ["No question was answered yet."]
+    body = [[one.question.asked, one.take, one.certainty] for one in found]
+    return table(["you have", "take", "how sure"], body)
+
+
+def _missing(records: Records) -> list[str]:
+    """A warning where parts of the comparison were not run."""
+    names = {
+        "cells": "the three-cell test",
+        "alone": "the trainings with each encoding alone",
+        "few": "those with few images",
+        "beside": "those beside a learned table",
+        "cost": "the costs",
+    }
+    found = {job.part for job in records}
+    missing = [said for part, said in names.items() if part not in found]
+    if not missing:
+        return []
+    return [f"**Not all was run yet**: {', '.join(missing)} are missing.", ""]
 
 
 def _evidence(answer: Answer) -> str:
