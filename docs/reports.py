@@ -1,11 +1,15 @@
-"""Reads what benchmarks and experiments left: benchmarks/results/ and docs/comparison/."""
+"""Reads what benchmarks and experiments left: benchmarks/results/, docs/comparison/, docs/reid/."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "examples" / "reid"))  # its tests of differences
+
+from findings.results import Results  # noqa: E402
 
 
 def load(name: str) -> dict:
@@ -29,3 +33,9 @@ def accuracy() -> dict[str, dict[str, float]]:
     """Encoding -> percent of test digits, from the CLS and from the mean token."""
     report = json.loads((ROOT / "docs" / "comparison" / "comparison.json").read_text())
     return {row["encoding"]: {"CLS": row["CLS"], "mean": row["mean"]} for row in report["rows"]}
+
+
+def people() -> Results:
+    """Of person re-identification."""
+    report = json.loads((ROOT / "docs" / "reid" / "experiment.json").read_text())
+    return Results.of(report["results"])

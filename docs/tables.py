@@ -19,6 +19,7 @@ PAGES = tuple(
     ROOT / page
     for page in (
         "README.md",
+        "docs/start.md",
         "docs/encodings_table.md",
         "docs/performance.md",
         "docs/kernels.md",
@@ -30,7 +31,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(TESTS / "support")]
 
 import torch  # noqa: E402
 from golden_loads import loaded  # noqa: E402
-from readme_facts import instead_table, ratio_lines, which_lines  # noqa: E402
+from readme_facts import instead_table, people_line, ratio_lines, which_lines  # noqa: E402
 from reports import load, model_ratio, ratio  # noqa: E402
 
 import posenc  # noqa: E402
@@ -312,6 +313,7 @@ MADE = {
     "encodings": encodings_table,
     "encodings-in-short": short_encodings_table,
     "which": which_lines,
+    "people": people_line,
     "ratios": ratio_lines,
     "instead": instead_table,
 }
