@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 
@@ -101,12 +101,12 @@ def finished(
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
         waiting = {pool.submit(find_out, *call): call[0] for call in calls}
-        for done in as_completed(waiting):
-            if time.monotonic() > deadline:
-                pool.shutdown(wait=False, cancel_futures=True)
-            if not done.cancelled():
-                yield waiting[done], done.result()
+        while waiting:
+            for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield waiting.pop(done), done.result()
                 bar.update()
+            if time.monotonic() > deadline:
+                waiting = {call: job for call, job in waiting.items() if not call.cancel()}
     finally:
         pool.shutdown(cancel_futures=True)
 

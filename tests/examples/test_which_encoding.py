@@ -4,10 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import which_encoding
+from which.plan import Plan
+from which.results import Job
+from which.tiers import TIERS, smallest
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--encodings", "none", "learned", "rope", "--seeds", "2", "--workers", "0"]
@@ -71,6 +76,21 @@ def test_stopped_and_gone_on(tmp_path, fashion, monkeypatch, capsys):
     call(monkeypatch, "--out", pieces, *options, "--only", "images", "size")
     assert len(calls) - 1 == len(records_in(pieces)) == len({*calls})
     assert numbers_of(pieces) == numbers_of(whole)
+
+
+def test_workers_end_at_the_deadline(monkeypatch):
+    """Trainings that wait then never begin, and are not waited for."""
+    monkeypatch.setattr(which_encoding, "find_out", print)  # what workers can import
+    jobs = [Job("alone", "swin", "CLS", seed) for seed in range(2_000)]
+    plan = Plan(smallest(TIERS["cpu"]), ["swin"], 1, ["images"])
+    deadline = time.monotonic() + 0.05  # over before the first worker is up
+    found = []
+    run = which_encoding.finished(jobs, plan, Path(), {}, 1, deadline)
+    thread = threading.Thread(target=lambda: found.extend(run), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert 1 <= len(found) < len(jobs)
 
 
 def numbers_of(out):
