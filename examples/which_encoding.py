@@ -89,7 +89,11 @@ def finished(
     jobs: list[Job], plan: Plan, data: Path, records: Records, workers: int, deadline: float
 ) -> Iterator[tuple[Job, Record]]:
     """Each job with what was found, as they come; none begins after the deadline."""
-    calls = [(job, plan.tier, data, best_rate(records, job.encoding), plan.kinds) for job in jobs]
+    table = best_rate(records, "learned")
+    rates = {job.encoding: (best_rate(records, job.encoding), table) for job in jobs}
+    calls = [
+        (job, plan.tier, data, rates[job.encoding], plan.kinds_of(job, records)) for job in jobs
+    ]
     bar = tqdm(total=len(jobs), desc=jobs[0].part if jobs else "", unit="run", disable=not jobs)
     if not workers or time.monotonic() > deadline:
         for call in calls:

@@ -148,6 +148,23 @@ def test_rates_are_those_of_the_encodings(fashion):
     assert not torch.equal(model.state_dict()["head.weight"], first["head.weight"])
 
 
+def test_a_table_beside_has_its_own_rate(fashion):
+    """Each of the two stays where it was at a rate of zero, and the other learns."""
+    source = Fashion(fashion, pixels=TINY.pixels, validation=20)
+    options = {"beside": True, "readout": "mean", "seed": 0}
+    for rate, table_rate in ((0, 5), (5, 0)):
+        model = train(TINY, source, "swin", **options, rate=rate, table_rate=table_rate)
+        moved = {name: bool(p.any()) for name, p in posenc.encoding_parameters(model)}
+        assert moved.pop("posenc.learned.table") == bool(table_rate)
+        assert {*moved.values()} == {bool(rate)}
+
+
+def test_the_table_is_tried_where_others_stand_beside_it():
+    for parts, expected in ((["beside"], {"swin", "learned"}), (["few"], {"swin"})):
+        plan = Plan(TINY, ["swin", "rope"], seeds=1, parts=parts)
+        assert {job.encoding for job in plan.rate_trials()} == expected
+
+
 def test_count_right_counts():
     model = torch.nn.Flatten()
     logits = torch.eye(4)[[0, 1, 2, 3, 3]]
@@ -214,4 +231,7 @@ def test_a_training_without_the_tests_asked_for_is_not_done():
     records = {job: {"tests": {}, "kinds": ["images"]}}
     plan = Plan(TINY, ["swin"], seeds=1, parts=["images"])
     assert plan.is_done(job, records)
-    assert not Plan(TINY, ["swin"], seeds=1, parts=["size"]).is_done(job, records)
+    other = Plan(TINY, ["swin"], seeds=1, parts=["size"])
+    assert not other.is_done(job, records)
+    assert other.kinds_of(job, records) == ("images", "size")  # the first is not lost
+    assert other.kinds_of(job, {}) == ("size",)
