@@ -52,6 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             data = args.data or default_data(args, Path(folder))
+            check_device(tier)
             open_source(tier.name, data, tier.pixels, tier.validation)
             records = results.read()
         except (FileNotFoundError, ValueError) as error:
@@ -143,6 +144,18 @@ def default_data(args: argparse.Namespace, folder: Path) -> Path:
     return folder
 
 
+def check_device(tier: Tier) -> None:
+    """Before anything runs.
+
+    Raises:
+        ValueError: the tier's device is not there.
+    """
+    if tier.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"--tier {tier.name} needs a GPU, and torch sees none; --dry rehearses it on a CPU"
+        )
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -158,12 +171,18 @@ def make_parser() -> argparse.ArgumentParser:
         "--only", nargs="+", default=list(PARTS), choices=PARTS, help="parts of the comparison"
     )
     parser.add_argument(
-        "--workers", type=int, default=2, help="trainings at a time; 0: one, in this process"
+        "--workers", type=_natural, default=2, help="trainings at a time; 0: one, in this process"
     )
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="after which no training begins"
     )
     return parser
+
+
+def _natural(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return int(text)
 
 
 def _positive(text: str) -> int:

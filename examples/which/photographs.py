@@ -32,6 +32,7 @@ class Photographs:
         order = torch.randperm(len(self.train), generator=_generator(HELD_OUT)).tolist()
         self.held_out, self.rest = order[:validation], order[validation:]
         self.num_classes = len(self.train.classes)
+        self.available = len(self.rest)
         val = ImageFolder(str(folder / "val"))
         if val.classes != self.train.classes:  # labels are places in these lists
             different = sorted({*val.classes} ^ {*self.train.classes})

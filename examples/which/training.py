@@ -54,7 +54,7 @@ def train(
         seed: of weights, images and their order.
         rate: see above.
         table_rate: the same of the learned table beside an encoding.
-        share: of the tier's training images.
+        share: of the tier's training images, or of those that there are.
         length: of the tier's passes.
     """
     model = add_encoding(build(tier, source.num_classes, readout, seed), encoding, beside=beside)
@@ -62,7 +62,7 @@ def train(
     passes = round(tier.passes * length)
     groups = make_groups(tier, model, rate, table_rate if beside else rate)
     optimizer, schedule = make_optimizer(groups, steps=passes // tier.batch)
-    images = round(tier.images * share)
+    images = round(min(tier.images, source.available) * share)
     for inputs, labels in source.training(seed, images=images, passes=passes, batch=tier.batch):
         with autocast(tier):
             logits = model(inputs.to(tier.device))

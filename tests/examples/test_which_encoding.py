@@ -103,6 +103,7 @@ def test_bad_calls_end_before_a_training(tmp_path, fashion, monkeypatch, capsys)
     for options, message in (
         (["--encodings", "swine"], "invalid choice: 'swine'"),
         (["--seeds", "0"], "must be at least 1, got 0"),
+        (["--workers", "-1"], "must not be negative, got -1"),
         (["--only", "sizes"], "invalid choice: 'sizes'"),
         (["--data", tmp_path / "nothing"], "install Debian's dataset-fashion-mnist"),
     ):
@@ -117,6 +118,15 @@ def test_a_gpu_needs_photographs(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         which_encoding.main()
     assert "--tier gpu needs --data" in capsys.readouterr().err
+
+
+def test_a_gpu_tier_needs_a_gpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(which_encoding.torch.cuda, "is_available", lambda: False)
+    options = ["--tier", "gpu", "--data", tmp_path, "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["it", *map(str, options)])
+    with pytest.raises(SystemExit):
+        which_encoding.main()
+    assert "--tier gpu needs a GPU, and torch sees none" in capsys.readouterr().err
 
 
 def test_results_of_another_tier_are_refused(tmp_path, fashion, monkeypatch, capsys):

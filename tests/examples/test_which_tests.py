@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from which import cost
 from which.cells import CELL, SIDE, draw, draw_cells
 from which.conditions import by_other_rule, cropped, shifted, size_names
 from which.contenders import CONTENDERS, READOUTS, add_encoding
@@ -163,6 +164,28 @@ def test_the_table_is_tried_where_others_stand_beside_it():
     for parts, expected in ((["beside"], {"swin", "learned"}), (["few"], {"swin"})):
         plan = Plan(TINY, ["swin", "rope"], seeds=1, parts=parts)
         assert {job.encoding for job in plan.rate_trials()} == expected
+
+
+def test_a_share_is_one_of_the_images_that_there_are(fashion):
+    """A folder smaller than the tier's number is no whole that a half could be cut from."""
+    source = Fashion(fashion, pixels=TINY.pixels, validation=20)
+    seen = []
+    training = source.training
+    source.training = lambda seed, **sizes: seen.append(sizes) or training(seed, **sizes)
+    tier = replace(TINY, images=1_000)
+    train(tier, source, "none", beside=False, readout="mean", seed=0, rate=1, share=1 / 4)
+    assert seen[0]["images"] == 25  # of 100
+
+
+def test_costs_are_timed_as_the_tier_runs():
+    """In bfloat16 where it trains so."""
+    found = []
+    model = build(TINY, 10, "mean", seed=0)
+    model.head.register_forward_hook(lambda _, inputs, output: found.append(output.dtype))
+    for run in (cost.forward, cost.training):
+        run(model, replace(TINY, autocast=True))()
+        run(model, TINY)()
+    assert found == [torch.bfloat16, torch.float32] * 2
 
 
 def test_count_right_counts():
