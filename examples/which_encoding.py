@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,6 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             data = args.data or default_data(args, Path(folder))
+            check_device(tier)
             open_source(tier.name, data, tier.pixels, tier.validation)
             records = results.read()
         except (FileNotFoundError, ValueError) as error:
@@ -89,7 +90,11 @@ def finished(
     jobs: list[Job], plan: Plan, data: Path, records: Records, workers: int, deadline: float
 ) -> Iterator[tuple[Job, Record]]:
     """Each job with what was found, as they come; none begins after the deadline."""
-    calls = [(job, plan.tier, data, best_rate(records, job.encoding), plan.kinds) for job in jobs]
+    table = best_rate(records, "learned")
+    rates = {job.encoding: (best_rate(records, job.encoding), table) for job in jobs}
+    calls = [
+        (job, plan.tier, data, rates[job.encoding], plan.kinds_of(job, records)) for job in jobs
+    ]
     bar = tqdm(total=len(jobs), desc=jobs[0].part if jobs else "", unit="run", disable=not jobs)
     if not workers or time.monotonic() > deadline:
         for call in calls:
@@ -101,12 +106,12 @@ def finished(
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
         waiting = {pool.submit(find_out, *call): call[0] for call in calls}
-        for done in as_completed(waiting):
-            if time.monotonic() > deadline:
-                pool.shutdown(wait=False, cancel_futures=True)
-            if not done.cancelled():
-                yield waiting[done], done.result()
+        while waiting:
+            for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield waiting.pop(done), done.result()
                 bar.update()
+            if time.monotonic() > deadline:
+                waiting = {call: job for call, job in waiting.items() if not call.cancel()}
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -139,6 +144,18 @@ def default_data(args: argparse.Namespace, folder: Path) -> Path:
     return folder
 
 
+def check_device(tier: Tier) -> None:
+    """Before anything runs.
+
+    Raises:
+        ValueError: the tier's device is not there.
+    """
+    if tier.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"--tier {tier.name} needs a GPU, and torch sees none; --dry rehearses it on a CPU"
+        )
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -154,12 +171,18 @@ def make_parser() -> argparse.ArgumentParser:
         "--only", nargs="+", default=list(PARTS), choices=PARTS, help="parts of the comparison"
     )
     parser.add_argument(
-        "--workers", type=int, default=2, help="trainings at a time; 0: one, in this process"
+        "--workers", type=_natural, default=2, help="trainings at a time; 0: one, in this process"
     )
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="after which no training begins"
     )
     return parser
+
+
+def _natural(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    return int(text)
 
 
 def _positive(text: str) -> int:

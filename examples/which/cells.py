@@ -28,6 +28,7 @@ class Cells:
     """The source of these images; see `sources.Source`."""
 
     num_classes = 4
+    available = (SIDE * SIDE) ** 3  # or nearly; each image is drawn anew
 
     def training(self, seed: int, *, images: int, passes: int, batch: int) -> Batches:
         """No image is seen twice; `images` does not matter."""

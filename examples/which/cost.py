@@ -11,7 +11,7 @@ from torch import nn
 from posenc.bench.timing import environment, paired_ratio
 from which.contenders import add_encoding
 from which.tiers import Tier
-from which.training import build, parameters
+from which.training import autocast, build, parameters
 
 CLASSES = 10
 IMAGES = 8
@@ -19,7 +19,7 @@ PAIRS = 15
 
 
 def measure(tier: Tier, encoding: str, pairs: int = PAIRS) -> dict[str, object]:
-    """Medians and quartiles of pairs that were timed in turns, on one thread of a CPU."""
+    """Medians and quartiles of pairs timed in turns, as the tier runs; on one thread of a CPU."""
     device = torch.device(tier.device)
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -41,7 +41,7 @@ def forward(model: nn.Module, tier: Tier) -> Callable[[], object]:
 
     def run() -> object:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), autocast(tier):
             return model(images)
 
     return run
@@ -50,11 +50,14 @@ def forward(model: nn.Module, tier: Tier) -> Callable[[], object]:
 def training(model: nn.Module, tier: Tier) -> Callable[[], object]:
     """Forward and backward, as in a step without its optimizer."""
     images = torch.randn(IMAGES, tier.vit.get("in_chans", 3), tier.pixels, tier.pixels)
-    images, labels = images.to(tier.device), torch.zeros(IMAGES, dtype=torch.long)
+    images = images.to(tier.device)
+    labels = torch.zeros(IMAGES, dtype=torch.long, device=tier.device)
 
     def run() -> object:
         model.train().zero_grad()
-        F.cross_entropy(model(images), labels.to(tier.device)).backward()
+        with autocast(tier):
+            logits = model(images)
+        F.cross_entropy(logits.float(), labels).backward()
         return model
 
     return run

@@ -242,7 +242,8 @@ def _beside(records: Records) -> list[str]:
     if not body:
         return ["Not measured."]
     return [
-        "Points gained over the learned table alone, with the mean token, and the 95 % interval.",
+        "Points gained over the learned table alone, with the mean token, and the 95 % interval. "
+        "The table and the encoding learn at the rates that were best for each of them alone.",
         "",
         *table(["encoding beside `learned`", "gain", "which is"], body),
     ]

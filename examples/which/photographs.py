@@ -19,6 +19,7 @@ class Photographs:
 
     Raises:
         FileNotFoundError: the folder has no train or val, or a class of them no image.
+        ValueError: train and val have not the same classes, or validation would take all images.
     """
 
     def __init__(self, folder: Path, pixels: int, validation: int) -> None:
@@ -31,6 +32,16 @@ class Photographs:
         order = torch.randperm(len(self.train), generator=_generator(HELD_OUT)).tolist()
         self.held_out, self.rest = order[:validation], order[validation:]
         self.num_classes = len(self.train.classes)
+        self.available = len(self.rest)
+        val = ImageFolder(str(folder / "val"))
+        if val.classes != self.train.classes:  # labels are places in these lists
+            different = sorted({*val.classes} ^ {*self.train.classes})
+            raise ValueError(f"{folder}: train and val differ in the classes {different[:5]}")
+        if not self.rest:
+            raise ValueError(
+                f"{folder}/train has {len(order):,} images, and {validation:,} of them are kept for "
+                "validation: give --data a larger folder"
+            )
 
     def training(self, seed: int, *, images: int, passes: int, batch: int) -> Batches:
         """See `Source`."""
@@ -40,9 +51,9 @@ class Photographs:
         left = passes // batch
         while left:
             # The seed of the workers' crops comes from the generator, too.
-            loader = _loader(part, batch, shuffle=True, drop_last=True, generator=generator)
-            for images_, labels in loader:
-                yield images_, labels
+            options = {"shuffle": True, "drop_last": True, "generator": generator}
+            for one in _alike(_loader(part, batch, **options), generator):
+                yield one
                 left -= 1
                 if not left:
                     return
@@ -80,6 +91,25 @@ def _to_input() -> list[v2.Transform]:
 def _loader(part: Subset, batch: int, **options) -> DataLoader:
     workers = min(8, os.cpu_count() or 1) if len(part) > 1_000 else 0
     return DataLoader(part, min(batch, len(part)), num_workers=workers, **options)
+
+
+def _alike(loader: DataLoader, generator: torch.Generator) -> Batches:
+    """Its batches; without workers, crops come from the generator instead of the global one."""
+    if loader.num_workers:
+        yield from loader
+        return
+    state = torch.Generator().manual_seed(_drawn(generator)).get_state()
+    batches = iter(loader)
+    for _ in range(len(loader)):
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            one = next(batches)
+            state = torch.get_rng_state()
+        yield one
+
+
+def _drawn(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator))
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -75,10 +75,11 @@ class Plan:
         ]
 
     def rate_trials(self) -> list[Job]:
-        """One for each rate, where an encoding has parameters."""
+        """One for each rate, where an encoding has parameters; the table is beside all others."""
+        table = ["learned"] if "beside" in self.parts else []
         return [
             Job("rate", name, "mean", TRIAL_SEED, 1.0, rate)
-            for name in self.encodings
+            for name in dict.fromkeys([*self.encodings, *table])
             if learns(self.tier, name)
             for rate in self.tier.rates
         ]
@@ -110,6 +111,11 @@ class Plan:
         if job not in records:
             return False
         return job.part != "alone" or {*self.kinds} <= {*records[job]["kinds"]}
+
+    def kinds_of(self, job: Job, records: Records) -> tuple[str, ...]:
+        """What a training shall be tested on: also that which its present record has."""
+        kept = records.get(job, {}).get("kinds", ())
+        return tuple(kind for kind in KINDS if kind in {*self.kinds, *kept})
 
 
 def best_rate(records: Records, encoding: str) -> float:

@@ -23,6 +23,7 @@ class Source(Protocol):
     """Images of one task, the same for every encoding and a seed."""
 
     num_classes: int
+    available: int  # images that trainings draw from
 
     def training(self, seed: int, *, images: int, passes: int, batch: int) -> Batches:
         """So many passes over so many images, drawn and ordered by the seed."""
@@ -64,6 +65,7 @@ class Fashion:
         held_out, rest = order[:validation], order[validation:]
         self.held_out = images[held_out], labels[held_out]
         self.rest = images[rest], labels[rest]
+        self.available = len(rest)
         self.unseen = read_part(folder, "t10k")
         self.pixels = pixels
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ def train(
     readout: str,
     seed: int,
     rate: float,
+    table_rate: float = 1.0,
     share: float = 1.0,
     length: float = 1.0,
 ) -> nn.Module:
@@ -51,14 +53,16 @@ def train(
         readout: what the classifier reads.
         seed: of weights, images and their order.
         rate: see above.
-        share: of the tier's training images.
+        table_rate: the same of the learned table beside an encoding.
+        share: of the tier's training images, or of those that there are.
         length: of the tier's passes.
     """
     model = add_encoding(build(tier, source.num_classes, readout, seed), encoding, beside=beside)
     model = model.to(tier.device).train()
     passes = round(tier.passes * length)
-    optimizer, schedule = make_optimizer(tier, model, rate, steps=passes // tier.batch)
-    images = round(tier.images * share)
+    groups = make_groups(tier, model, rate, table_rate if beside else rate)
+    optimizer, schedule = make_optimizer(groups, steps=passes // tier.batch)
+    images = round(min(tier.images, source.available) * share)
     for inputs, labels in source.training(seed, images=images, passes=passes, batch=tier.batch):
         with autocast(tier):
             logits = model(inputs.to(tier.device))
@@ -71,13 +75,28 @@ def train(
     return model.eval()
 
 
-def make_optimizer(
-    tier: Tier, model: nn.Module, rate: float, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW whose rates rise for a tenth of the steps, and then fall to nothing."""
+def make_groups(
+    tier: Tier, model: nn.Module, rate: float, table_rate: float
+) -> list[dict[str, Any]]:
+    """Of the optimizer; a learned table and the other encodings each have a rate of their own."""
     groups = posenc.parameter_groups(
         model, lr=tier.rate, encoding_lr=tier.rate * rate, weight_decay=WEIGHT_DECAY
     )
+    named = posenc.encoding_parameters(model)
+    table = [parameter for name, parameter in named if name.startswith("posenc.learned.")]
+    if not table:
+        return groups
+    ids = {*map(id, table)}
+    for group in groups:
+        group["params"] = [one for one in group["params"] if id(one) not in ids]
+    apart = {"params": table, "lr": tier.rate * table_rate, "weight_decay": 0.0}
+    return [*(group for group in groups if group["params"]), apart]
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]], steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW whose rates rise for a tenth of the steps, and then fall to nothing."""
     optimizer = torch.optim.AdamW(groups)
     rates = [group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -16,16 +16,28 @@ from which.tiers import Tier
 from which.training import count_right, train
 
 
-def find_out(job: Job, tier: Tier, data: Path, rate: float, kinds: tuple[str, ...]) -> Record:
-    """The record of a job: of each test, the images named rightly and all images."""
+def find_out(
+    job: Job, tier: Tier, data: Path, rates: tuple[float, float], kinds: tuple[str, ...]
+) -> Record:
+    """The record of a job: of each test, the images named rightly and all images.
+
+    Args:
+        job: what to find out.
+        tier: the sizes.
+        data: folder of images.
+        rates: of the encoding, and of a learned table beside it.
+        kinds: of conditions that a training with the encoding alone is tested on.
+    """
     if tier.device == "cpu":
         torch.set_num_threads(1)
     started = time.process_time()
-    record = _record(job, tier, data, rate, kinds)
+    record = _record(job, tier, data, rates, kinds)
     return {**record, "seconds": round(time.process_time() - started, 1)}
 
 
-def _record(job: Job, tier: Tier, data: Path, rate: float, kinds: tuple[str, ...]) -> Record:
+def _record(
+    job: Job, tier: Tier, data: Path, rates: tuple[float, float], kinds: tuple[str, ...]
+) -> Record:
     if job.part == "cost":
         return measure(tier, job.encoding)
     if job.part == "cells":
@@ -33,6 +45,7 @@ def _record(job: Job, tier: Tier, data: Path, rate: float, kinds: tuple[str, ...
     source = open_source(tier.name, data, tier.pixels, tier.validation)
     if job.part == "rate":
         return _trial(job, tier, source)
+    rate, table_rate = rates
     model = train(
         tier,
         source,
@@ -41,6 +54,7 @@ def _record(job: Job, tier: Tier, data: Path, rate: float, kinds: tuple[str, ...
         readout=job.readout,
         seed=job.seed,
         rate=rate,
+        table_rate=table_rate,
         share=job.share,
     )
     if job.part != "alone":

@@ -4,10 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import which_encoding
+from which.plan import Plan
+from which.results import Job
+from which.tiers import TIERS, smallest
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["--encodings", "none", "learned", "rope"]
@@ -74,6 +79,21 @@ def test_stopped_and_gone_on(tmp_path, fashion, monkeypatch, capsys):
     assert numbers_of(pieces) == numbers_of(whole)
 
 
+def test_workers_end_at_the_deadline(monkeypatch):
+    """Trainings that wait then never begin, and are not waited for."""
+    monkeypatch.setattr(which_encoding, "find_out", print)  # what workers can import
+    jobs = [Job("alone", "swin", "CLS", seed) for seed in range(2_000)]
+    plan = Plan(smallest(TIERS["cpu"]), ["swin"], 1, ["images"])
+    deadline = time.monotonic() + 0.05  # over before the first worker is up
+    found = []
+    run = which_encoding.finished(jobs, plan, Path(), {}, 1, deadline)
+    thread = threading.Thread(target=lambda: found.extend(run), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert 1 <= len(found) < len(jobs)
+
+
 def numbers_of(out):
     """Of each job, but for times."""
     kept = ("job", "tests", "other rule", "rate")
@@ -84,6 +104,7 @@ def test_bad_calls_end_before_a_training(tmp_path, fashion, monkeypatch, capsys)
     for options, message in (
         (["--encodings", "swine"], "invalid choice: 'swine'"),
         (["--seeds", "0"], "must be at least 1, got 0"),
+        (["--workers", "-1"], "must not be negative, got -1"),
         (["--only", "sizes"], "invalid choice: 'sizes'"),
         (["--data", tmp_path / "nothing"], "install Debian's dataset-fashion-mnist"),
     ):
@@ -98,6 +119,15 @@ def test_a_gpu_needs_photographs(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         which_encoding.main()
     assert "--tier gpu needs --data" in capsys.readouterr().err
+
+
+def test_a_gpu_tier_needs_a_gpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(which_encoding.torch.cuda, "is_available", lambda: False)
+    options = ["--tier", "gpu", "--data", tmp_path, "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["it", *map(str, options)])
+    with pytest.raises(SystemExit):
+        which_encoding.main()
+    assert "--tier gpu needs a GPU, and torch sees none" in capsys.readouterr().err
 
 
 def test_results_of_another_tier_are_refused(tmp_path, fashion, monkeypatch, capsys):

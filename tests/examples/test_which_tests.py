@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from which import cost
 from which.cells import CELL, SIDE, draw, draw_cells
 from which.conditions import by_other_rule, cropped, shifted, size_names
 from which.contenders import CONTENDERS, READOUTS, add_encoding
@@ -148,6 +149,45 @@ def test_rates_are_those_of_the_encodings(fashion):
     assert not torch.equal(model.state_dict()["head.weight"], first["head.weight"])
 
 
+def test_a_table_beside_has_its_own_rate(fashion):
+    """Each of the two stays where it was at a rate of zero, and the other learns."""
+    source = Fashion(fashion, pixels=TINY.pixels, validation=20)
+    options = {"beside": True, "readout": "mean", "seed": 0}
+    for rate, table_rate in ((0, 5), (5, 0)):
+        model = train(TINY, source, "swin", **options, rate=rate, table_rate=table_rate)
+        moved = {name: bool(p.any()) for name, p in posenc.encoding_parameters(model)}
+        assert moved.pop("posenc.learned.table") == bool(table_rate)
+        assert {*moved.values()} == {bool(rate)}
+
+
+def test_the_table_is_tried_where_others_stand_beside_it():
+    for parts, expected in ((["beside"], {"swin", "learned"}), (["few"], {"swin"})):
+        plan = Plan(TINY, ["swin", "rope"], seeds=1, parts=parts)
+        assert {job.encoding for job in plan.rate_trials()} == expected
+
+
+def test_a_share_is_one_of_the_images_that_there_are(fashion):
+    """A folder smaller than the tier's number is no whole that a half could be cut from."""
+    source = Fashion(fashion, pixels=TINY.pixels, validation=20)
+    seen = []
+    training = source.training
+    source.training = lambda seed, **sizes: seen.append(sizes) or training(seed, **sizes)
+    tier = replace(TINY, images=1_000)
+    train(tier, source, "none", beside=False, readout="mean", seed=0, rate=1, share=1 / 4)
+    assert seen[0]["images"] == 25  # of 100
+
+
+def test_costs_are_timed_as_the_tier_runs():
+    """In bfloat16 where it trains so."""
+    found = []
+    model = build(TINY, 10, "mean", seed=0)
+    model.head.register_forward_hook(lambda _, inputs, output: found.append(output.dtype))
+    for run in (cost.forward, cost.training):
+        run(model, replace(TINY, autocast=True))()
+        run(model, TINY)()
+    assert found == [torch.bfloat16, torch.float32] * 2
+
+
 def test_count_right_counts():
     model = torch.nn.Flatten()
     logits = torch.eye(4)[[0, 1, 2, 3, 3]]
@@ -214,4 +254,7 @@ def test_a_training_without_the_tests_asked_for_is_not_done():
     records = {job: {"tests": {}, "kinds": ["images"]}}
     plan = Plan(TINY, ["swin"], seeds=1, parts=["images"])
     assert plan.is_done(job, records)
-    assert not Plan(TINY, ["swin"], seeds=1, parts=["size"]).is_done(job, records)
+    other = Plan(TINY, ["swin"], seeds=1, parts=["size"])
+    assert not other.is_done(job, records)
+    assert other.kinds_of(job, records) == ("images", "size")  # the first is not lost
+    assert other.kinds_of(job, {}) == ("size",)
