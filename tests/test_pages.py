@@ -44,19 +44,6 @@ def test_accuracies_are_those_of_the_comparison():
     assert f"({span([row[pool] for row in others for pool in ('CLS', 'mean')])})" in START
 
 
-def test_people_are_found_as_in_the_experiment():
-    found = {}
-    rows = re.findall(
-        r"^\| `([\w+]+)` \| ([\d.]+) ± ", (DOCS / "reid/experiment.md").read_text(), re.M
-    )
-    for name, score in rows:
-        found.setdefault(name, []).append(float(score))
-    assert f"{span(found['none'])} mAP without positions" in START
-    assert f"{span(found['learned'])} with the learned table" in START
-    assert f"`human_part` alone reaches {span(found['human_part'])}" in START
-    assert f"best of nine, by about a point ({span(found['learned+human_part'])})" in START
-
-
 def test_counts_are_those_of_the_registry_and_of_the_sweep():
     index, models, coverage = (
         " ".join((DOCS / f"{name}.md").read_text("utf-8").split())
