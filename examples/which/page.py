@@ -10,11 +10,11 @@ from typing import Any
 
 from which.claims import has_both_axes, verdicts
 from which.conditions import CROP, SHIFT
-from which.contenders import CONTENDERS
+from which.contenders import CONTENDERS, READOUTS
 from which.figures import SIZES, draw_costs, draw_rankings, draw_sizes
 from which.guide import Answer, answers, rows
 from which.measures import MEASURES, Measure, agreement, difference, standings
-from which.plan import SHARES
+from which.plan import SHARES, share_right
 from which.results import Job, Record, Records
 
 LEVEL = 0.05
@@ -26,7 +26,7 @@ FIGURES = {
 
 
 def write_page(out: Path) -> Path:
-    """Writes OUT.md, the figures in OUT, and the guide into results.json; returns the page."""
+    """Writes OUT.md, the figures and guide.json in OUT; returns the page."""
     kept = json.loads((out / "results.json").read_text())
     records: Records = {Job(*record.pop("job")): record for record in kept["records"]}
     page = out.with_suffix(".md")
@@ -89,7 +89,7 @@ def _lines(kept: Record, records: Records, found: list[Answer], folder: str) -> 
 
 
 def _introduction(tier: Record, records: Records) -> list[str]:
-    seeds = {job.seed for job in records if job.part == "alone"}
+    seeds = {job.seed for job in records if job.part not in ("rate", "cost")}
     vit = tier["vit"]
     patches = tier["pixels"] // vit["patch_size"]
     return [
@@ -102,7 +102,7 @@ def _introduction(tier: Record, records: Records) -> list[str]:
         "an encoding first, and no law for large models or long trainings.",
         "",
         *_missing(records),
-        f"Encodings were trained with up to {max(len(seeds), 3)} seeds, and a seed chooses "
+        f"Encodings were trained with up to {len(seeds)} seeds, and a seed chooses "
         "weights, training images and test images. An interval says where 95 % of 4,000 "
         "resamplings lie, over seeds and over test images. Seeds are few, so the intervals are "
         "rather too short than too long. *May be the best* means: the interval of its distance "
@@ -198,15 +198,15 @@ def _sizes(records: Records) -> list[str]:
 
 
 def _both(records: Records, encoding: str, condition: str, key: str = "tests") -> str:
-    """The mean over readouts and seeds."""
-    values = [
-        right / total
-        for job, record in records.items()
-        if (job.part, job.encoding) == ("alone", encoding)
-        for right, total in [record.get(key, {}).get(condition, (0, 0))]
-        if total
-    ]
-    return f"{100 * statistics.mean(values):.1f}" if values else "-"
+    """The mean over the seeds of each readout, and then over the readouts."""
+    values: dict[str, list[float]] = {}
+    for job, record in records.items():
+        counts = record.get(key, {}).get(condition)
+        if (job.part, job.encoding) == ("alone", encoding) and counts:
+            values.setdefault(job.readout, []).append(share_right(counts))
+    if len(values) < len(READOUTS):
+        return "-"
+    return f"{100 * statistics.mean(map(statistics.mean, values.values())):.1f}"
 
 
 def _few(records: Records) -> list[str]:
@@ -294,15 +294,20 @@ def _agreement(records: Records) -> list[str]:
         body.append([one, *(_tau(cell) for cell in cells)])
     return [
         "Kendall's tau-b between the rankings of two tests, without `none`: 1 is the same order, 0 "
-        f"none, -1 the contrary; a star marks p < {LEVEL}. Where tau is small, a ranking says "
-        "little about the other question.",
+        f"none, -1 the contrary; in parentheses p, and a star where p < {LEVEL}. Of {len(found)} "
+        f"such tests {LEVEL * len(found):.2g} would have a star by chance, and tests of the same "
+        "trained models are not independent. Where tau is small, a ranking says little about the "
+        "other question.",
         "",
         *table(["", *names], body),
     ]
 
 
 def _tau(cell: tuple[float, float, int] | None) -> str:
-    return "" if cell is None else f"{cell[0]:+.2f}{'*' if cell[1] < LEVEL else ''}"
+    if cell is None:
+        return ""
+    tau, p, _ = cell
+    return f"{tau:+.2f}{'*' if p < LEVEL else ''} ({p:.2g})"
 
 
 def _origin(kept: Record, records: Records) -> list[str]:
@@ -313,17 +318,18 @@ def _origin(kept: Record, records: Records) -> list[str]:
         for name in ("commit", "device", "python", "torch", "timm")
     }
     return [
-        f"- command: `{kept['command']}`, {len(records)} jobs, {hours:.1f} hours of one thread",
+        f"- command: `{kept['command']}`, {len(records)} jobs, {hours:.1f} hours of processor time",
         f"- training: {tier['passes']:,} passes over {tier['images']:,} images, batch "
         f"{tier['batch']}, AdamW, learning rate {tier['rate']:g}; an encoding learns "
         f"{', '.join(f'{rate:g}' for rate in tier['rates'])} times as fast, whichever was best on "
-        f"{tier['validation']:,} other images in a training of half the length: {_rates(records)}",
+        f"{tier['validation']:,} other images in one training of half the length, with the mean "
+        f"token: {_rates(records)}",
         f"- tests: {_test_images(tier)}; shifted by {SHIFT:.3g} of the side and cropped to "
         f"{CROP:.3g} of it, {tier['moved']:,} images each; the same images for all encodings",
         f"- code at commit {known['commit']}, Python {known['python']}, torch {known['torch']}, "
         f"timm {known['timm']}, {known['device']}",
         "- costs: medians of pairs timed in turns, on an otherwise idle machine only if you left "
-        "it so; one thread",
+        "it so; on a CPU with one thread",
     ]
 
 

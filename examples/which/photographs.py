@@ -39,8 +39,8 @@ class Photographs:
             raise ValueError(f"{folder}: train and val differ in the classes {different[:5]}")
         if not self.rest:
             raise ValueError(
-                f"{folder}/train has {len(order):,} images, and {validation:,} of them are kept for "
-                "validation: give --data a larger folder"
+                f"{folder}/train has {len(order):,} images, and {validation:,} of them are kept "
+                "for validation: give --data a larger folder"
             )
 
     def training(self, seed: int, *, images: int, passes: int, batch: int) -> Batches:
