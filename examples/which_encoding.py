@@ -12,13 +12,14 @@ stopped. Each call ends with the page OUT.md and the figures in OUT, of what is 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 
@@ -74,20 +75,40 @@ def run(
     """Until all is there, or the time is over; whether something is missing."""
     deadline = time.monotonic() + 60 * args.minutes
     results.write(records, command=command())
-    for stage in plan.stages(records):
-        jobs = [job for job in stage if not plan.is_done(job, records)]
-        # Two timings at a time would disturb each other.
-        workers = 0 if stage and stage[0].part == "cost" else args.workers
-        for job, record in finished(jobs, plan, data, records, workers, deadline):
-            records[job] = {**record, **provenance(plan.tier)}
-            results.write(records, command=command())
-        if not all(plan.is_done(job, records) for job in stage):
-            return True
+    with several(args.workers) as pool:
+        for stage in plan.stages(records):
+            jobs = [job for job in stage if not plan.is_done(job, records)]
+            # Two timings at a time would disturb each other.
+            here = None if stage and stage[0].part == "cost" else pool
+            for job, record in finished(jobs, plan, data, records, here, deadline):
+                records[job] = {**record, **provenance(plan.tier)}
+                results.write(records, command=command())
+            if not all(plan.is_done(job, records) for job in stage):
+                return True
     return False
 
 
+@contextlib.contextmanager
+def several(workers: int) -> Iterator[Executor | None]:
+    """So many processes, which are idle until there is work; None for none."""
+    if not workers:
+        yield None
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def finished(
-    jobs: list[Job], plan: Plan, data: Path, records: Records, workers: int, deadline: float
+    jobs: list[Job],
+    plan: Plan,
+    data: Path,
+    records: Records,
+    pool: Executor | None,
+    deadline: float,
 ) -> Iterator[tuple[Job, Record]]:
     """Each job with what was found, as they come; none begins after the deadline."""
     table = best_rate(records, "learned")
@@ -96,24 +117,19 @@ def finished(
         (job, plan.tier, data, rates[job.encoding], plan.kinds_of(job, records)) for job in jobs
     ]
     bar = tqdm(total=len(jobs), desc=jobs[0].part if jobs else "", unit="run", disable=not jobs)
-    if not workers or time.monotonic() > deadline:
+    if pool is None or time.monotonic() > deadline:
         for call in calls:
             if time.monotonic() < deadline:
                 yield call[0], find_out(*call)
                 bar.update()
         return
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        waiting = {pool.submit(find_out, *call): call[0] for call in calls}
-        while waiting:
-            for done in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield waiting.pop(done), done.result()
-                bar.update()
-            if time.monotonic() > deadline:
-                waiting = {call: job for call, job in waiting.items() if not call.cancel()}
-    finally:
-        pool.shutdown(cancel_futures=True)
+    waiting = {pool.submit(find_out, *call): call[0] for call in calls}
+    while waiting:
+        for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+            yield waiting.pop(done), done.result()
+            bar.update()
+        if time.monotonic() > deadline:
+            waiting = {call: job for call, job in waiting.items() if not call.cancel()}
 
 
 def provenance(tier: Tier) -> Record:

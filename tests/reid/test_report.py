@@ -103,7 +103,7 @@ def test_answers_are_differences_with_intervals():
         assert numbers == pytest.approx([mean, low, high], abs=0.051)
         assert cell.startswith("**") == (found.pvalue < 0.05) == (low > 0 or high < 0)
     assert "**" in rows[0]
-    assert "**" not in rows[1]
+    assert "**" not in rows[2]
 
 
 def test_differences_without_spread():
