@@ -238,7 +238,8 @@ def _describe(picture: Picture) -> dict[str, Any]:
 
 def _filled(data: dict[str, Any], numbers: Numbers) -> bytes:
     template = resources.files("posenc.explorer").joinpath("page.html").read_text("utf-8")
-    text = json.dumps(data, allow_nan=False).replace("</", "<\\/")
+    # A name such as "<!--<script>" would swallow the end of the script that it stands in.
+    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     scripts = (
         f'<script type="application/json" id="posenc-data">{text}</script>\n'
         f'<script type="text/plain" id="posenc-numbers">{numbers.base64()}</script>'
