@@ -5,6 +5,7 @@
 
 Images are black but for a red, a green and a blue cell. The class is whether red is above green,
 and whether red is left of blue: 25 % is chance, and all that a model without positions can reach.
+An encoding that knows distances alone, or the nearest neighbors alone, cannot tell left from right.
 """
 
 from __future__ import annotations

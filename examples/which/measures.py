@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, rankdata
 
 from which.plan import share_right
 from which.results import Job, Records
@@ -110,7 +110,7 @@ def standings(records: Records, measure: Measure) -> dict[str, Standing]:
     drawn = np.stack([resample(seeds, key=name) for name, seeds in counts.items()])
     means = np.array([value(seeds) for seeds in counts.values()])
     best = int(means.argmax())
-    ranks = (-drawn).argsort(axis=0).argsort(axis=0) + 1
+    ranks = [rankdata(-drawn, method=ties, axis=0) for ties in ("min", "max")]  # of equals: all
     found = {}
     for row, (name, seeds) in enumerate(counts.items()):
         low, high = np.percentile(drawn[row], INSIDE)
@@ -121,7 +121,10 @@ def standings(records: Records, measure: Measure) -> dict[str, Standing]:
             high=float(high),
             seeds=len(seeds),
             rank=int((means > means[row]).sum()) + 1,
-            ranks=tuple(int(rank) for rank in np.percentile(ranks[row], INSIDE, method="nearest")),
+            ranks=tuple(
+                int(np.percentile(one[row], end, method="nearest"))
+                for one, end in zip(ranks, INSIDE, strict=True)
+            ),
             behind=(float(means[best] - means[row]), float(behind[0]), float(behind[1])),
         )
     return dict(sorted(found.items(), key=lambda item: item[1].rank))

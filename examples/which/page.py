@@ -18,10 +18,10 @@ from which.plan import SHARES, share_right
 from which.results import Job, Record, Records
 
 LEVEL = 0.05
-FIGURES = {
-    "sizes.png": (draw_sizes, "Accuracy against the size of the test images"),
-    "rankings.png": (draw_rankings, "Rankings with 95 % intervals"),
-    "costs.png": (draw_costs, "Accuracy against the time of a training step"),
+FIGURES = {  # name -> how it is drawn, its words, and the measure that it needs
+    "sizes.png": (draw_sizes, "Accuracy against the size of the test images", "4.57x"),
+    "rankings.png": (draw_rankings, "Rankings with 95 % intervals", None),
+    "costs.png": (draw_costs, "Accuracy against the time of a training step", "mean"),
 }
 
 
@@ -30,16 +30,18 @@ def write_page(out: Path) -> Path:
     kept = json.loads((out / "results.json").read_text())
     records: Records = {Job(*record.pop("job")): record for record in kept["records"]}
     page = out.with_suffix(".md")
-    for name, (draw, _) in FIGURES.items():
-        draw(records, out / name)
+    for name, (draw, _, needed) in FIGURES.items():
+        (out / name).unlink(missing_ok=True)
+        if needed is None or MEASURES[needed].counts(records):
+            draw(records, out / name)
     found = answers(records)
-    page.write_text("\n".join(_lines(kept, records, found, out.name)) + "\n")
+    page.write_text("\n".join(_lines(kept, records, found, out)) + "\n")
     guide = rows(found)
     (out / "guide.json").write_text(json.dumps(guide, indent=1, ensure_ascii=False) + "\n")
     return page
 
 
-def _lines(kept: Record, records: Records, found: list[Answer], folder: str) -> list[str]:
+def _lines(kept: Record, records: Records, found: list[Answer], out: Path) -> list[str]:
     tier = kept["tier"]
     return [
         "# Which encoding?",
@@ -51,15 +53,15 @@ def _lines(kept: Record, records: Records, found: list[Answer], folder: str) -> 
         *_guide(found),
         "",
         *(line for one in found for line in (_evidence(one), "")),
-        *_figure("rankings.png", folder),
+        *_figure("rankings.png", out),
         "## All numbers",
         "",
         *_numbers(records),
         "",
-        *_figure("costs.png", folder),
+        *_figure("costs.png", out),
         "## Other sizes",
         "",
-        *_figure("sizes.png", folder),
+        *_figure("sizes.png", out),
         *_sizes(records),
         "",
         "## Few images",
@@ -141,8 +143,9 @@ def _evidence(answer: Answer) -> str:
     )
 
 
-def _figure(name: str, folder: str) -> list[str]:
-    return [f"![{FIGURES[name][1]}]({folder}/{name})", ""]
+def _figure(name: str, out: Path) -> list[str]:
+    """Nothing where there was nothing to draw."""
+    return [f"![{FIGURES[name][1]}]({out.name}/{name})", ""] if (out / name).is_file() else []
 
 
 def _numbers(records: Records) -> list[str]:
@@ -189,6 +192,8 @@ def _sizes(records: Records) -> list[str]:
         other = [_both(records, encoding, name, "other rule") for name in conditions[1:]]
         if any(cell != "-" for cell in other):
             body.append([f"`{encoding}`", f"*{contender.other_rule}*", "", *other])
+    if not body:
+        return ["Not measured."]
     return [
         "Means of both readouts in percent. In italics: the other rule that the encoding offers, "
         "with the same weights. 2:1 is twice as tall as wide.",
@@ -287,6 +292,8 @@ def _claims(records: Records) -> list[str]:
 
 def _agreement(records: Records) -> list[str]:
     found = agreement(records)
+    if not found:
+        return ["Not measured."]
     names = [name for name in MEASURES if any(name in pair for pair in found)]
     body = []
     for one in names:

@@ -49,6 +49,17 @@ def test_seeds_that_disagree_leave_it_open():
     assert all(each.ranks == (1, 2) for each in found.values())
 
 
+def test_equals_share_their_ranks():
+    found = standings(
+        records_of({"a": [1.0] * 3, "b": [1.0] * 3, "c": [0.2] * 3}), MEASURES["mean"]
+    )
+    assert {name: (one.rank, one.ranks) for name, one in found.items()} == {
+        "a": (1, (1, 2)),
+        "b": (1, (1, 2)),
+        "c": (3, (3, 3)),
+    }
+
+
 def test_few_images_leave_it_open():
     """Seeds that agree by chance do not make ten images many."""
     records = {
