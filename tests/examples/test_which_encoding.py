@@ -86,8 +86,12 @@ def test_workers_end_at_the_deadline(monkeypatch):
     plan = Plan(smallest(TIERS["cpu"]), ["swin"], 1, ["images"])
     deadline = time.monotonic() + 0.05  # over before the first worker is up
     found = []
-    run = which_encoding.finished(jobs, plan, Path(), {}, 1, deadline)
-    thread = threading.Thread(target=lambda: found.extend(run), daemon=True)
+
+    def run():
+        with which_encoding.several(1) as pool:
+            found.extend(which_encoding.finished(jobs, plan, Path(), {}, pool, deadline))
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(60)
     assert not thread.is_alive()

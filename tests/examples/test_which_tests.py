@@ -57,7 +57,7 @@ def test_other_sizes_show_the_same_images(fashion):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"lacks .*train-images.* give --data a fashion"):
+    with pytest.raises(FileNotFoundError, match=r"lacks .*train-images.* give --data a folder"):
         Fashion(tmp_path, pixels=28, validation=20)
 
 
