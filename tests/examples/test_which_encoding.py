@@ -15,7 +15,7 @@ from which.results import Job
 from which.tiers import TIERS, smallest
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["--encodings", "none", "learned", "rope"]
+NAMES = ["--encodings", "none", "learned", "rope", "swin"]
 SMALL = [*NAMES, "--seeds", "2", "--workers", "0"]
 
 
