@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "reid"))  # its tests of differences
 
-from findings.results import Results  # noqa: E402
+if TYPE_CHECKING:
+    from findings.results import Results
 
 
 def load(name: str) -> dict:
@@ -37,5 +39,7 @@ def accuracy() -> dict[str, dict[str, float]]:
 
 def people() -> Results:
     """Of person re-identification."""
+    from findings.results import Results  # needs SciPy, which the site does without
+
     report = json.loads((ROOT / "docs" / "reid" / "experiment.json").read_text())
     return Results.of(report["results"])

@@ -62,6 +62,27 @@ def test_pairs_of_scores_on_the_examples_page():
         assert values == [f"{mean:.1f}" for mean in means(encoding)], encoding
 
 
+@pytest.mark.parametrize(
+    ("encoding", "test", "words"),
+    [
+        ("peg", "shifted far", "`peg` keeps {} and {} % there"),
+        ("learned", "shifted far", "the table {} and {} %."),
+        ("rope", "taller", "**taller grid** it falls to {} and {} %"),
+    ],
+)
+def test_other_conditions_on_the_examples_page(encoding, test, words):
+    values = (f"{mean:.1f}" for mean in means(encoding, test))
+    assert words.format(*values) in PAGES["examples/reid/README.md"]
+
+
+def test_body_stands_above_the_table_in_all_means():
+    """As the page of the example says."""
+    tests = REPORT["results"][0]["tests"]
+    pairs = [zip(means("body", one), means("learned", one), strict=True) for one in tests]
+    assert all(body > table for pair in pairs for body, table in pair)
+    assert "above the table in all twelve means" in PAGES["examples/reid/README.md"]
+
+
 def test_the_page_is_that_of_the_numbers(tmp_path):
     stored = (ROOT / "docs" / "reid" / "experiment.md").read_text()
     assert write_report(REPORT, tmp_path).strip() == stored.strip()
