@@ -36,7 +36,7 @@ from which.contenders import CONTENDERS
 from which.page import write_page
 from which.plan import PARTS, Plan, best_rate
 from which.results import Job, Record, Records, Results
-from which.sources import FASHION, open_source
+from which.sources import FASHION, Source, open_source
 from which.tiers import TIERS, Tier, smallest
 from which.work import find_out
 
@@ -49,12 +49,12 @@ def main() -> None:
     args = parser.parse_args()
     tier = smallest(TIERS[args.tier]) if args.dry else TIERS[args.tier]
     plan = Plan(tier, args.encodings, args.seeds, args.only)
-    results = Results(args.out / "results.json", asdict(tier))
     with tempfile.TemporaryDirectory() as folder:
         try:
             data = args.data or default_data(args, Path(folder))
             check_device(tier)
-            open_source(tier.name, data, tier.pixels, tier.validation)
+            source = open_source(tier.name, data, tier.pixels, tier.validation)
+            results = Results(args.out / "results.json", asdict(tier), describe(source))
             records = results.read()
         except (FileNotFoundError, ValueError) as error:
             parser.error(str(error))
@@ -158,6 +158,11 @@ def default_data(args: argparse.Namespace, folder: Path) -> Path:
 
     draw_photographs(folder)
     return folder
+
+
+def describe(source: Source) -> dict[str, int]:
+    """What tells one set of images from another, without the place where it lies."""
+    return {"classes": source.num_classes, "training images": source.available}
 
 
 def check_device(tier: Tier) -> None:

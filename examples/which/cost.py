@@ -14,7 +14,6 @@ from which.tiers import Tier
 from which.training import autocast, build, parameters
 
 CLASSES = 10
-IMAGES = 8
 PAIRS = 15
 
 
@@ -36,7 +35,7 @@ def measure(tier: Tier, encoding: str, pairs: int = PAIRS) -> dict[str, object]:
 
 def forward(model: nn.Module, tier: Tier) -> Callable[[], object]:
     """Classifies, without gradients."""
-    images = torch.randn(IMAGES, tier.vit.get("in_chans", 3), tier.pixels, tier.pixels)
+    images = torch.randn(tier.batch, tier.vit.get("in_chans", 3), tier.pixels, tier.pixels)
     images = images.to(tier.device)
 
     def run() -> object:
@@ -49,9 +48,9 @@ def forward(model: nn.Module, tier: Tier) -> Callable[[], object]:
 
 def training(model: nn.Module, tier: Tier) -> Callable[[], object]:
     """Forward and backward, as in a step without its optimizer."""
-    images = torch.randn(IMAGES, tier.vit.get("in_chans", 3), tier.pixels, tier.pixels)
+    images = torch.randn(tier.batch, tier.vit.get("in_chans", 3), tier.pixels, tier.pixels)
     images = images.to(tier.device)
-    labels = torch.zeros(IMAGES, dtype=torch.long, device=tier.device)
+    labels = torch.zeros(tier.batch, dtype=torch.long, device=tier.device)
 
     def run() -> object:
         model.train().zero_grad()

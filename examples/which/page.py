@@ -320,13 +320,14 @@ def _tau(cell: tuple[float, float, int] | None) -> str:
 def _origin(kept: Record, records: Records) -> list[str]:
     tier = kept["tier"]
     hours = sum(record["seconds"] for record in records.values()) / 3600
+    images = min(tier["images"], kept["data"]["training images"])
     known = {
         name: ", ".join(sorted({record[name] for record in records.values()}))
         for name in ("commit", "device", "python", "torch", "timm")
     }
     return [
         f"- command: `{kept['command']}`, {len(records)} jobs, {hours:.1f} hours of processor time",
-        f"- training: {tier['passes']:,} passes over {tier['images']:,} images, batch "
+        f"- training: {tier['passes']:,} passes over {images:,} images, batch "
         f"{tier['batch']}, AdamW, learning rate {tier['rate']:g}; an encoding learns "
         f"{', '.join(f'{rate:g}' for rate in tier['rates'])} times as fast, whichever was best on "
         f"{tier['validation']:,} other images in one training of half the length, with the mean "

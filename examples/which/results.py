@@ -26,30 +26,33 @@ Records = dict[Job, Record]
 
 @dataclass(frozen=True)
 class Results:
-    """A file of records, for a tier that all of them share.
+    """A file of records, for a tier and a source of images that all of them share.
 
     Attributes:
         path: of the file.
         tier: its numbers.
+        data: what there is to train on.
     """
 
     path: Path
     tier: dict[str, Any]
+    data: dict[str, Any]
 
     def read(self) -> Records:
         """The records; none where there is no file.
 
         Raises:
-            ValueError: they are of another tier, or of other numbers of it.
+            ValueError: they are of another tier, of other numbers of it, or of other images.
         """
         if not self.path.is_file():
             return {}
         kept = json.loads(self.path.read_text())
-        if kept["tier"] != json.loads(json.dumps(self.tier)):
-            raise ValueError(
-                f"{self.path} is left from a comparison with other numbers; remove it, or use "
-                "another folder"
-            )
+        for name, mine in (("tier", self.tier), ("data", self.data)):
+            if kept.get(name) != json.loads(json.dumps(mine)):
+                raise ValueError(
+                    f"{self.path} is left from a comparison with another {name}: "
+                    f"{kept.get(name)}, and now {mine}; remove it, or use another folder"
+                )
         return {Job(*record.pop("job")): record for record in kept["records"]}
 
     def write(self, records: Records, **more: Any) -> None:
@@ -59,6 +62,6 @@ class Results:
         fresh = self.path.with_suffix(".part")
         lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
         head = "".join(f' "{name}": {json.dumps(value)},\n' for name, value in more.items())
-        tier = json.dumps(self.tier)
-        fresh.write_text(f'{{\n{head} "tier": {tier},\n "records": [\n{lines}\n ]\n}}\n')
+        head += f' "tier": {json.dumps(self.tier)},\n "data": {json.dumps(self.data)},\n'
+        fresh.write_text(f'{{\n{head} "records": [\n{lines}\n ]\n}}\n')
         os.replace(fresh, self.path)

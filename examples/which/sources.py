@@ -86,7 +86,7 @@ class Fashion:
     def tests(self, seed: int, count: int, size: tuple[int, int]) -> Batches:
         """See `Source`."""
         drawn = torch.randperm(len(self.unseen[0]), generator=_generator(seed))[:count]
-        for places in drawn.split(max(1, 20_000 // (size[0] * size[1]))):
+        for places in drawn.split(max(4, 20_000 // (size[0] * size[1]))):
             yield self._as_input(self.unseen, places, size)
 
     @staticmethod

@@ -40,7 +40,7 @@ class Tier:
     wide: int
     moved: int
     cells: int
-    rates: tuple[float, ...] = (1, 5, 25)
+    rates: tuple[float, ...] = (1, 5, 25, 125)
     device: str = "cpu"
     autocast: bool = False
 
@@ -51,14 +51,14 @@ TIERS = {
         vit={"patch_size": 2, "in_chans": 1, "embed_dim": 64, "depth": 4, "num_heads": 4}
         | {"mlp_ratio": 2, "weight_init": "moco"},
         pixels=28,
-        images=6_000,
-        passes=6_000,
+        images=4_000,
+        passes=4_000,
         batch=8,
         rate=2e-3,
         validation=1_000,
-        counts={1: 1_500, 1.5: 500, 2: 300, 3: 120, 64 / 14: 50},
-        wide=300,
-        moved=500,
+        counts={1: 1_500, 1.5: 400, 2: 200, 3: 60, 64 / 14: 24},
+        wide=200,
+        moved=400,
         cells=8_000,
     ),
     "gpu": Tier(

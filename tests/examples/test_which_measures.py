@@ -147,13 +147,21 @@ def test_the_cheap_are_compared_among_themselves():
     assert answers(records)[-1].take == "`rope`"
 
 
-def test_results_survive_and_refuse_others(tmp_path):
-    results = Results(tmp_path / "results.json", {"name": "cpu", "counts": {1.5: 3}})
+DATA = {"classes": 10, "training images": 59_000}
+
+
+def test_results_survive(tmp_path):
+    results = Results(tmp_path / "results.json", {"name": "cpu", "counts": {1.5: 3}}, DATA)
     assert results.read() == {}
     records = records_of({"one": [0.5, 0.25]})
     results.write(records, command="as typed")
     assert results.read() == records
     assert not list(tmp_path.glob("*.part"))
-    other = Results(tmp_path / "results.json", {"name": "gpu", "counts": {}})
-    with pytest.raises(ValueError, match="comparison with other numbers; remove it"):
-        other.read()
+
+
+@pytest.mark.parametrize("other", [{"tier": {"name": "gpu"}}, {"data": {"classes": 100}}])
+def test_results_of_another_comparison_are_refused(tmp_path, other):
+    mine = {"path": tmp_path / "results.json", "tier": {"name": "cpu"}, "data": DATA}
+    Results(**mine).write({})
+    with pytest.raises(ValueError, match=f"comparison with another {next(iter(other))}: "):
+        Results(**mine | other).read()
