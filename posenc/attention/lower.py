@@ -2,7 +2,7 @@
 
 Backends compute scores with biases, and value lookups: a vocabulary that does not grow. What turns
 queries and keys, scales the content or mixes two attentions happens here, once, before a backend is
-chosen. A new such term is a class in `posenc/terms.py` and a function in this file.
+chosen. A new such term is a class in `posenc/terms/calls.py` and a function in this file.
 """
 
 from __future__ import annotations
