@@ -126,7 +126,7 @@ def cheap_encodings(records: Records) -> set[str]:
 
 
 def rows(found: Iterable[Answer]) -> list[dict[str, str]]:
-    """For guide.json: question, what to take, how sure."""
+    """For guide.json, from which the README's table is made."""
     return [
         {"question": one.question.asked, "take": one.take, "certainty": one.certainty}
         for one in found

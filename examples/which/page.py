@@ -14,14 +14,14 @@ from which.contenders import CONTENDERS, READOUTS
 from which.figures import SIZES, draw_costs, draw_rankings, draw_sizes
 from which.guide import Answer, answers, rows
 from which.measures import MEASURES, Measure, agreement, difference, standings
-from which.plan import SHARES, share_right
+from which.plan import SHARES, best_rate, share_right
 from which.results import Job, Record, Records
 
 LEVEL = 0.05
-FIGURES = {  # name -> how it is drawn, its words, and the measure that it needs
-    "sizes.png": (draw_sizes, "Accuracy against the size of the test images", "4.57x"),
-    "rankings.png": (draw_rankings, "Rankings with 95 % intervals", None),
-    "costs.png": (draw_costs, "Accuracy against the time of a training step", "mean"),
+FIGURES = {  # name -> how it is drawn, its words, and measures of which it needs one
+    "sizes.png": (draw_sizes, "Accuracy against the size of the test images", ["4.57x"]),
+    "rankings.png": (draw_rankings, "Rankings with 95 % intervals", [*MEASURES]),
+    "costs.png": (draw_costs, "Accuracy against the time of a training step", ["mean"]),
 }
 
 
@@ -32,7 +32,7 @@ def write_page(out: Path) -> Path:
     page = out.with_suffix(".md")
     for name, (draw, _, needed) in FIGURES.items():
         (out / name).unlink(missing_ok=True)
-        if needed is None or MEASURES[needed].counts(records):
+        if any(MEASURES[measure].counts(records) for measure in needed):
             draw(records, out / name)
     found = answers(records)
     page.write_text("\n".join(_lines(kept, records, found, out)) + "\n")
@@ -116,7 +116,7 @@ def _guide(found: list[Answer]) -> list[str]:
     if not found:
         return ["No question was answered yet."]
     body = [[one.question.asked, one.take, one.certainty] for one in found]
-    return table(["you have", "take", "how sure"], body)
+    return table(["when", "take", "how sure"], body)
 
 
 def _missing(records: Records) -> list[str]:
@@ -130,6 +130,9 @@ def _missing(records: Records) -> list[str]:
     }
     found = {job.part for job in records}
     missing = [said for part, said in names.items() if part not in found]
+    if "alone" in found:
+        kinds = {"other sizes": "1.5x to 3x", "shift and crop": "moved"}
+        missing += [said for said, name in kinds.items() if not MEASURES[name].counts(records)]
     if not missing:
         return []
     return [f"**Not all was run yet**: {', '.join(missing)} are missing.", ""]
@@ -331,7 +334,7 @@ def _origin(kept: Record, records: Records) -> list[str]:
         f"{tier['batch']}, AdamW, learning rate {tier['rate']:g}; an encoding learns "
         f"{', '.join(f'{rate:g}' for rate in tier['rates'])} times as fast, whichever was best on "
         f"{tier['validation']:,} other images in one training of half the length, with the mean "
-        f"token: {_rates(records)}",
+        f"token: {_rates(records)}{_at_the_end(tier, records)}",
         f"- tests: {_test_images(tier)}; shifted by {SHIFT:.3g} of the side and cropped to "
         f"{CROP:.3g} of it, {tier['moved']:,} images each; the same images for all encodings",
         f"- code at commit {known['commit']}, Python {known['python']}, torch {known['torch']}, "
@@ -345,6 +348,16 @@ def _rates(records: Records) -> str:
     chosen = {job.encoding: record["rate"] for job, record in records.items() if job[0] == "alone"}
     names = {rate: [e for e in chosen if chosen[e] == rate] for rate in sorted({*chosen.values()})}
     return "; ".join(f"{rate:g} for {', '.join(those)}" for rate, those in names.items())
+
+
+def _at_the_end(tier: Record, records: Records) -> str:
+    """A warning where a rate that was not tried may be better than those that were."""
+    last = max(tier["rates"])
+    tried = {job.encoding for job in records if (job.part, job.rate) == ("rate", last)}
+    those = sorted(name for name in tried if best_rate(records, name) == last)
+    if not those:
+        return ""
+    return f" (the highest was best for {', '.join(those)}: a higher one might be better still)"
 
 
 def _test_images(tier: Record) -> str:

@@ -140,4 +140,4 @@ def test_results_of_another_tier_are_refused(tmp_path, fashion, monkeypatch, cap
     (out / "results.json").write_text('{"tier": {"name": "other"}, "records": []}')
     with pytest.raises(SystemExit):
         call(monkeypatch, "--out", out, "--data", fashion)
-    assert "left from a comparison with other numbers" in capsys.readouterr().err
+    assert "left from a comparison with another tier" in capsys.readouterr().err
