@@ -29,8 +29,8 @@ SAMPLE = {
 
 
 @pytest.fixture(scope="module")
-def coverage():
-    spec = importlib.util.spec_from_file_location("posenc_coverage", DOCS / "coverage.py")
+def sweep():
+    spec = importlib.util.spec_from_file_location("posenc_sweep", DOCS / "sweep.py")
     module = importlib.util.module_from_spec(spec)
     import sys
 
@@ -46,34 +46,34 @@ def page():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", SAMPLE)
-def test_a_sample_is_what_the_page_says(module, coverage, page):
+def test_a_sample_is_what_the_page_says(module, sweep, page):
     name = SAMPLE[module]
     assert name in list_models(module=module)
-    result = coverage.try_model((module, name))
+    result = sweep.try_model((module, name))
     assert result.error == ""
     assert f"| `{name}` | {result.layouts} |" in page
 
 
-def test_a_model_that_fails_is_a_row(coverage):
-    result = coverage.try_model(("resnet", "resnet18"))
+def test_a_model_that_fails_is_a_row(sweep):
+    result = sweep.try_model(("resnet", "resnet18"))
     assert "found no model that posenc knows in ResNet" in result.error
 
 
-def test_the_page_lists_every_configuration(coverage, page):
+def test_the_page_lists_every_configuration(sweep, page):
     version = re.search(r"timm (\S+) and", page)[1]
     if version != timm.__version__:
         pytest.skip(f"the page was made with timm {version}")
-    modules = coverage.global_modules()
+    modules = sweep.global_modules()
     names = [name for module in modules for name in list_models(module=module)]
     assert len(names) == 326
     assert "326 of 326 configurations" in page
     assert all(f"| `{name}` |" in page for name in names)
 
 
-def test_convolutional_configurations_do_not_count(coverage, page):
-    result = coverage.try_model(("fastvit", "fastvit_t8"))
+def test_convolutional_configurations_do_not_count(sweep, page):
+    result = sweep.try_model(("fastvit", "fastvit_t8"))
     assert (result.error, result.attention) == ("", ())
     assert "| `fastvit_t8` | no attention |" in page
-    attention = coverage.Result("fastvit", "fastvit_sa12", ("Attention",), "8x8 (2)")
-    failed = coverage.Result("fastvit", "other", error="ValueError")
-    assert coverage.count([result, attention, failed]) == "1 of 2"
+    attention = sweep.Result("fastvit", "fastvit_sa12", ("Attention",), "8x8 (2)")
+    failed = sweep.Result("fastvit", "other", error="ValueError")
+    assert sweep.count([result, attention, failed]) == "1 of 2"

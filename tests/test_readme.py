@@ -116,14 +116,12 @@ def test_the_short_table_has_the_same_encodings_with_their_papers():
 
 
 def test_which_one_is_what_the_comparison_found():
-    rows = json.loads((ROOT / "docs/comparison/comparison.json").read_text())["rows"]
-    found = {row["encoding"]: row for row in rows}
-    cls, mean = readme_facts.which_lines().splitlines()[1:3]
-    assert f"`peg` ({found['peg']['CLS']:.0f} % of digits)" in cls
-    assert f"no position {found['none']['CLS']:.0f} %" in cls
-    assert f"`irpe` ({found['irpe']['mean']:.0f} %)" in mean
-    best = sorted(found, key=lambda name: -found[name]["CLS"])[:2]
-    assert best == ["peg", "learned"]  # which the sentence names
+    """Each answer with how sure it is, and that of every question which the README asks."""
+    guide = json.loads((ROOT / "docs/which/guide.json").read_text())
+    rows = readme_facts.which_table().splitlines()[3:]
+    assert [row.split(" | ")[0][2:] for row in rows] == list(readme_facts.QUESTIONS)
+    for row in rows:
+        assert any(row == f"| {' | '.join(one.values())} |" for one in guide)
 
 
 def test_three_ratios_are_those_of_the_reports():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ class Backend(Protocol):
         ...
 
 
-# A new backend is one file, one line here and a rule in picker.py.
+# A new backend is one file, a name, a line here and a rule in picker.py.
+BackendName = Literal["auto", "reference", "sdpa", "lowrank", "tiled", "triton", "flex"]
 BACKENDS: dict[str, Backend] = {
     "reference": reference,
     "sdpa": sdpa,
@@ -76,7 +77,7 @@ def attend(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> Tensor:
     """Scaled dot product attention with position terms.
 
@@ -123,7 +124,7 @@ def explain(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> Explanation:
     """What `attend` would do with the same arguments, without computing it."""
     call = make_call(q, k, v, terms, attn_mask, dropout_p, is_causal, scale, enable_gqa)

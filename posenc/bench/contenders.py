@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import posenc
-from posenc.attention.api import BACKENDS
+from posenc.attention.api import BACKENDS, BackendName
 from posenc.bench.cases import Case, Shape
 
 
@@ -54,7 +54,7 @@ class Encoded(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The terms, and attention with them."""
         terms = self.encoding(q, k, self.layout)
-        return posenc.attend(q, k, v, terms, backend=self.backend)
+        return posenc.attend(q, k, v, terms, backend=cast(BackendName, self.backend))
 
     def choice(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[str, str | None]:
         """(backend, why it rejects these inputs); both may depend on the gradient mode."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor, nn
 
 from posenc._torch import is_strict_load, load_hooks
+from posenc.attention import BackendName
 from posenc.encodings.base import Encoding, unfit
 from posenc.encodings.learned import LearnedAbsolute
 from posenc.layout import TokenLayout
@@ -56,7 +57,7 @@ def patch_model(
     blocks: Blocks = None,
     share: bool = False,
     absolute: Literal["keep", "hide"] = "keep",
-    backend: str = "auto",
+    backend: BackendName = "auto",
     **options: Any,
 ) -> Model:
     """Gives a vision transformer a position encoding, in place.

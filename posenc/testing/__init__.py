@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from posenc.attention import BackendName
 from posenc.layout import TokenLayout
 from posenc.testing import alone, backends, in_models
 from posenc.testing.subject import LAYOUTS, Subject
@@ -67,7 +68,7 @@ def checks_of(
 
 def check_backend(
     encoding: Any,
-    backend: str,
+    backend: BackendName,
     *,
     dtype: torch.dtype = torch.float64,
     layouts: Sequence[TokenLayout] = LAYOUTS,

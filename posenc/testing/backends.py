@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from posenc.attention import attend, explain
+from posenc.attention import BackendName, attend, explain
 from posenc.attention.api import BACKENDS
 from posenc.layout import TokenLayout
 from posenc.terms import BiasTerm
@@ -47,7 +47,7 @@ def _with_gradients(
     encoding: Any, qkv: tuple[Tensor, ...], layout: TokenLayout, backend: str
 ) -> list[Any]:
     q, k, v = qkv
-    out = attend(q, k, v, encoding(q, k, layout), backend=backend)
+    out = attend(q, k, v, encoding(q, k, layout), backend=cast(BackendName, backend))
     leaves = [q, k, v, *(p for p in encoding.parameters() if p.requires_grad)]
     cotangent = random_tensor(tuple(out.shape), 9, out.dtype)
     grads = torch.autograd.grad(out, leaves, cotangent, materialize_grads=True)

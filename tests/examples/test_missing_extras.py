@@ -36,7 +36,7 @@ MISSING = [
     ("examples/reid/train.py", "reid", "accelerate"),
     ("examples/reid/train.py", "reid", "pytorch_metric_learning"),
     ("benchmarks/inspect_kernels.py", "triton", "triton"),
-    ("docs/coverage.py", "bench", "tqdm"),
+    ("docs/sweep.py", "bench", "tqdm"),
 ]
 
 

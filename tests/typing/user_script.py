@@ -27,6 +27,7 @@ posenc.patch_model(vit, "learned", absolute="hide", layout=TokenLayout(2, 3, pre
 posenc.patch_model(vit, absolute="remove")  # error: reportArgumentType
 posenc.patch_model(vit, layout=(2, 3))  # error: reportArgumentType
 posenc.patch_model(vit, share="yes")  # error: reportArgumentType
+posenc.patch_model(vit, backend="tile")  # error: reportArgumentType
 posenc.patch_model(vit, 3)  # error: reportArgumentType
 posenc.patch_model("vit_tiny_patch16_224", "irpe")  # error: reportArgumentType
 
@@ -42,6 +43,7 @@ q = k = v = torch.randn(2, 3, layout.num_tokens, 64)
 out = posenc.attend(q, k, v, encoding(q, k, layout), backend="sdpa")
 assert_type(out, torch.Tensor)
 posenc.attend(q, k, "v")  # error: reportArgumentType
+posenc.attend(q, k, v, backend="flash")  # error: reportArgumentType
 made = posenc.create_encoding("swin", layout=layout, num_heads=3, head_dim=64)
 out = posenc.attend(q, k, v, made(q, k, layout))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from posenc.attention import Explanation, explain
+from posenc.attention import BackendName, Explanation, explain
 from posenc.encodings.base import Encoding
 from posenc.patching.sites.site import Site
 
@@ -42,7 +42,8 @@ def explain_site(
     with torch.set_grad_enabled(training), _in_mode(encodings, training):
         q.requires_grad_(training)
         terms = [term for encoding in encodings for term in encoding(q, q, layout)]
-        return explain(q, q, v, terms, dropout_p=dropout, backend=site.backend)
+        backend = cast(BackendName, site.backend)
+        return explain(q, q, v, terms, dropout_p=dropout, backend=backend)
 
 
 @contextlib.contextmanager

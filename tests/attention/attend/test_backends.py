@@ -1,15 +1,24 @@
 """How a backend is chosen, and what is said about it."""
 
+from typing import get_args
+
 import pytest
 import torch
 from attend_calls import DIM, HEADS, WITH_TERMS
 
 from posenc import TokenLayout, attend, explain
+from posenc.attention import BackendName
+from posenc.attention.api import BACKENDS
 from posenc.functional.buckets import irpe_index
 from posenc.terms import DenseBias, ValueLookup
 
 Q = torch.zeros(2, HEADS, 5, DIM)
 BIAS = DenseBias(torch.zeros(1, 1, 5, 5))
+
+
+def test_types_know_the_backends_that_there_are():
+    assert set(get_args(BackendName)) == {"auto", *BACKENDS}
+
 
 
 @pytest.mark.parametrize("call", [attend, explain])
