@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 INSTALL_LOWEST = $(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct
 
-.PHONY: demo test test-kernels test-examples test-fast test-lowest smoke-lowest lint types contracts check dist bench tables sweep gpu gpu-dry explorer docs
+.PHONY: demo test test-kernels test-examples test-fast test-lowest smoke-lowest lint types contracts coverage mutants check dist bench tables sweep gpu gpu-dry explorer docs
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -63,6 +63,23 @@ contracts: .venv/installed
 dist: .venv/installed
 	$(BIN)/python .ci/dist.py
 
+# How good the tests are: the lines and branches that they run, and how many of 300 small changes of
+# the code they notice. Both take long, and are no part of `make check`.
+.venv/quality: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[quality]"
+	touch $@
+
+runs/coverage/tests.xml: .venv/quality
+	mkdir -p runs/coverage
+	COVERAGE_FILE=runs/coverage/.coverage $(BIN)/python -m pytest -n 2 --dist worksteal \
+		-m "not kernels and not examples" --cov --cov-context=test --cov-report= --cov-fail-under=0 --junitxml=$@
+
+coverage: runs/coverage/tests.xml
+	$(BIN)/python -m coverage report --data-file=runs/coverage/.coverage
+
+mutants: runs/coverage/tests.xml
+	$(BIN)/python .ci/mutants.py
+
 check: lint types contracts test test-kernels test-examples
 
 bench: .venv/installed
@@ -87,7 +104,7 @@ docs: .venv/installed
 	$(BIN)/python docs/check_links.py docs/_build/html
 
 sweep: .venv/installed
-	$(BIN)/python docs/coverage.py
+	$(BIN)/python docs/sweep.py
 
 # The page of `posenc explore`, from its source: needs node, and only where that source was changed.
 explorer:

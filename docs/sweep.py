@@ -1,7 +1,7 @@
 """Patches every transformer of the installed timm on the meta device; writes docs/coverage.md.
 
-python docs/coverage.py                   # all, as `make sweep` does: about ten minutes
-python docs/coverage.py beit nest davit   # some timm modules, nothing is written
+python docs/sweep.py                   # all, as `make sweep` does: about ten minutes
+python docs/sweep.py beit nest davit   # some timm modules, nothing is written
 """
 
 from __future__ import annotations

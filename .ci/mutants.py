@@ -1,0 +1,448 @@
+"""Breaks the code in one place at a time, and counts how often a test notices.
+
+    make mutants                                # measures coverage first, where that is not there
+    python .ci/mutants.py --sample 30 --seed 7  # a smaller sample, another one
+
+Cosmic Ray makes the mutants. Each runs in a process of its own that has it in memory alone, with
+those tests that run the line, the quickest first; the working tree stays as it is. Tests that
+start other processes do not see it there, so that a survivor may be killed by more than is tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import difflib
+import importlib.abc
+import importlib.util
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PARTS = (
+    *("functional", "terms", "pairs.py", "layout.py", "intercept.py"),
+    *("encodings", "attention", "patching"),
+)
+WITHOUT = "attention/kernels"  # which has proofs of its own, on other machines
+ROUNDS = (20.0, 200.0)  # seconds of tests that are tried first, and then
+PATIENCE = 5  # times as long, and a minute, may they take
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something can be changed, in one of some ways.
+
+    Attributes:
+        path: of the file, from the root of the repository.
+        line: first line of what changes.
+        span: start and end as lines and columns.
+        ways: name of an operator, and which of its occurrences in the file this is.
+    """
+
+    path: str
+    line: int
+    span: tuple[tuple[int, int], tuple[int, int]]
+    ways: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A file with one change."""
+
+    path: str
+    line: int
+    operator: str
+    before: str
+    after: str
+    source: str
+
+    @property
+    def key(self) -> str:
+        """Names it also when lines above it come or go."""
+        return f"{self.path}: {self.before} -> {self.after}"
+
+
+def main() -> None:
+    """Draws a sample, tries each, writes what was found after each."""
+    args = make_parser().parse_args()
+    measured = Measured.read(args.coverage)
+    mutants = draw(args.sample, args.seed)
+    found: dict[str, dict[str, Any]] = {}
+    if args.out.is_file():
+        found = {row["mutant"]: row for row in json.loads(args.out.read_text())["mutants"]}
+    left = [mutant for mutant in mutants if mutant.key not in found]
+    preload()
+    check_unchanged(measured, mutants[0])
+    for run in tried(left, measured, args.workers, args.minutes):
+        print(f"{run.state:9} {time.monotonic() - run.begun:5.0f} s  {run.mutant.key}", flush=True)
+        found[run.mutant.key] = {
+            "mutant": run.mutant.key,
+            "line": run.mutant.line,
+            "operator": run.mutant.operator,
+            "state": run.state,
+            "noticed by": run.noticed_by(),
+        }
+        write(args.out, [found[one.key] for one in mutants if one.key in found], args)
+    rows = [found[one.key] for one in mutants if one.key in found]
+    doubt(rows)
+    write(args.out, rows, args)
+    print(json.loads(args.out.read_text())["counts"])
+
+
+def check_unchanged(measured: Measured, mutant: Mutant) -> None:
+    """Stops where tests fail without any change."""
+    run = Run(None, measured.rounds(mutant), time.monotonic())
+    if not run.go_on():
+        raise SystemExit(f"no test runs line {mutant.line} of {mutant.path}: is the coverage old?")
+    while run.poll() is None:
+        time.sleep(0.1)
+    if run.state != "survived":
+        raise SystemExit(f"the code as it is was {run.state} by {run.noticed_by()}")
+
+
+def doubt(rows: list[dict[str, Any]]) -> None:
+    """A test that fails without any change has noticed nothing."""
+    names = sorted({name for row in rows for name in row["noticed by"] if "::" in name})
+    unchanged = Run(None, iter([(names, 600.0)]), time.monotonic())
+    if not names or not unchanged.go_on():
+        return
+    while unchanged.poll() is None:
+        time.sleep(0.1)
+    failed = {*unchanged.noticed_by()}
+    for row in rows:
+        if row["state"] == "killed" and {*row["noticed by"]} <= failed:
+            row["state"] = "doubtful"
+
+
+def write(path: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Counts, and each mutant."""
+    counts = dict(Counter(row["state"] for row in rows))
+    head = {"sample": args.sample, "seed": args.seed, "counts": counts}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    path.write_text(f'{json.dumps(head)[:-1]},\n "mutants": [\n{lines}\n ]}}\n')
+
+
+# Mutants.
+
+
+def draw(number: int, seed: int) -> list[Mutant]:
+    """Places are drawn, and of each place one way to change it."""
+    rng = random.Random(seed)
+    places = [place for path in sources() for place in places_in(path)]
+    rng.shuffle(places)
+    mutants: dict[str, Mutant] = {}
+    for place in places:
+        mutant = mutate(place, rng.choice(place.ways))
+        if mutant is not None:
+            mutants.setdefault(mutant.key, mutant)
+        if len(mutants) == number:
+            break
+    return list(mutants.values())
+
+
+def sources() -> Iterator[Path]:
+    """The files that are looked at."""
+    for part in PARTS:
+        path = ROOT / "posenc" / part
+        for each in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            if WITHOUT not in each.as_posix():
+                yield each
+
+
+def places_in(path: Path) -> list[Place]:
+    """All of a file."""
+    from cosmic_ray import plugins
+    from cosmic_ray.ast import ast_nodes, get_ast
+
+    nodes = list(ast_nodes(get_ast(path.read_text())))
+    ways: dict[tuple[Any, Any], list[tuple[str, int]]] = defaultdict(list)
+    for name in plugins.operator_names():
+        operator = plugins.get_operator(name)
+        if operator.arguments():  # those want to be told what to change
+            continue
+        spans = [span for node in nodes for span in operator().mutation_positions(node)]
+        for occurrence, span in enumerate(spans):
+            ways[span].append((name, occurrence))
+    where = str(path.relative_to(ROOT))
+    return [Place(where, span[0][0], span, tuple(some)) for span, some in sorted(ways.items())]
+
+
+def mutate(place: Place, way: tuple[str, int]) -> Mutant | None:
+    """None where nothing that runs is changed, as in annotations, or where it is no Python."""
+    from cosmic_ray import plugins
+    from cosmic_ray.mutating import mutate_code
+
+    name, occurrence = way
+    before = (ROOT / place.path).read_text()
+    after = mutate_code(before, plugins.get_operator(name)(), occurrence)
+    try:
+        if after is None or what_runs(after) == what_runs(before):
+            return None
+    except SyntaxError:  # a bare `*` among the arguments is taken for a product
+        return None
+    texts = _difference(before.splitlines(), after.splitlines())
+    return Mutant(place.path, place.line, name.split("/")[-1], *texts, after)
+
+
+def _difference(before: list[str], after: list[str]) -> tuple[str, str]:
+    """The lines that differ, each side in one."""
+    sides: tuple[list[str], list[str]] = [], []
+    for tag, *spans in difflib.SequenceMatcher(None, before, after, False).get_opcodes():
+        if tag != "equal":
+            sides[0].extend(before[slice(*spans[:2])])
+            sides[1].extend(after[slice(*spans[2:])])
+    return " ".join(map(str.strip, sides[0])), " ".join(map(str.strip, sides[1]))
+
+
+def what_runs(source: str) -> str:
+    """The code without annotations and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        for field in ("annotation", "returns"):
+            if getattr(node, field, None) is not None:
+                setattr(node, field, ast.Constant(None))
+    return ast.dump(tree)
+
+
+# Tests.
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run of all tests under coverage left.
+
+    Attributes:
+        lines: path -> line -> tests that ran it.
+        seconds: of each test.
+    """
+
+    lines: dict[str, dict[int, list[str]]]
+    seconds: dict[str, float]
+
+    @classmethod
+    def read(cls, folder: Path) -> Measured:
+        """From `.coverage` and `tests.xml` of `make coverage`."""
+        from coverage import CoverageData
+
+        data = CoverageData(str(folder / ".coverage"))
+        data.read()
+        known = _seconds(folder / "tests.xml")
+        lines: dict[str, dict[int, list[str]]] = {}
+        for file in data.measured_files():
+            with contextlib.suppress(ValueError):  # not in this repository
+                path = str(Path(file).relative_to(ROOT))
+                lines[path] = {
+                    line: sorted({each.split("|")[0] for each in contexts if each})
+                    for line, contexts in data.contexts_by_lineno(file).items()
+                }
+        tests = {test for each in lines.values() for some in each.values() for test in some}
+        return cls(lines, {test: known.get(_junit_name(test), 1.0) for test in tests})
+
+    def tests_of(self, mutant: Mutant) -> list[str]:
+        """Those that run the line, or where only an import does, the file; the quickest first."""
+        lines = self.lines.get(mutant.path, {})
+        tests = lines.get(mutant.line) or [test for some in lines.values() for test in some]
+        return sorted({*tests}, key=lambda test: (self.seconds[test], test))
+
+    def rounds(self, mutant: Mutant) -> Iterator[tuple[list[str], float]]:
+        """Tests to be tried one after the other, and the seconds that they usually take."""
+        tests = self.tests_of(mutant)
+        for budget in ROUNDS:
+            some: list[str] = []
+            total = 0.0
+            while tests and (not some or total + self.seconds[tests[0]] <= budget):
+                total += self.seconds[tests[0]]
+                some.append(tests.pop(0))
+            if some:
+                yield some, total
+
+
+def _seconds(report: Path) -> dict[tuple[str, str], float]:
+    tests = ET.parse(report).getroot().iter("testcase")
+    return {
+        (one.get("classname", ""), one.get("name", "")): float(one.get("time", 1)) for one in tests
+    }
+
+
+def _junit_name(test: str) -> tuple[str, str]:
+    """Of a test as pytest names it."""
+    head, *parameters = test.split("[", 1)
+    path, *inner, name = head.split("::")
+    module = path.removesuffix(".py").replace("/", ".")
+    return ".".join((module, *inner)), "[".join((name, *parameters))
+
+
+# Processes.
+
+
+class Changed(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+    """Imports one module with other code than its file has."""
+
+    def __init__(self, path: Path, source: str) -> None:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        self.name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        self.path, self.source = path, source
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        """Of that module only."""
+        if fullname != self.name:
+            return None
+        return importlib.util.spec_from_file_location(fullname, self.path, loader=self)
+
+    def get_filename(self, fullname: str) -> str:
+        """As without the change."""
+        return str(self.path)
+
+    def get_data(self, path: str) -> bytes:
+        """The other code; nothing compiled is read, and nothing is left."""
+        if path != str(self.path):
+            raise OSError(path)
+        return self.source.encode()
+
+
+def preload() -> None:
+    """What all processes need, but posenc: Triton as the tests want it, for its interpreter."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TRITON_INTERPRET"] = "1"
+    sys.dont_write_bytecode = True
+    for name in ("torch", "timm", "hypothesis", "pytest", "safetensors.torch", "einops", "triton"):
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)
+    import torch
+
+    torch.set_num_threads(1)
+    del os.environ["TRITON_INTERPRET"]
+    assert "posenc" not in sys.modules
+
+
+@dataclass
+class Run:
+    """A process with a mutant, or with the code as it is."""
+
+    mutant: Mutant | None
+    rounds: Iterator[tuple[list[str], float]]
+    begun: float
+    state: str = "not run"
+    pid: int = 0
+    limit: float = 0.0
+
+    def go_on(self) -> bool:
+        """Starts the next round; False where there is none."""
+        some = next(self.rounds, None)
+        if some is None:
+            return False
+        tests, seconds = some
+        self.limit = time.monotonic() + PATIENCE * seconds + 60
+        self.pid = os.fork()
+        if not self.pid:
+            os.setpgid(0, 0)
+            os._exit(_run_tests(self.mutant, tests))
+        return True
+
+    def poll(self) -> str | None:
+        """What became of it; None while it runs."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if pid:
+            if status:
+                self.state = "killed"
+            elif not self.go_on():
+                self.state = "survived"
+        elif time.monotonic() > self.limit:
+            os.killpg(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.state = "too long"
+        return None if self.state == "not run" else self.state
+
+    def noticed_by(self) -> list[str]:
+        """Tests that failed; none where the process died."""
+        with contextlib.suppress(FileNotFoundError):
+            return _failures(self.pid).read_text().splitlines()
+        return []
+
+
+def _failures(pid: int) -> Path:
+    return Path(tempfile.gettempdir()) / f"posenc-mutant-{pid}.txt"
+
+
+class Reporter:
+    """Keeps the names of tests that fail, and of files that cannot be imported."""
+
+    def __init__(self) -> None:
+        self.path = _failures(os.getpid())
+        self.path.write_text("")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Of a test."""
+        self.pytest_collectreport(report)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        """Of a file."""
+        if report.failed:
+            with self.path.open("a") as file:
+                file.write(f"{report.nodeid}\n")
+
+
+def _run_tests(mutant: Mutant | None, tests: Sequence[str]) -> int:
+    """0 where all pass; also a process that dies is one that notices."""
+    import pytest
+
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    os.chdir(ROOT)
+    already = "ignore::pytest.PytestAssertRewriteWarning"  # what was loaded before the fork
+    options = ["-p", "no:cacheprovider", "-W", already]
+    if mutant is not None:
+        sys.meta_path.insert(0, Changed(ROOT / mutant.path, mutant.source))
+        options.append("-x")
+    return int(pytest.main([*options, *tests], plugins=[Reporter()]))
+
+
+def tried(mutants: list[Mutant], measured: Measured, workers: int, minutes: float) -> Iterator[Run]:
+    """Each run as it ends; none begins after the minutes."""
+    deadline = time.monotonic() + 60 * minutes
+    waiting, running = list(reversed(mutants)), list[Run]()
+    while waiting or running:
+        while waiting and len(running) < workers and time.monotonic() < deadline:
+            mutant = waiting.pop()
+            run = Run(mutant, measured.rounds(mutant), time.monotonic())
+            if run.go_on():
+                running.append(run)
+            else:
+                yield run
+        if not running:
+            return
+        time.sleep(0.05)
+        for run in list(running):
+            if run.poll() is not None:
+                running.remove(run)
+                yield run
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--sample", type=int, default=300, help="how many mutants")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--workers", type=int, default=2, help="mutants at a time")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="then none begins")
+    parser.add_argument("--coverage", type=Path, default=ROOT / "runs" / "coverage")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mutants.json")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
