@@ -31,6 +31,7 @@ extensions = [
     "encoding_pages",
     "live_explorer",
     "llms_txt",
+    "notebooks",
     "repository_files",
     "site_only",
 ]

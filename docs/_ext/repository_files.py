@@ -49,6 +49,8 @@ def on_the_site(path: Path) -> Path:
     """The page of a file, or the file."""
     if path.parent == DOCS / "gallery" and path.suffix == ".py":
         return DOCS / "auto_gallery" / f"{path.stem}.rst"
+    if path.suffix == ".ipynb":
+        return path.with_suffix(".md")
     return PAGES.get(path, path)
 
 

@@ -13,7 +13,7 @@ import pytest
 from posenc import registry
 
 DOCS = Path(__file__).parents[2] / "docs"
-MADE = ("_build", "auto_gallery", "encodings")  # by `make docs`, from docstrings and scripts
+MADE = ("_build", "auto_gallery", "encodings", "notebooks")  # by `make docs`, from other files
 LONG = {  # over three seconds: other processes, exports, every check of an encoding, transformers
     *("quickstart.md", "recipes/export.md", "recipes/hugging_face.md"),
     *("recipes/my_own_encoding.md", "recipes/several_gpus.md"),

@@ -20,7 +20,6 @@ def test_types_know_the_backends_that_there_are():
     assert set(get_args(BackendName)) == {"auto", *BACKENDS}
 
 
-
 @pytest.mark.parametrize("call", [attend, explain])
 def test_unknown_backend(call):
     with pytest.raises(ValueError, match="unknown attention backend 'flash'; there are: auto, "):
