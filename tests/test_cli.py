@@ -1,5 +1,6 @@
 """The command: what it prints, its exit codes, and that errors are words."""
 
+import os
 import subprocess
 import sys
 
@@ -15,6 +16,19 @@ def command(*arguments, module="posenc"):
     return subprocess.run(
         [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
     )
+
+
+def test_nobody_reads_on():
+    """As in `posenc list | head`, where the reader leaves."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        run = subprocess.run(
+            [sys.executable, "-m", "posenc", "list"], stdout=writer, stderr=subprocess.PIPE
+        )
+    finally:
+        os.close(writer)
+    assert (run.returncode, run.stderr) == (141, b"")
 
 
 def printed(capsys, *arguments):

@@ -119,6 +119,7 @@ def test_a_checkpoint_beside_random_weights(capsys):
         ([PHOTO, *SMALL, "--pretrained", "--checkpoint", "x"], 2, "not allowed with"),
         ([PHOTO, "--model", "resnet18"], 1, "resnet18 is refused: "),
         ([PHOTO, "--model", "vit_tiny_patch16_224", "--img-size", "0", "3"], 2, "must be positive"),
+        ([PHOTO, "--model", "vit_tiny_patch16_224", "--img-size", "8", "32"], 2, "than a patch"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(capsys, arguments, code, words):

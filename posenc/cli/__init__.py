@@ -7,6 +7,7 @@ something broken; 2 for wrong arguments and unknown names. Messages go to stderr
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -18,11 +19,18 @@ EPILOG = (
     "Exit codes: 0; 1 for what posenc refuses, or doctor finds broken; 2 for wrong arguments and "
     "unknown names."
 )
+CLOSED_PIPE = 141  # what a shell says of a command that SIGPIPE ended
 
 
 def run() -> None:
-    """The console script."""
-    sys.exit(main())
+    """The console script: silent where nobody reads on, as in `posenc list | head`."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
+        code = CLOSED_PIPE
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

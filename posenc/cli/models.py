@@ -69,6 +69,8 @@ def create(name: str, img_size: list[int] | None, *, pretrained: bool = False) -
         if img_size is None:
             raise
         raise UsageError(f"{name} cannot have images of {img_size}: {error}") from error
+    if 0 in getattr(getattr(model, "patch_embed", None), "grid_size", ()):
+        raise UsageError(f"--img-size {input_size(model, img_size)} is less than a patch of {name}")
     return model.eval()
 
 
