@@ -320,7 +320,8 @@ def warn_of_changes(plan: Plan) -> None:
     by_name = {name: e for planned in plan.sites.values() for name, e in planned.own.items()}
     starts = {spec.name: by_name[spec.name].changes_at_start() for spec in plan.specs}
     reasons = [
-        f"{type(by_name[spec.name]).__name__} has an effect from the start{_advice(plan, spec)}"
+        f"{type(by_name[spec.name]).__name__} has an effect from the start"
+        f"{_advice(plan, spec, by_name[spec.name])}"
         for spec in plan.specs
         if starts[spec.name]
     ]
@@ -343,9 +344,11 @@ def warn_of_changes(plan: Plan) -> None:
         warnings.warn(f"posenc: {doubled}", stacklevel=3)
 
 
-def _advice(plan: Plan, spec: Spec) -> str:
+def _advice(plan: Plan, spec: Spec, encoding: Encoding) -> str:
     """The option with which the encoding starts without effect, if it has one."""
     defaults = resolved_options(spec.build, {})
+    if not any(True for _ in encoding.parameters()):
+        return ""  # nothing learns: without effect at the start, it would stay so
     if "strength" in defaults:
         option = "strength=0"
     elif defaults.get("init") == "zero":

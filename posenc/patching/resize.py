@@ -169,4 +169,7 @@ def _set_input_size(backbone: Any, image: tuple[int, int]) -> None:
             "set_input_size would size its position table by the patch size: create it for "
             f"images of {image} pixels"
         )
+    trained = {name: p.requires_grad for name, p in backbone.named_parameters()}
     backbone.set_input_size(img_size=image)
+    for name, parameter in backbone.named_parameters():  # timm makes a new position table
+        parameter.requires_grad_(trained.get(name, parameter.requires_grad))

@@ -37,7 +37,9 @@ def train_only_encodings(model: Model, also: Iterable[str] = ()) -> Model:
     """
     ours = {id(parameter) for _, parameter in encoding_parameters(model)}
     if not ours:
-        raise ValueError("the encodings of the model have no parameters (were they folded?)")
+        raise ValueError(
+            "the encodings of the model have no parameters: some kinds have none, and folded ones none any more"
+        )
     if isinstance(also, str) or not isinstance(also, Iterable):
         raise TypeError(f"also must be names such as ('head',), got {also!r}")
     _, backbone = named_backbone(model)

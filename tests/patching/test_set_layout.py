@@ -50,6 +50,18 @@ def test_both_readings_that_the_message_names_work():
     posenc.set_layout(model, (16, 48))  # of a model with one row of patches
 
 
+def test_what_was_frozen_stays_frozen():
+    """timm puts a new position table in place of the old one, with its gradient on."""
+    model = patch_model(vit(), "learned", absolute="hide")
+    assert not model.pos_embed.requires_grad
+    posenc.set_layout(model, (288, 384))
+    assert not model.pos_embed.requires_grad
+    posenc.train_only_encodings(model)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    posenc.set_layout(model, (384, 288))
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+
 def test_padded_images_need_no_multiple():
     model = patch_model(dynamic_vit.build("vit_padded"), "swin")
     posenc.set_layout(model, (10, 17))  # patches of 4

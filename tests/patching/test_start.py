@@ -73,7 +73,6 @@ def test_built_in_encodings_say_true_or_false(name):
 
 
 CHANGING = {
-    "rope": {},
     "rope_mixed": {},
     "convit": {},
     "deberta": {},
@@ -91,10 +90,10 @@ CHANGING = {
 }
 
 
-NO_OTHER_START = {"cosine", "lookhere"}  # no option starts without effect
+NO_OTHER_START = {"cosine", "lookhere", "rope"}  # none starts without effect and learns one
 
 
-@pytest.mark.parametrize("name", sorted(NO_OTHER_START))
+@pytest.mark.parametrize("name", sorted({*NO_OTHER_START, "alibi_2d"}))
 def test_no_advice_where_there_is_no_start_without_effect(name):
     with pytest.warns(UserWarning, match=r"has an effect from the start$"):
         patch_model(vit(), name)

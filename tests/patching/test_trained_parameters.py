@@ -119,7 +119,7 @@ def test_models_without_encodings_to_train():
     with pytest.raises(ValueError, match=r"is not patched; call posenc.patch_model"):
         posenc.train_only_encodings(vit())
     folded = posenc.fold_biases(posenc.patch_model(vit(), "swin"))
-    with pytest.raises(ValueError, match=r"encodings of the model have no parameters .*folded"):
+    with pytest.raises(ValueError, match=r"encodings of the model have no parameters: .*folded"):
         posenc.train_only_encodings(folded)
     assert trainable(folded) == trainable(vit())
 
