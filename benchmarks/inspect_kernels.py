@@ -143,7 +143,7 @@ def _report(
         "spilled": made.spilled,
         "shared": shared,
         "resident_warps": sass.resident_warps(made.registers, shared, warps, capability),
-        "serialised": made.is_serialised,
+        "serialized": made.is_serialized,
         **_passes(passes, made.loops, warps, shape, capability),
     }
 
@@ -232,7 +232,7 @@ def _line(row: dict[str, Any]) -> str:
     )
     if "bound" in row:
         text += f", {row['instructions_per_score']:5.1f} per score, bound {row['bound']:.4f}"
-    return text + ", serialised" * row["serialised"]
+    return text + ", serialized" * row["serialized"]
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ class Compiled(NamedTuple):
 
     registers: int
     spilled: int  # bytes
-    is_serialised: bool  # products wait for each other (ptxas C7515)
+    is_serialized: bool  # products wait for each other (ptxas C7515)
     loops: list[Loop]
 
 

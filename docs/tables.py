@@ -207,7 +207,7 @@ COUNTS = {
 def kernels_table(report: dict) -> str:
     """What the compiler reports for each kernel."""
     header = ["terms", "kernel", "tile", "warps", "instructions", "goal", "bound", "to plain"]
-    rows = [[*header, "registers", "spilled", "shared", "warps at a time", "serialised"]]
+    rows = [[*header, "registers", "spilled", "shared", "warps at a time", "serialized"]]
     rows.append(["---"] * len(rows[0]))
     counts = COUNTS if report["capability"] == 90 else {}
     # The first of each: plain kernels of other tiles come after, to compare with.
@@ -230,7 +230,7 @@ def kernel_row(row: dict, goals: dict) -> list[str]:
         *(count, "-" if goal is None else str(goal), f"{row['bound']:.3f}"),
         "-" if ratio is None else f"{ratio:.2f}",
         *(str(row["registers"]), f"{row['spilled']} bytes", f"{row['shared'] / 1024:.0f} KiB"),
-        *(str(row["resident_warps"]), "yes" if row["serialised"] else "-"),
+        *(str(row["resident_warps"]), "yes" if row["serialized"] else "-"),
     ]
 
 

@@ -24,15 +24,15 @@ PLACES = ((3, 3), (0, 0), (0, 3), (3, 6))  # center, corner, top and right of 7x
 def draw_accuracy(rows: list[dict[str, Any]], path: Path) -> None:
     """One point per encoding and read-out, error bars over the seeds."""
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    for shift, readout, marker, colour in ((-0.1, "CLS", "o", "C0"), (0.1, "mean", "s", "C1")):
+    for shift, readout, marker, color in ((-0.1, "CLS", "o", "C0"), (0.1, "mean", "s", "C1")):
         if rows[0]["encoding"] == "none":
-            axes.axhline(rows[0][readout], color=colour, linestyle=":", linewidth=1)
+            axes.axhline(rows[0][readout], color=color, linestyle=":", linewidth=1)
         axes.errorbar(
             [index + shift for index in range(len(rows))],
             [row[readout] for row in rows],
             yerr=[row[f"{readout} spread"] for row in rows],
             fmt=marker,
-            color=colour,
+            color=color,
             capsize=4,
             label="read from the " + ("CLS token" if readout == "CLS" else "mean token"),
         )

@@ -27,7 +27,7 @@ _sizes: dict[Hashable, int] = {}
 _lock = threading.Lock()
 
 
-def memoised(build: F) -> F:
+def memoized(build: F) -> F:
     """Remembers what a pure function of hashable arguments returned.
 
     Built outside `inference_mode`, so that a training step may use what an inference step

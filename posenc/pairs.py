@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from posenc.layout import TokenLayout
-from posenc.memo import is_transformed, memoised
+from posenc.memo import is_transformed, memoized
 
 ALL = slice(None)
 REMEMBERED_PAIRS = 2**22  # 32 MiB a map; larger ones are computed in blocks of rows
@@ -136,7 +136,7 @@ class Lines(NamedTuple):
     first_token: Tensor  # [L], a token of each line
 
 
-@memoised
+@memoized
 def _offset_table(index: PairIndex, device: torch.device) -> tuple[Tensor, ...]:
     layout, pitch = index.layout, 2 * index.layout.width - 1
     rows = torch.arange(layout.height, device="cpu") * pitch
@@ -153,7 +153,7 @@ def _offset_table(index: PairIndex, device: torch.device) -> tuple[Tensor, ...]:
     return tuple(x.to(device) for x in (torch.cat([buckets, *stretches]), queries, keys))
 
 
-@memoised
+@memoized
 def _remembered_index(index: PairIndex, read_by: str, device: torch.device) -> Tensor:
     return _gather_index(index, read_by, device, ALL)
 
@@ -162,7 +162,7 @@ def _gather_index(index: PairIndex, read_by: str, device: torch.device, block: s
     return index.offset_table(device).gather_index(read_by, index.num_buckets, block)
 
 
-@memoised
+@memoized
 def _line_index(index: PairIndex, read_by: str, device: torch.device) -> Tensor:
     table, first = index.offset_table(device), index.lines(device).first_token
     if read_by == "key":
@@ -175,12 +175,12 @@ def _line_index(index: PairIndex, read_by: str, device: torch.device) -> Tensor:
     return where + starts[:, None]
 
 
-@memoised
+@memoized
 def _transpose(index: PairIndex) -> PairIndex:
     return dataclasses.replace(index, transposed=not index.transposed)
 
 
-@memoised
+@memoized
 def _lines(layout: TokenLayout, axis: str | None, device: torch.device) -> tuple[Tensor, Tensor]:
     if axis is None:
         raise ValueError(f"the pairs of {layout} do not depend on rows or columns alone")

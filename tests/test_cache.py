@@ -235,7 +235,7 @@ def test_nothing_is_remembered_with_gradients(dense_calls):
 
 
 def test_contextual_terms_are_not_remembered():
-    irpe = oracles.randomise(IRPE(LAYOUT, 2, 4)).eval()
+    irpe = oracles.randomize(IRPE(LAYOUT, 2, 4)).eval()
     q, k, _ = qkv()
     with torch.no_grad():
         one, two = irpe(q, k, LAYOUT)[0], irpe(2 * q, k, LAYOUT)[0]

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from tiny_vit import images, vit
 
 import posenc
@@ -26,7 +26,7 @@ def empty():
 
 def patched(name):
     options = {"strength": 0.0} if name in ("quadratic", "sinusoidal") else {}
-    return randomise_encodings(posenc.patch_model(vit(), name, **options))
+    return randomize_encodings(posenc.patch_model(vit(), name, **options))
 
 
 def run(model):

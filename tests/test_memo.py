@@ -13,7 +13,7 @@ from posenc.functional.coordinates import patch_coordinates, unit_coordinates
 from posenc.functional.resample import resample_offsets
 from posenc.functional.sincos import sincos_table
 from posenc.layout import TokenLayout
-from posenc.memo import Memo, memoised
+from posenc.memo import Memo, memoized
 
 LAYOUT = TokenLayout(3, 4, 1)
 
@@ -26,7 +26,7 @@ def empty():
     memo.clear_cache()
 
 
-@memoised
+@memoized
 def ones(count):
     return torch.ones(count)
 
@@ -75,7 +75,7 @@ def test_a_model_first_run_in_inference_mode_trains(name, options):
     for first in (True, False):
         model = posenc.patch_model(tiny_vit.vit(), name, **strength)
         for encoding in posenc.patched_encodings(model).values():
-            oracles.randomise(encoding)
+            oracles.randomize(encoding)
         if options:
             model.set_input_size(img_size=(20, 12))
         x = tiny_vit.images(model)
@@ -98,7 +98,7 @@ ENCODINGS = {
 
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_an_encoding_alone_in_inference_mode_first(name):
-    encoding = oracles.randomise(ENCODINGS[name]()).eval()
+    encoding = oracles.randomize(ENCODINGS[name]()).eval()
     q = torch.ones(1, 2, 13, 4)
     with torch.inference_mode():
         posenc.attend(q, q, q, encoding(q, q, LAYOUT))
@@ -136,7 +136,7 @@ def test_clear_forgets():
 
 
 def test_built_without_gradient_history():
-    @memoised
+    @memoized
     def square(x):
         return x * x
 
@@ -215,7 +215,7 @@ def test_the_budget_holds_for_a_model(monkeypatch):
     """Room for the bias of one of two blocks: the outputs are the same."""
     model = posenc.patch_model(tiny_vit.vit(), "swin")
     for encoding in posenc.patched_encodings(model).values():
-        oracles.randomise(encoding)
+        oracles.randomize(encoding)
     x = tiny_vit.images(model)
     expected = model(x)
     gc.collect()
@@ -267,7 +267,7 @@ def test_many_threads_build_the_same(monkeypatch):
 def test_one_model_in_many_threads():
     model = posenc.patch_model(tiny_vit.vit(), "irpe+swin+human_part")
     for encoding in posenc.patched_encodings(model).values():
-        oracles.randomise(encoding)
+        oracles.randomize(encoding)
     inputs = [tiny_vit.images(model, seed=seed) for seed in range(4)]
     expected = [model(x).detach() for x in inputs]
     memo.clear_cache()

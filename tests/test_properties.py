@@ -71,7 +71,7 @@ def assert_depends_on_the_offset_only(pairs, atol):
 @example(TokenLayout(5, 3, 2), "irpe cross", "separate")
 def test_shifting_the_grid_changes_no_relative_bias(layout, name, prefix_pairs):
     encoding = STATIC[name](layout, prefix_pairs=prefix_pairs, dtype=torch.float64)
-    bias = bias_of(oracles.randomise(encoding), layout)
+    bias = bias_of(oracles.randomize(encoding), layout)
     assert_depends_on_the_offset_only(grid_pairs(bias, layout), atol=0)
 
 
@@ -80,7 +80,7 @@ def test_shifting_the_grid_changes_no_relative_bias(layout, name, prefix_pairs):
 @example(TokenLayout(4, 6, 1))
 def test_shifting_the_grid_changes_no_quadratic_attention(layout):
     """The bias is meant up to a constant per query: compare differences between keys."""
-    bias = bias_of(oracles.randomise(Quadratic(layout, HEADS, dtype=torch.float64)), layout)
+    bias = bias_of(oracles.randomize(Quadratic(layout, HEADS, dtype=torch.float64)), layout)
     pairs = grid_pairs(bias, layout)
     here = pairs.diagonal(dim1=-4, dim2=-2).diagonal(dim1=-3, dim2=-2)  # each query's own key
     assert_depends_on_the_offset_only(pairs - here[..., None, None], atol=1e-10)
@@ -91,7 +91,7 @@ def test_shifting_the_grid_changes_no_quadratic_attention(layout):
 @example(TokenLayout(4, 6, 1), "irpe product")
 @example(TokenLayout(5, 3, 2), "irpe cross")
 def test_shifting_the_grid_changes_no_contextual_bias_of_equal_content(layout, name):
-    encoding = oracles.randomise(CONTEXTUAL[name](layout, dtype=torch.float64))
+    encoding = oracles.randomize(CONTEXTUAL[name](layout, dtype=torch.float64))
     q, k, _, _ = oracles.random_qkv(1)
     tokens = (-1, -1, layout.num_tokens, -1)
     bias = bias_of(encoding, layout, q.detach().expand(tokens), k.detach().expand(tokens))
@@ -130,7 +130,7 @@ def test_exchanged_axes_transpose_irpe(layout, mode, method, prefix_pairs):
         layout, HEADS, HEAD_DIM, mode=mode, method=method, on="qk", share_heads=False,
         prefix_pairs=prefix_pairs, dtype=torch.float64,
     )  # fmt: skip
-    oracles.randomise(encoding)
+    oracles.randomize(encoding)
     q, k, _, _ = (t.detach() for t in oracles.random_qkv(layout.num_tokens))
     order = swapped_order(layout)
     bias = bias_of(encoding, layout, q, k)
@@ -145,7 +145,7 @@ def test_exchanged_axes_transpose_irpe(layout, mode, method, prefix_pairs):
 @example(TokenLayout(2, 5, 1), "separate")
 def test_exchanged_axes_transpose_swin(layout, prefix_pairs):
     options = {"prefix_pairs": prefix_pairs, "dtype": torch.float64}
-    encoding = oracles.randomise(SwinBias(layout, HEADS, **options))
+    encoding = oracles.randomize(SwinBias(layout, HEADS, **options))
     rows, columns = 2 * layout.height - 1, 2 * layout.width - 1
     table = encoding.table.detach()
     grid = table[:, : rows * columns].unflatten(-1, (rows, columns)).transpose(-2, -1)
@@ -160,7 +160,7 @@ def test_exchanged_axes_transpose_swin(layout, prefix_pairs):
 @given(layout=SMALL)
 @example(TokenLayout(2, 5, 1))
 def test_exchanged_axes_transpose_quadratic(layout):
-    encoding = oracles.randomise(Quadratic(layout, HEADS, dtype=torch.float64))
+    encoding = oracles.randomize(Quadratic(layout, HEADS, dtype=torch.float64))
     swapped = Quadratic(swap_axes(layout), HEADS, dtype=torch.float64)
     swapped.load_state_dict(encoding.state_dict() | {"centers": encoding.centers.flip(-1)})
     order = swapped_order(layout)
@@ -176,7 +176,7 @@ def test_prefix_pairs_none_shared_separate(layout, name, prefix):
     blocks = {}
     for prefix_pairs in ("none", "shared", "separate"):
         encoding = STATIC[name](layout, prefix_pairs=prefix_pairs, dtype=torch.float64)
-        bias = bias_of(oracles.randomise(encoding), layout)
+        bias = bias_of(oracles.randomize(encoding), layout)
         blocks[prefix_pairs] = [
             bias[..., :prefix, prefix:], bias[..., prefix:, :prefix], bias[..., :prefix, :prefix],
         ]  # fmt: skip
@@ -197,7 +197,7 @@ def test_prefix_pairs_none_shared_separate(layout, name, prefix):
 def test_prefix_pairs_of_the_quadratic_bias_are_zero(layout, prefix):
     """0 with a prefix token, at most 0 between patches: prefix keys are the farthest up."""
     layout = TokenLayout(layout.height, layout.width, prefix)
-    quadratic = oracles.randomise(Quadratic(layout, HEADS, dtype=torch.float64))
+    quadratic = oracles.randomize(Quadratic(layout, HEADS, dtype=torch.float64))
     bias = bias_of(quadratic, layout)
     assert (bias[..., :prefix, :] == bias[..., :prefix, :1]).all()
     bias = bias - bias[..., :1]
@@ -208,7 +208,7 @@ def test_prefix_pairs_of_the_quadratic_bias_are_zero(layout, prefix):
 
 def assert_finite(encoding, layout):
     q, k, v, cotangent = oracles.random_qkv(layout.num_tokens, HEADS, HEAD_DIM, batch=1)
-    out = attend(q, k, v, oracles.randomise(encoding)(q, k, layout))
+    out = attend(q, k, v, oracles.randomize(encoding)(q, k, layout))
     assert out.isfinite().all()
     out.backward(cotangent)
     for tensor in (q, k, v, *encoding.parameters()):

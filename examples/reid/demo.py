@@ -21,7 +21,7 @@ try:
     from floors import floors
     from generate import Recipe, write
     from options import Parser, RefusedError, add_fields, command, read_fields
-    from search.features import describe, summarise
+    from search.features import describe, summarize
     from training.config import Config
     from training.run import train
 except ModuleNotFoundError as missing:
@@ -56,7 +56,7 @@ def main() -> None:
     floor = max(scores.mean_average_precision for scores in reached.values())
     share = (trained.mean_average_precision - floor) / (1 - floor)
     print(f"above the best floor by {share:.0%} of what is left to 1")
-    report = {name: summarise(scores) for name, scores in {**reached, "trained": trained}.items()}
+    report = {name: summarize(scores) for name, scores in {**reached, "trained": trained}.items()}
     (args.out / "reid.json").write_text(json.dumps(report, indent=2) + "\n")
     for path in pictures.draw(pictures.open_album(run, data), args.out):
         print(path)

@@ -22,7 +22,7 @@ try:
     from options import Parser, add_data, add_run, command
     from search import reranking
     from search.distances import METRICS
-    from search.features import check_has_answers, embed_photos, summarise
+    from search.features import check_has_answers, embed_photos, summarize
     from search.labels import Labels
     from search.retrieval import Scores, score_distances, score_features
     from training.checkpoints import load_network
@@ -40,7 +40,7 @@ def main() -> None:
     parser = Parser(__doc__)
     add_run(parser)
     add_data(parser)
-    parser.add_argument("--rerank", action="store_true", help="by k-reciprocal neighbours")
+    parser.add_argument("--rerank", action="store_true", help="by k-reciprocal neighbors")
     parser.add_argument("--metric", default="cosine", choices=METRICS, help="of the features")
     parser.add_argument(
         "--flip", action="store_true", help="mean features of each photo and its mirror image"
@@ -60,7 +60,7 @@ def main() -> None:
     if load_config(args.run).sie != "none":
         options["cameras"] = which_cameras(args.run, data, args.cameras)
     scores = evaluate(args.run, data, **options)
-    report = {"run": str(args.run), "data": str(args.data), **options, **summarise(scores)}
+    report = {"run": str(args.run), "data": str(args.data), **options, **summarize(scores)}
     out = args.out or args.run / "evaluation"
     write(scores, data, report, out)
     print(json.dumps(report) if args.json else "\n".join([*table(scores, report), f"more: {out}"]))

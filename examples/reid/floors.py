@@ -1,4 +1,4 @@
-"""What can be reached without learning: colour histograms, raw pixels, a ViT with random weights.
+"""What can be reached without learning: color histograms, raw pixels, a ViT with random weights.
 
 python examples/reid/floors.py demo/pedestrians
 """
@@ -22,7 +22,7 @@ try:
 except ModuleNotFoundError as missing:
     raise SystemExit(f'{missing}: pip install ".[reid]"') from None
 
-BINS = 4  # for each colour channel
+BINS = 4  # for each color channel
 STRIPES = 6
 
 
@@ -41,8 +41,8 @@ def floors(data: Splits, config: Config) -> dict[str, Scores]:
     """Name -> scores, by the evaluation of the trained model."""
     network = build_network(replace(config, encoding="none"), 2)
     features: dict[str, Callable[[Tensor], Tensor]] = {
-        "colour histogram": lambda images: colour_histogram(images, 1),
-        f"colour histogram of {STRIPES} stripes": lambda images: colour_histogram(images, STRIPES),
+        "color histogram": lambda images: color_histogram(images, 1),
+        f"color histogram of {STRIPES} stripes": lambda images: color_histogram(images, STRIPES),
         "pixels": pixels,
         "random ViT": lambda images: embed(network, [(images, None)])[0],
     }
@@ -56,14 +56,14 @@ def _all(photos: tuple[Photo, ...], config: Config, feature: Callable[[Tensor], 
     return torch.cat([feature(images) for images, _ in photo_loader(photos, config.size)])
 
 
-def colour_histogram(images: Tensor, stripes: int) -> Tensor:
-    """Roots of the shares of `BINS ** 3` colours in each horizontal stripe: `[B, numbers]`.
+def color_histogram(images: Tensor, stripes: int) -> Tensor:
+    """Roots of the shares of `BINS ** 3` colors in each horizontal stripe: `[B, numbers]`.
 
     The cosine of roots is the Bhattacharyya coefficient of two histograms.
     """
     levels = images.long() * BINS // 256
-    colours = (levels[:, 0] * BINS + levels[:, 1]) * BINS + levels[:, 2]
-    parts = [part.flatten(1) for part in colours.tensor_split(stripes, dim=1)]
+    colors = (levels[:, 0] * BINS + levels[:, 1]) * BINS + levels[:, 2]
+    parts = [part.flatten(1) for part in colors.tensor_split(stripes, dim=1)]
     counts = [
         torch.zeros(len(images), BINS**3).scatter_add_(1, p, torch.ones(p.shape)) for p in parts
     ]

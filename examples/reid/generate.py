@@ -3,7 +3,7 @@
     python examples/reid/generate.py demo/pedestrians
 
 The people of the test are others than those of the training. `--wardrobe street` (the default) has
-people, cameras and places as in a street; `toy` has bright colours, which four people each share.
+people, cameras and places as in a street; `toy` has bright colors, which four people each share.
 """
 
 from __future__ import annotations

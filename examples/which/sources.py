@@ -49,7 +49,7 @@ def open_source(tier: str, folder: Path, pixels: int, validation: int) -> Source
 
 
 class Fashion:
-    """28x28 grey images of clothes, ten classes (Xiao et al. 2017, arXiv 1708.07747).
+    """28x28 gray images of clothes, ten classes (Xiao et al. 2017, arXiv 1708.07747).
 
     Larger and smaller images are interpolated: they show no more than those of 28 pixels.
 

@@ -23,10 +23,10 @@ def gradient_rollout(
 ) -> Tensor:
     """Rolls out the attention that raises one output, such as the logit of a class.
 
-    `R = a_L ... a_2 a_1` with `a_l = normalise(discard(relu(mean_heads(A_l * G_l))) + I)`, where
+    `R = a_L ... a_2 a_1` with `a_l = normalize(discard(relu(mean_heads(A_l * G_l))) + I)`, where
     `G_l` is the gradient of the output with respect to the attention `A_l`, `discard` sets the
     `int(discard_ratio N^2)` smallest entries of each image to 0 (the entry (0, 0) may be among
-    them) and `normalise` divides each row by its sum. The result is read as in
+    them) and `normalize` divides each row by its sum. The result is read as in
     `attention_rollout`.
 
     The public code (github.com/jacobgil/vit-explain) divides columns by the sums of rows, and its

@@ -85,7 +85,7 @@ def split_logits(
     Windows count as parts of the image: a place is a window and a patch in it (windows are
     expected to follow each other image by image). Pairs that a mask hides, or a bias more than 50
     below the row's maximum, are left out of the biases and of the variance of the logit. Queries
-    and keys are read as they enter the logit: turned by a rotary embedding, normalised where
+    and keys are read as they enter the logit: turned by a rotary embedding, normalized where
     attention is by cosine. The mean over images of a turned query is part of its position.
 
     The model runs twice over the images, in eval; memory is that of a forward and, for each

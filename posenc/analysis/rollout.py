@@ -30,9 +30,9 @@ def attention_rollout(
 ) -> Tensor:
     """Rolls attention out through the layers, for each image.
 
-    `R = a_L ... a_2 a_1` with `a_l = normalise(discard(fuse(A_l)) + I)`, where `fuse` joins the
+    `R = a_L ... a_2 a_1` with `a_l = normalize(discard(fuse(A_l)) + I)`, where `fuse` joins the
     heads, `discard` sets the `int(discard_ratio N^2)` smallest entries of each image to 0 (of
-    equal ones the first) and `normalise` divides each row by its sum. The result is what the
+    equal ones the first) and `normalize` divides each row by its sum. The result is what the
     model reads out of R: the row of token 0, or the mean over the rows of patches; of it the
     columns of the patches, divided by their maximum. Where no patch is reached, all are 0.
 

@@ -23,7 +23,7 @@ Distance = Literal["euclidean", "squared"]
 
 
 class ALiBi2D(AttentionEncoding):
-    """Each head penalises distance with its own slope: `b_h[i, j] = -slope_h distance(i, j)`.
+    """Each head penalizes distance with its own slope: `b_h[i, j] = -slope_h distance(i, j)`.
 
     The distance of two patches is Euclidean, in patches, or its square; it is symmetric, and a pair
     with a prefix token has no bias. On a grid of one row the bias is that of ALiBi, for keys on

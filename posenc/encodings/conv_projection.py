@@ -6,7 +6,7 @@ from posenc.encodings._depthwise import DepthwiseEncoding
 
 
 class ConvProjection(DepthwiseEncoding):
-    """Queries, keys and values see the neighbours of each patch: `W (x + depthwise_conv(x))`.
+    """Queries, keys and values see the neighbors of each patch: `W (x + depthwise_conv(x))`.
 
     A depthwise K x K cross-correlation with zero padding K // 2 and stride 1, on the tokens that
     enter attention: after the norm before it, and outside the block's shortcut. What else an

@@ -13,7 +13,7 @@ from posenc.functional.buckets import swin_index
 from posenc.functional.coordinates import patch_offsets
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
-from posenc.memo import memoised
+from posenc.memo import memoized
 from posenc.pairs import PairIndex
 from posenc.terms import ContentScale, LookupBias, Mixture, Term
 
@@ -114,7 +114,7 @@ class ConViT(AttentionEncoding):
         return gate * is_patch[:, None]
 
 
-@memoised
+@memoized
 def _patches_only(layout: TokenLayout) -> PairIndex:
     """As `swin_index`; prefix queries have a bucket more, and patches one for prefix keys."""
     index = swin_index(layout, "none")

@@ -36,7 +36,7 @@ class CosineAttention(AttentionEncoding):
         ValueError: a scale that is not between 0 and 100.
 
     Initial effect: other attention from the start, in any model: no scale gives back a product
-    of unnormalised queries and keys. In a model with cosine attention of its own the new scale
+    of unnormalized queries and keys. In a model with cosine attention of its own the new scale
     takes the place of the old.
 
     Reference: Liu et al. 2022, arXiv 2111.09883, section 3.2, equation 2: tau is at least 0.01.
@@ -75,7 +75,7 @@ class CosineAttention(AttentionEncoding):
         return True
 
     def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
-        """One factor per head; `attend` normalises queries and keys."""
+        """One factor per head; `attend` normalizes queries and keys."""
         log_scale = self.log_scale.to(at_least_float32(self.log_scale.dtype, q.dtype))
         factor = log_scale.clamp(max=math.log(LIMIT)).exp()
         return (ContentScale(factor[None, :, None, None], cosine=True),)

@@ -45,7 +45,7 @@ class ContinuousBias(AttentionEncoding):
         head_dim: not needed.
         hidden: width of the hidden layer.
         pretrained: the grid (height, width) of the pretraining, one number for a square, or None
-            to normalise by the grid in use.
+            to normalize by the grid in use.
         init: "zero": W is zero; "paper": it is normal with standard deviation 0.02, truncated at
             2, as V is in both. v is zero.
 

@@ -10,7 +10,7 @@ from posenc.layout import TokenLayout
 
 
 class LocalFFN(DepthwiseEncoding):
-    """Looks at the neighbours of each patch inside the MLP: `W_2 (h + depthwise_conv(h))`.
+    """Looks at the neighbors of each patch inside the MLP: `W_2 (h + depthwise_conv(h))`.
 
     A depthwise K x K cross-correlation with zero padding K // 2 and stride 1, on the hidden tokens
     `h = act(W_1 x)`: after the activation, and after the gate where the MLP has one; before

@@ -10,7 +10,7 @@ from posenc.layout import TokenLayout
 
 
 class LPU(DepthwiseEncoding):
-    """Looks at the neighbours of each patch before each block: `x + depthwise_conv(x)`.
+    """Looks at the neighbors of each patch before each block: `x + depthwise_conv(x)`.
 
     A depthwise K x K cross-correlation with zero padding K // 2 and stride 1, on the tokens that a
     block receives, so that its shortcut carries the result on. Prefix tokens pass by. Works on any

@@ -22,7 +22,7 @@ from posenc.terms import ContentScale, LookupBias, LowRankBias, Term
 class TUPE(AttentionEncoding):
     """Positions attend by projections of their own: `(s q_i . k_j + s p_i U . p_j V) / sqrt(2)`.
 
-    `s` is the attention's scale, `p_i` the layer-normalised vector of position i, and U and V are
+    `s` is the attention's scale, `p_i` the layer-normalized vector of position i, and U and V are
     linear layers with biases, split into heads as queries and keys are. With `relative` the sum of
     two T5 tables of the row and of the column offset is added, unscaled (see `T5Bias`).
 

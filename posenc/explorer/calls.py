@@ -92,7 +92,7 @@ def _reason(call: AttentionCall, num_images: int) -> str | None:
 def means_over(model: nn.Module, images: Tensor, batch_size: int = 8) -> dict[str, list[Tensor]]:
     """Name of a call -> means over images of its queries and keys, `[heads, N, D]` each.
 
-    As they enter the logits, turned or normalised, keys centered over tokens. Calls that mix
+    As they enter the logits, turned or normalized, keys centered over tokens. Calls that mix
     attentions have none.
     """
     sums: dict[str, list[Tensor]] = {}

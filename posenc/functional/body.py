@@ -14,7 +14,7 @@ from torch import Tensor
 
 from posenc.functional.coordinates import unit_coordinates
 from posenc.layout import TokenLayout
-from posenc.memo import memoised
+from posenc.memo import memoized
 
 # Head, chest, hips, thighs, shins of a figure eight heads tall that fills the crop, from its top.
 FIVE_PARTS = (1 / 16, 3 / 16, 7 / 16, 10 / 16, 14 / 16)
@@ -120,7 +120,7 @@ def crop_heights(layout: TokenLayout, device: torch.device, dtype: torch.dtype) 
     return unit_coordinates(layout, device, dtype)[:, 0] - 0.5
 
 
-@memoised
+@memoized
 def column_functions(layout: TokenLayout, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Four smooth functions of the column u, from 0 to 1 over the image: `[h * w, 4]`.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from posenc.layout import TokenLayout
-from posenc.memo import is_transformed, memoised
+from posenc.memo import is_transformed, memoized
 from posenc.pairs import PairIndex
 
 Axis = Literal["rows", "cols"]
@@ -57,7 +57,7 @@ def num_prefix_buckets(prefix: int, prefix_pairs: str) -> int:
     return {"none": 0, "shared": 1, "separate": 3}[prefix_pairs] if prefix else 0
 
 
-@memoised
+@memoized
 def irpe_index(
     layout: TokenLayout, method: str, ratio: float, prefix_pairs: PrefixPairs
 ) -> PairIndex:
@@ -65,7 +65,7 @@ def irpe_index(
 
     Reference: Wu et al. 2021, section 3.3; "rows" and "cols" are the two halves of the cross
     method. "quantized" applies `g` to the squared distance, as the published code does (the
-    paper's rank quantiser is not used there); the negative half of the "euclidean" and
+    paper's rank quantizer is not used there); the negative half of the "euclidean" and
     "quantized" tables can never be selected.
     """
     rows, columns = offset_grid(layout)
@@ -85,7 +85,7 @@ def irpe_index(
     return pair_index(layout, buckets, num_irpe_buckets(method, ratio), prefix_pairs, axis)
 
 
-@memoised
+@memoized
 def swin_index(layout: TokenLayout, prefix_pairs: PrefixPairs) -> PairIndex:
     """One bucket per offset (query minus key), row-major: `(2 height - 1)(2 width - 1)`.
 
@@ -97,7 +97,7 @@ def swin_index(layout: TokenLayout, prefix_pairs: PrefixPairs) -> PairIndex:
     return pair_index(layout, buckets, count, prefix_pairs)
 
 
-@memoised
+@memoized
 def axis_index(layout: TokenLayout, axis: Axis, prefix_pairs: PrefixPairs = "none") -> PairIndex:
     """One bucket per offset of rows, or of columns (query minus key): `2 side - 1`.
 
@@ -108,7 +108,7 @@ def axis_index(layout: TokenLayout, axis: Axis, prefix_pairs: PrefixPairs = "non
     return pair_index(layout, along + side - 1, 2 * side - 1, prefix_pairs, axis)
 
 
-@memoised
+@memoized
 def distance_index(layout: TokenLayout) -> PairIndex:
     """One bucket per absolute offset `(|d_row|, |d_column|)`, row-major: `height * width`.
 
@@ -118,7 +118,7 @@ def distance_index(layout: TokenLayout) -> PairIndex:
     return pair_index(layout, rows * layout.width + columns, layout.num_grid)
 
 
-@memoised
+@memoized
 def clipped_index(layout: TokenLayout, clip: int) -> PairIndex:
     """One bucket per offset, query minus key, of at most `clip` an axis: `(2 clip + 1)^2`.
 
@@ -132,7 +132,7 @@ def clipped_index(layout: TokenLayout, clip: int) -> PairIndex:
     return pair_index(layout, rows * side + columns, side * side)
 
 
-@memoised
+@memoized
 def deberta_index(layout: TokenLayout, clip: int) -> PairIndex:
     """One bucket per offset, query minus key, of `-clip` to `clip - 1` an axis: `(2 clip)^2`.
 
@@ -145,7 +145,7 @@ def deberta_index(layout: TokenLayout, clip: int) -> PairIndex:
     return pair_index(layout, rows * side + columns, side * side)
 
 
-@memoised
+@memoized
 def clipped_axis_buckets(side: int, clip: int) -> Tensor:
     """Buckets of one axis, key minus query clipped at `clip`, in the order of `PairIndex.buckets`.
 
@@ -155,7 +155,7 @@ def clipped_axis_buckets(side: int, clip: int) -> Tensor:
     return key_minus_query.clamp(-clip, clip) + clip
 
 
-@memoised
+@memoized
 def clipped_axis_index(layout: TokenLayout, axis: Axis, clip: int) -> PairIndex:
     """One bucket per offset of one axis, key minus query clipped at `clip`: `2 clip + 1`."""
     side = layout.height if axis == "rows" else layout.width
@@ -165,7 +165,7 @@ def clipped_axis_index(layout: TokenLayout, axis: Axis, clip: int) -> PairIndex:
     return pair_index(layout, buckets, 2 * clip + 1, "none", axis)
 
 
-@memoised
+@memoized
 def window_index(layout: TokenLayout, extent: int) -> PairIndex:
     """Bucket 0 for offsets of at most `extent` on both axes, bucket 1 beyond."""
     rows, columns = offset_grid(layout)
@@ -219,7 +219,7 @@ def check_t5_buckets(num_buckets: int, max_distance: int, owner: str) -> None:
         )
 
 
-@memoised
+@memoized
 def t5_axis_buckets(side: int, num_buckets: int, max_distance: int) -> Tensor:
     """The buckets of the offsets of one axis, in the order of `PairIndex.buckets`."""
     key_minus_query = torch.arange(side - 1, -side, -1, device="cpu")

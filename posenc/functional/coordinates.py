@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from posenc.layout import TokenLayout
-from posenc.memo import memoised
+from posenc.memo import memoized
 
 
-@memoised
+@memoized
 def patch_coordinates(layout: TokenLayout, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(row, column) of every patch in patches, relative to the grid's center: `[h * w, 2]`.
 
@@ -24,7 +24,7 @@ def patch_coordinates(layout: TokenLayout, device: torch.device, dtype: torch.dt
     return grid.to(device=device, dtype=dtype)
 
 
-@memoised
+@memoized
 def unit_coordinates(layout: TokenLayout, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(y, x) of every patch center, in (0, 1) of the image: `[h * w, 2]`."""
     height, width = layout.grid
@@ -34,7 +34,7 @@ def unit_coordinates(layout: TokenLayout, device: torch.device, dtype: torch.dty
     return grid.to(device=device, dtype=dtype)
 
 
-@memoised
+@memoized
 def patch_offsets(layout: TokenLayout, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Offset (row, column) of key minus query, in patches, of each entry of `PairIndex.buckets`.
 
@@ -45,7 +45,7 @@ def patch_offsets(layout: TokenLayout, device: torch.device, dtype: torch.dtype)
     return torch.cartesian_prod(rows, columns)
 
 
-@memoised
+@memoized
 def log_offsets(
     layout: TokenLayout, sides: tuple[int, int], device: torch.device, dtype: torch.dtype
 ) -> Tensor:

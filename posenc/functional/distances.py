@@ -9,16 +9,16 @@ from torch import Tensor
 
 from posenc.functional.coordinates import patch_coordinates
 from posenc.layout import TokenLayout
-from posenc.memo import memoised
+from posenc.memo import memoized
 
 
-@memoised
+@memoized
 def patch_distances(layout: TokenLayout, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The distance of every bucket of `distance_index`: `[height * width]`."""
     return squared_distances(layout, device, torch.float64).sqrt().to(dtype)
 
 
-@memoised
+@memoized
 def squared_distances(layout: TokenLayout, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The squared distance of every bucket of `distance_index`: `[height * width]`."""
     rows = torch.arange(layout.height, device="cpu", dtype=torch.float64)
@@ -27,7 +27,7 @@ def squared_distances(layout: TokenLayout, device: torch.device, dtype: torch.dt
     return squared.flatten().to(device=device, dtype=dtype)
 
 
-@memoised
+@memoized
 def squared_distance_factors(
     layout: TokenLayout, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

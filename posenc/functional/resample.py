@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posenc.functional.precision import at_least_float32, without_autocast
-from posenc.memo import memoised
+from posenc.memo import memoized
 
 OffsetInterpolation = Literal["linear", "cubic"]
 
@@ -56,7 +56,7 @@ def resample_line(table: Tensor, new: int) -> Tensor:
     return _axis_weights(len(table), new, "bilinear", False).to(table) @ table
 
 
-@memoised
+@memoized
 def _axis_weights(old: int, new: int, mode: str, antialias: bool) -> Tensor:
     """`[new, old]`: how much of each old line a new line takes.
 
@@ -119,7 +119,7 @@ def resample_distances(table: Tensor, old: tuple[int, int], new: tuple[int, int]
     return torch.einsum("yr,xc,hrc->hyx", rows, columns, table.unflatten(-1, old)).flatten(1)
 
 
-@memoised
+@memoized
 def _offset_weights(old: int, new: int, interpolation: OffsetInterpolation) -> Tensor:
     """`[2 new - 1, 2 old - 1]`: interpolation of the new offsets among the old."""
     if old == 1:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from posenc.layout import TokenLayout
-from posenc.memo import memoised
+from posenc.memo import memoized
 
 
 class Axis(NamedTuple):
@@ -96,7 +96,7 @@ def turns(places: Tensor, bands: Tensor, prefix: int, columns_first: bool) -> tu
     return angles.cos(), angles.sin()
 
 
-@memoised
+@memoized
 def axial_turns(
     layout: TokenLayout,
     axes: tuple[Axis, Axis],
@@ -111,7 +111,7 @@ def axial_turns(
     return cos.to(device=device, dtype=dtype), sin.to(device=device, dtype=dtype)
 
 
-@memoised
+@memoized
 def token_places(
     layout: TokenLayout, axes: tuple[Axis, Axis], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
@@ -121,7 +121,7 @@ def token_places(
     return torch.cat([still, places]).to(device=device, dtype=dtype)
 
 
-@memoised
+@memoized
 def band_values(bands: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """The bands as a tensor `[count]`."""
     return torch.tensor(bands, device="cpu", dtype=torch.float64).to(device=device, dtype=dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from posenc.layout import TokenLayout
-from posenc.memo import memoised
+from posenc.memo import memoized
 
 Convention = Literal["mae", "timm", "vaswani", "moco_v3", "detr", "positional_encodings", "mae_1d"]
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
@@ -78,7 +78,7 @@ def sincos_table(
     return _table(layout, dim, convention, float(temperature), flags, device, dtype)
 
 
-@memoised
+@memoized
 def offset_waves(
     side: int, dim: int, temperature: float, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
@@ -119,7 +119,7 @@ def check_sincos(
         )
 
 
-@memoised
+@memoized
 def _table(
     layout: TokenLayout,
     dim: int,

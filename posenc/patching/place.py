@@ -305,6 +305,6 @@ def floating_parameter(module: nn.Module) -> nn.Parameter:
     if not parameter.is_floating_point():
         raise UnsupportedModelError(
             f"{type(module).__name__} has {parameter.dtype} parameters: patch the floating point "
-            "model, then quantise it"
+            "model, then quantize it"
         )
     return parameter

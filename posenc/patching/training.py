@@ -18,7 +18,7 @@ from posenc.patching.patch import Model, named_backbone
 def train_only_encodings(model: Model, also: Iterable[str] = ()) -> Model:
     """Switches gradients on for the encodings and off for the rest of a patched model.
 
-    Only `requires_grad` changes. Dropout and the statistics of batch normalisation follow
+    Only `requires_grad` changes. Dropout and the statistics of batch normalization follow
     `model.train()` and `model.eval()` as before. The table that `absolute="hide"` hides stays
     off. `posenc.unpatch_model` leaves the flags as they are here, those of that table included:
     call `model.requires_grad_(True)` to train the whole model again.
@@ -38,7 +38,8 @@ def train_only_encodings(model: Model, also: Iterable[str] = ()) -> Model:
     ours = {id(parameter) for _, parameter in encoding_parameters(model)}
     if not ours:
         raise ValueError(
-            "the encodings of the model have no parameters: some kinds have none, and folded ones none any more"
+            "the encodings of the model have no parameters: some kinds have none, and folded ones "
+            "have none any more"
         )
     if isinstance(also, str) or not isinstance(also, Iterable):
         raise TypeError(f"also must be names such as ('head',), got {also!r}")
@@ -48,7 +49,7 @@ def train_only_encodings(model: Model, also: Iterable[str] = ()) -> Model:
     chosen = {id(p) for name in also for p in _parameters_of(model, name, hidden)}
     trained = (ours | chosen) - {id(hidden)}
     for parameter in model.parameters():
-        if parameter.is_floating_point():  # quantised weights have no gradient
+        if parameter.is_floating_point():  # quantized weights have no gradient
             parameter.requires_grad_(id(parameter) in trained)
     backbone._posenc_record = dataclasses.replace(record, table_required_grad=id(hidden) in chosen)
     return model

@@ -1,7 +1,7 @@
 """Checks that every encoding must pass: what `posenc.testing.check_encoding` promises its users.
 
 They hold for the encodings of posenc and for those of users alike; no encoding is known by name
-here. Parameters are randomised before two computations are compared, because tables that start at
+here. Parameters are randomized before two computations are compared, because tables that start at
 zero hide mistakes, and grids are not square, because squares hide exchanged rows and columns.
 """
 

@@ -18,7 +18,7 @@ from posenc.patching import (
     patched_encodings,
     unpatch_model,
 )
-from posenc.testing.subject import BATCH, Subject, random_tensor, randomise
+from posenc.testing.subject import BATCH, Subject, random_tensor, randomize
 
 IMAGE = (32, 48)  # 2x3 patches of 16 pixels
 
@@ -36,7 +36,7 @@ def _model(subject: Subject) -> Any:
             num_heads=subject.num_heads,
             num_classes=5,
         )
-    return randomise(model.double(), 0.05).eval()
+    return randomize(model.double(), 0.05).eval()
 
 
 def _patch(subject: Subject, model: nn.Module) -> Any:
@@ -59,7 +59,7 @@ def patched_and_back(subject: Subject) -> None:
     if all(encoding.changes_at_start() is False for encoding in encodings):
         assert_close(model(images), before, rtol=0, atol=1e-10)
     for encoding in encodings:
-        randomise(encoding)
+        randomize(encoding)
     has_parameters = any(True for _ in encoding_parameters(model))
     assert not has_parameters or not torch.equal(model(images), before), "nothing changed"
     assert torch.equal(pickle.loads(pickle.dumps(model))(images), model(images))
@@ -79,7 +79,7 @@ def captured(subject: Subject) -> None:
     """Is seen by capture_attention as it is computed."""
     model = _patch(subject, _model(subject))
     for encoding in patched_encodings(model).values():
-        randomise(encoding)
+        randomize(encoding)
     images = _images()
     with torch.no_grad():
         expected = model(images)
@@ -94,7 +94,7 @@ def folded(subject: Subject) -> None:
     model = _patch(subject, _model(subject))
     encodings: Any = list(patched_encodings(model).values())
     for encoding in encodings:
-        randomise(encoding)
+        randomize(encoding)
     if not all(getattr(encoding, "is_static", False) for encoding in encodings):
         return
     with torch.no_grad():
@@ -106,7 +106,7 @@ def exported(subject: Subject) -> None:
     """Exports with torch.export."""
     model = _patch(subject, _model(subject)).float()
     for encoding in patched_encodings(model).values():
-        randomise(encoding)
+        randomize(encoding)
     images = _images().float()
     with torch.no_grad():
         expected = model(images)

@@ -54,7 +54,7 @@ class Subject:
 
     def random(self, layout: TokenLayout, dtype: torch.dtype = torch.float64) -> Any:
         """The encoding away from its start."""
-        return randomise(self.build(layout, dtype))
+        return randomize(self.build(layout, dtype))
 
     def qkv(self, layout: TokenLayout, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         """Query, key and value `[B, heads, N, head_dim]`, the same each time, with gradients."""
@@ -81,7 +81,7 @@ class Subject:
         return attend(q, k, v)
 
 
-def randomise(module: nn.Module, scale: float = 0.4) -> nn.Module:
+def randomize(module: nn.Module, scale: float = 0.4) -> nn.Module:
     """Moves every parameter away from its start, by the same noise each time."""
     with torch.no_grad():
         for seed, parameter in enumerate(module.parameters()):

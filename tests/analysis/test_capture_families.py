@@ -67,7 +67,7 @@ def test_families_that_are_patched(name):
     patch_model(model, "swin", blocks=lambda site: site in case.sites)
     tables = {}
     for seed, (site, encoding) in enumerate(patched_encodings(model).items()):
-        oracles.randomise(encoding, seed)
+        oracles.randomize(encoding, seed)
         layout = case.sites[site.removesuffix(".swin")].layout
         tables[site.removesuffix(".swin")] = oracles.swin_bias(encoding.table, *layout).detach()
     with torch.no_grad():
@@ -131,7 +131,7 @@ def outside_timm(name):
             )
             model = transformers.ViTModel(config, add_pooling_layer=False)
             shape, layout = (2, 3, 12, 20), TokenLayout(3, 5, prefix=1)
-        model = oracles.randomise(model, 7, 0.3).double().eval()
+        model = oracles.randomize(model, 7, 0.3).double().eval()
         return model, torch.randn(shape, dtype=torch.float64), layout
 
 
@@ -197,7 +197,7 @@ def test_layers_that_bypass_their_attention_are_refused():
 
 
 def test_a_module_that_is_itself_attention():
-    attention = oracles.randomise(nn.MultiheadAttention(8, 2, batch_first=True)).eval()
+    attention = oracles.randomize(nn.MultiheadAttention(8, 2, batch_first=True)).eval()
     x = torch.randn(2, 16, 8)
     with torch.no_grad(), capture_attention(attention, layout=TokenLayout(3, 5, 1)) as captured:
         attention(x, x, x, need_weights=False)

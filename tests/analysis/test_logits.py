@@ -7,7 +7,7 @@ import tiny_vit
 import tiny_windowed
 import torch
 import windowed_models
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from timm.models.eva import Eva
 from torch import nn
 
@@ -69,7 +69,7 @@ def test_as_written_out(prefix):
     images = images_of(model)
     expected = queries_and_keys(model, images)
     patch_model(model, "swin")
-    randomise_encodings(model)
+    randomize_encodings(model)
     # The bias changes what comes after the first block, whose queries and keys are as before.
     split = split_logits(model, images, blocks=[0], batch_size=4)
     q, k = (x[:, :, prefix:] for x in expected["blocks.0.attn"])
@@ -212,7 +212,7 @@ def test_a_bias_that_reads_queries_counts_over_images():
     images = images_of(model)
     q, k = queries_and_keys(model, images)["blocks.0.attn"]
     patch_model(model, "irpe")
-    randomise_encodings(model)
+    randomize_encodings(model)
     layout = posenc.TokenLayout(3, 5, 2)
     with torch.no_grad():
         (term,) = patched_encodings(model)["blocks.0.attn.irpe"](q, k, layout)

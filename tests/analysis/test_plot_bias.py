@@ -8,7 +8,7 @@ from capture_cases import patched
 from drawn import bars, marked, numbers, panels
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from tiny_vit import images, vit
 
 from posenc import TokenLayout, patch_model
@@ -152,7 +152,7 @@ def test_a_bias_that_heads_share():
 
 def test_layers_with_different_heads_and_windows():
     model = patch_model(tiny_windowed.build("swin"), "swin")
-    randomise_encodings(model, 0.3, seed=1)
+    randomize_encodings(model, 0.3, seed=1)
     figure = plot_bias(model, figure=Figure())
     biases = position_biases(model)
     rows = [bias_map(one, TokenLayout(2, 4), (1, 2)) for one in biases.values()]
@@ -228,7 +228,7 @@ def test_images_that_are_not_there():
 
 def test_contextual_biases_of_windows_have_a_mean_only():
     model = patch_model(tiny_windowed.build("swin"), "irpe")
-    randomise_encodings(model, 0.3, seed=1)
+    randomize_encodings(model, 0.3, seed=1)
     with torch.no_grad(), capture_attention(model) as captured:
         model(torch.rand(1, 3, 12, 20, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"has windows, whose biases differ.*image_index=None"):

@@ -9,7 +9,7 @@ import tiny_windowed
 import torch
 from expected_bias import BIAS
 from new_process import run_python
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from torch import nn
 
 import posenc
@@ -65,7 +65,7 @@ def test_similarity_of_sinusoidal(layout, convention):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_similarity_of_learned(layout):
-    encoding = oracles.randomise(LearnedAbsolute(TokenLayout(*layout), 6).double())
+    encoding = oracles.randomize(LearnedAbsolute(TokenLayout(*layout), 6).double())
     actual = position_similarity(encoding, TokenLayout(*layout))
     assert_close(actual, similarity(encoding.table[layout[2] :], *layout[:2]))
     other = TokenLayout(4, 2, layout[2])
@@ -86,7 +86,7 @@ def test_similarity_in_half_precision():
     assert actual.dtype == torch.float32
     expected = similarity(table[1:].double(), 2, 3).float()
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
-    learned = oracles.randomise(LearnedAbsolute(TokenLayout(2, 3), 4).bfloat16())
+    learned = oracles.randomize(LearnedAbsolute(TokenLayout(2, 3), 4).bfloat16())
     assert position_similarity(learned, TokenLayout(2, 3)).dtype == torch.float32
 
 
@@ -185,7 +185,7 @@ def test_map_errors():
 @pytest.mark.parametrize("encoding", STATIC)
 def test_biases_are_those_that_are_captured(encoding, prefix):
     model = patch_model(tiny_vit.vit(prefix), encoding, **STATIC[encoding])
-    biases = position_biases(randomise_encodings(model))
+    biases = position_biases(randomize_encodings(model))
     with torch.no_grad(), capture_attention(model) as captured:
         model(tiny_vit.images(model))
     assert list(biases) == list(captured.bias)
@@ -201,7 +201,7 @@ def test_biases_are_those_that_are_captured(encoding, prefix):
 
 
 def test_biases_add_up_and_are_copies():
-    model = randomise_encodings(patch_model(tiny_vit.vit(), "swin+human_part"))
+    model = randomize_encodings(patch_model(tiny_vit.vit(), "swin+human_part"))
     parts = patched_encodings(model)
     q = torch.zeros(1, 2, 16, 8, dtype=torch.float64)
     layout = TokenLayout(3, 5, prefix=1)
@@ -220,11 +220,11 @@ def test_biases_add_up_and_are_copies():
 
 def test_biases_of_windows_and_at_another_size():
     case = tiny_windowed.CASES["swin"]
-    model = randomise_encodings(patch_model(tiny_windowed.build("swin"), "swin"))
+    model = randomize_encodings(patch_model(tiny_windowed.build("swin"), "swin"))
     for name, bias in position_biases(model).items():
         table = patched_encodings(model)[f"{name}.swin"].table
         assert_close(bias, oracles.swin_bias(table, *case.sites[name].layout)[0].detach())
-    model = randomise_encodings(patch_model(tiny_vit.vit(), "swin", share=True))
+    model = randomize_encodings(patch_model(tiny_vit.vit(), "swin", share=True))
     posenc.set_layout(model, (20, 12))
     table = patched_encodings(model)["swin"].table
     resampled = oracles.resample_offsets(table, (3, 5), (5, 3))
@@ -238,7 +238,7 @@ def test_names_are_those_of_the_model_that_was_passed():
 
 
 def test_half_precision_and_mode_are_left_alone():
-    model = randomise_encodings(patch_model(tiny_vit.vit(), "swin").bfloat16().train())
+    model = randomize_encodings(patch_model(tiny_vit.vit(), "swin").bfloat16().train())
     state = torch.get_rng_state()
     assert position_biases(model)["blocks.0.attn"].dtype == torch.float32
     assert model.training

@@ -17,7 +17,7 @@ def random(*shape, seed=0):
 
 
 def by_gradient_free_least_squares(tokens, height, width, count, strength):
-    """Ridge regression as plain least squares with further rows, an intercept unpenalised."""
+    """Ridge regression as plain least squares with further rows, an intercept unpenalized."""
     fitted, kept = tokens[:-count], tokens[-count:]
     places = torch.tensor([divmod(i, width) for i in range(height * width)]).double()
     x = fitted.reshape(-1, fitted.shape[-1])

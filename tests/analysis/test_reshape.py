@@ -129,7 +129,7 @@ def grad_cam(model, images, target):
     return (weights * tokens[:, 5:]).sum(-1).relu().detach().view(-1, 3, 5)
 
 
-def normalised(maps):
+def normalized(maps):
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return (maps - low) / (high - low)
 
@@ -184,4 +184,4 @@ def test_in_torchcam():
     block.norm1 = ThroughMaps(block.norm1, transform)
     with methods.GradCAM(model, target_layer=block.norm1.maps) as cam:
         (maps,) = cam(2, model(images))
-    torch.testing.assert_close(maps, normalised(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(maps, normalized(expected), rtol=1e-4, atol=1e-5)

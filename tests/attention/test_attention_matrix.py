@@ -17,7 +17,7 @@ from posenc.attention import attend, attention_matrix
 def test_attention_matrix_is_what_multiplies_the_values(encoding, prefix):
     layout = TokenLayout(3, 5, prefix)
     module = posenc.create_encoding(encoding, layout=layout, num_heads=2, head_dim=4)
-    module = oracles.randomise(module.double())
+    module = oracles.randomize(module.double())
     q, k, v, _ = oracles.random_qkv(layout.num_tokens)
     mask = torch.randn(2, 1, layout.num_tokens, layout.num_tokens, dtype=torch.float64)
     for options in ({}, {"scale": 0.7}, {"attn_mask": mask}, {"attn_mask": mask > -1}):

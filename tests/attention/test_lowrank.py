@@ -171,7 +171,7 @@ def test_tables_along_one_axis(layout, axis, options):
 @pytest.mark.parametrize("on", ["k", "q", "v", "qkv"])
 def test_the_cross_method_is_one_fused_call(layout, on, monkeypatch):
     layout = TokenLayout(*layout)
-    irpe = oracles.randomise(
+    irpe = oracles.randomize(
         posenc.IRPE(layout, 2, 6, method="cross", on=on, dtype=torch.float64), seed=1
     )
     q, k, v = qkv(layout)

@@ -14,7 +14,7 @@ from posenc.terms import ContentScale, LookupBias
 
 def convit(layout):
     encoding = ConViT(TokenLayout(*layout), 2, dtype=torch.float64)
-    return oracles.randomise(encoding).eval()
+    return oracles.randomize(encoding).eval()
 
 
 def remembered(encoding, dtype=torch.float64):

@@ -215,7 +215,7 @@ def test_a_batch_that_has_no_size_yet(name, trains):
     """Of biases that differ between images: no choice depends on it."""
     layout = TokenLayout(2, 3, 1)
     encoding = posenc.create_encoding(name, layout=layout, num_heads=HEADS, head_dim=DIM)
-    oracles.randomise(encoding)
+    oracles.randomize(encoding)
     x = torch.randn(2, HEADS, 7, DIM)
     torch._dynamo.decorators.mark_unbacked(x, 0)
 

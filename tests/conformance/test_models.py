@@ -9,7 +9,7 @@ import tiny_windowed
 import torch
 from eager_attention import biased_attention
 from expected_bias import BIAS, OPTIONS
-from random_encodings import WITH_PREFIX, randomise_encodings
+from random_encodings import WITH_PREFIX, randomize_encodings
 
 import posenc
 from posenc import patch_model, patched_encodings
@@ -72,7 +72,7 @@ def test_a_patch_is_the_mathematics(name, encoding):
     """The model's own masks, biases and rotary embedding stay in force: the oracle keeps them."""
     case, model, x = CASES[name], build(name), images(name)
     plain = build(name)
-    randomise_encodings(patch_model(model, encoding, **OPTIONS[encoding]))
+    randomize_encodings(patch_model(model, encoding, **OPTIONS[encoding]))
     found = patched_encodings(model)
     assert sorted(found) == sorted(f"{site}.{encoding}" for site in case.sites)
 
@@ -93,7 +93,7 @@ def test_a_patch_is_the_mathematics(name, encoding):
 
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_reach_every_parameter(name):
-    model = randomise_encodings(patch_model(build(name), "irpe+swin", swin=WITH_PREFIX)).train()
+    model = randomize_encodings(patch_model(build(name), "irpe+swin", swin=WITH_PREFIX)).train()
     model(images(name)).square().sum().backward()
     for key, parameter in posenc.encoding_parameters(model):
         assert parameter.grad is not None, key
@@ -102,7 +102,7 @@ def test_gradients_reach_every_parameter(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_save_and_load(name, tmp_path):
-    model, x = randomise_encodings(patch_model(build(name), "irpe+swin")), images(name)
+    model, x = randomize_encodings(patch_model(build(name), "irpe+swin")), images(name)
     posenc.save_encodings(model, tmp_path / "encodings.safetensors")
     fresh = posenc.load_encodings(build(name), tmp_path / "encodings.safetensors")
     with torch.no_grad():

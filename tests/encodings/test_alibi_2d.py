@@ -32,7 +32,7 @@ def test_equals_the_oracle(layout, distance, learnable):
     encoding = ALiBi2D(
         TokenLayout(*layout), 3, distance=distance, learnable=learnable, dtype=torch.float64
     )
-    oracles.randomise(encoding)
+    oracles.randomize(encoding)
     slopes = encoding.slopes if learnable else torch.tensor([1 / 16, 1 / 256, 1 / 4]).double()
     backends = [*BACKENDS, "lowrank"] if distance == "squared" else BACKENDS
     assert_equals_the_oracle(encoding, layout, lambda d: -slopes * d ** POWER[distance], backends)

@@ -13,7 +13,7 @@ SMALLER = [((7, 6), (3, 9)), ((1, 4), (5, 6)), ((4, 6), (2, 1))]
 
 
 def build(layout, **options):
-    return oracles.randomise(BEiT(TokenLayout(*layout), 2, dtype=torch.float64, **options))
+    return oracles.randomize(BEiT(TokenLayout(*layout), 2, dtype=torch.float64, **options))
 
 
 def bias_of(encoding, layout):

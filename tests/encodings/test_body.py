@@ -15,7 +15,7 @@ FORMS = pytest.mark.parametrize("adaptive", [False, True])
 
 def build(layout, dim=6, **options):
     body = Body(TokenLayout(*layout), dim, **{"dtype": torch.float64, **options})
-    return oracles.randomise(body)
+    return oracles.randomize(body)
 
 
 def random_tokens(layout, dim=6):

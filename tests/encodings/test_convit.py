@@ -15,7 +15,7 @@ BACKENDS = ("reference", "sdpa")  # the usual half has no term, which others ref
 
 
 def build(layout, heads=2, **options):
-    return oracles.randomise(ConViT(TokenLayout(*layout), heads, dtype=torch.float64, **options))
+    return oracles.randomize(ConViT(TokenLayout(*layout), heads, dtype=torch.float64, **options))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -12,7 +12,7 @@ from posenc.attention import attention_matrix
 
 def build(layout, **options):
     layout = TokenLayout(*layout)
-    return oracles.randomise(CordonnierLearned(layout, 2, 4, dtype=torch.float64, **options))
+    return oracles.randomize(CordonnierLearned(layout, 2, 4, dtype=torch.float64, **options))
 
 
 @pytest.mark.parametrize("backend", ["reference", "sdpa"])

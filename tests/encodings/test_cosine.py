@@ -17,7 +17,7 @@ BACKENDS = ["reference", "sdpa"]
 
 def build(layout, heads=2):
     encoding = CosineAttention(TokenLayout(*layout), heads, dtype=torch.float64)
-    return oracles.randomise(encoding)
+    return oracles.randomize(encoding)
 
 
 def expected_scores(log_scale, q, k):
@@ -35,7 +35,7 @@ def test_equals_the_oracle_beside_a_bias(layout):
     cosine = build(layout)
     tokens = oracles.num_tokens(*layout)
     q, k, v, cotangent = oracles.random_qkv(tokens, batch=1)
-    swin = oracles.randomise(SwinBias(TokenLayout(*layout), 2, dtype=torch.float64))
+    swin = oracles.randomize(SwinBias(TokenLayout(*layout), 2, dtype=torch.float64))
     bias = oracles.swin_bias(swin.table, *layout)
     expected = (expected_scores(cosine.log_scale, q, k) + bias).softmax(-1) @ v
     leaves = [q, k, v, cosine.log_scale, swin.table]

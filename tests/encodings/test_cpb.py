@@ -24,7 +24,7 @@ def build(layout, *, heads=2, seed=0, **options):
     with torch.random.fork_rng():  # its hidden layer is drawn
         torch.manual_seed(seed)
         bias = ContinuousBias(TokenLayout(*layout), heads, dtype=torch.float64, hidden=6, **options)
-    return oracles.randomise(bias, seed, scale=0.8)
+    return oracles.randomize(bias, seed, scale=0.8)
 
 
 def coordinate(offset, side):
@@ -151,7 +151,7 @@ def test_both_rules_for_another_grid():
 @pytest.mark.parametrize("grid", [(3, 5), (1, 4), (1, 1)])
 def test_timm_computes_the_same_with_a_side_of_one_too(grid, pretrained):
     module = WindowAttention(8, grid, 2, pretrained_window_size=pretrained).double().eval()
-    oracles.randomise(module, 1, scale=0.3)
+    oracles.randomize(module, 1, scale=0.3)
     layout = TokenLayout(*grid)
     options = {"pretrained": pretrained} if any(pretrained) else {}
     bias = ContinuousBias(layout, 2, dtype=torch.float64, **options)

@@ -10,7 +10,7 @@ from posenc import DeBERTa, TokenLayout, attend
 def build(layout, heads=2, head_dim=4, **options):
     options = {"clip": 2, **options}
     encoding = DeBERTa(TokenLayout(*layout), heads, head_dim, dtype=torch.float64, **options)
-    return oracles.randomise(encoding)
+    return oracles.randomize(encoding)
 
 
 def entry_of(offset, clip):

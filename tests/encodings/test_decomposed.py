@@ -12,7 +12,7 @@ LAYOUTS = [(2, 5, 0), (4, 3, 1), (1, 6, 2), (3, 2, 5), (1, 1, 2)]
 
 def build(layout, *, seed=0, heads=2, head_dim=4):
     encoding = Decomposed(TokenLayout(*layout), heads, head_dim, dtype=torch.float64)
-    return oracles.randomise(encoding, seed)
+    return oracles.randomize(encoding, seed)
 
 
 def expected_bias(q, rows, cols, layout):
@@ -30,7 +30,7 @@ def expected_bias(q, rows, cols, layout):
 
 
 def resized(table, side):
-    """A line of `2 side - 1` entries from this table, each a mean of its two nearest neighbours."""
+    """A line of `2 side - 1` entries from this table, each a mean of its two nearest neighbors."""
     old, new = len(table), 2 * side - 1
 
     def entry(offset):

@@ -9,7 +9,7 @@ from posenc import FIRE2D, TokenLayout, attend
 
 
 def build(layout, *, heads=2, **options):
-    return oracles.randomise(FIRE2D(TokenLayout(*layout), heads, dtype=torch.float64, **options))
+    return oracles.randomize(FIRE2D(TokenLayout(*layout), heads, dtype=torch.float64, **options))
 
 
 def dense(encoding, layout):

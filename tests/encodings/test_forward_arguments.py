@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from tiny_vit import vit
 
 import posenc
@@ -114,5 +114,5 @@ def test_nothing_of_meta_is_remembered(name):
 @pytest.mark.parametrize("name", ["learned", "sinusoidal", "peg", "swin", "irpe"])
 def test_a_patched_model_runs_on_meta(name):
     options = {"strength": 0.0} if name == "sinusoidal" else {}
-    model = randomise_encodings(posenc.patch_model(vit(), name, **options)).to("meta")
+    model = randomize_encodings(posenc.patch_model(vit(), name, **options)).to("meta")
     assert model(torch.zeros(2, 3, 12, 20, dtype=torch.float64, device="meta")).shape == (2, 5)

@@ -10,7 +10,7 @@ from posenc import FourierFeatures, TokenLayout
 
 def build(layout, dim=6, **options):
     encoding = FourierFeatures(TokenLayout(*layout), dim, dtype=torch.float64, **options)
-    return oracles.randomise(encoding)
+    return oracles.randomize(encoding)
 
 
 def gelu(x):

@@ -11,7 +11,7 @@ from posenc.attention import attention_matrix
 
 def build(layout, heads=2, head_dim=4, **options):
     layout = TokenLayout(*layout)
-    return oracles.randomise(Huang(layout, heads, head_dim, dtype=torch.float64, **options))
+    return oracles.randomize(Huang(layout, heads, head_dim, dtype=torch.float64, **options))
 
 
 @pytest.mark.parametrize("backend", oracle_checks.BACKENDS)

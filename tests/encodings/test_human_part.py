@@ -30,7 +30,7 @@ LAYOUTS = [(2, 5, 0), (7, 4, 1), (1, 6, 2), (8, 1, 5), (6, 3, 0)]
 
 def build(layout, *, seed=0, heads=2, **options):
     human = HumanPart(TokenLayout(*layout), heads, 4, **{**OPEN, **options})
-    return oracles.randomise(human, seed)
+    return oracles.randomize(human, seed)
 
 
 def centered(bias):

@@ -19,7 +19,7 @@ FORMS = [
 
 def build(layout, *, seed=0, heads=2, head_dim=4, **options):
     irpe = IRPE(TokenLayout(*layout), heads, head_dim, dtype=torch.float64, **options)
-    return oracles.randomise(irpe, seed)
+    return oracles.randomize(irpe, seed)
 
 
 def bias_of(terms):

@@ -11,7 +11,7 @@ FORMS = ["log", "power"]
 
 
 def build(layout, **options):
-    return oracles.randomise(KERPLE2D(TokenLayout(*layout), 3, dtype=torch.float64, **options))
+    return oracles.randomize(KERPLE2D(TokenLayout(*layout), 3, dtype=torch.float64, **options))
 
 
 def dense(encoding, layout):

@@ -17,7 +17,7 @@ def tokens(layout, dim=6, seed=0):
 
 
 def build(layout, dim=6, seed=0, **options):
-    return oracles.randomise(
+    return oracles.randomize(
         LearnedAbsolute(TokenLayout(*layout), dim, dtype=torch.float64, **options), seed
     )
 

@@ -9,7 +9,7 @@ from posenc import LeViT, TokenLayout
 
 
 def build(layout):
-    return oracles.randomise(LeViT(TokenLayout(*layout), 2, dtype=torch.float64))
+    return oracles.randomize(LeViT(TokenLayout(*layout), 2, dtype=torch.float64))
 
 
 def bias_of(encoding, layout):

@@ -14,7 +14,7 @@ def build(layout, heads=2, head_dim=7, seed=0, **options):
     encoding = LieRE(
         TokenLayout(*layout), heads, head_dim, dtype=torch.float64, **{"block_size": 3, **options}
     )
-    return oracles.randomise(encoding, seed)
+    return oracles.randomize(encoding, seed)
 
 
 def exponential(matrix):

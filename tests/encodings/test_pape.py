@@ -12,7 +12,7 @@ FORMS = [{"parabolas": 3}, {"rotation_invariant": True}]
 
 def build(layout, heads=2, head_dim=4, **options):
     encoding = PaPE(TokenLayout(*layout), heads, head_dim, dtype=torch.float64, **options)
-    return oracles.randomise(encoding, 0)
+    return oracles.randomize(encoding, 0)
 
 
 def expected_entry(i, j, q, encoding, layout):
@@ -112,7 +112,7 @@ def test_a_start_is_a_spread():
 
 def test_16_bit_queries_are_read_in_float32():
     layout = TokenLayout(2, 3, 1)
-    encoding = oracles.randomise(PaPE(layout, 2, 4)).bfloat16()
+    encoding = oracles.randomize(PaPE(layout, 2, 4)).bfloat16()
     q = torch.randn(2, 2, 7, 4).bfloat16()
     (term,) = encoding(q, q, layout)
     (exact,) = encoding.double()(q.double(), q.double(), layout)

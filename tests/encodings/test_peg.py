@@ -17,7 +17,7 @@ def tokens(layout, dim=4, seed=0):
 
 
 def build(layout, seed=0, **options):
-    return oracles.randomise(PEG(TokenLayout(*layout), 4, dtype=torch.float64, **options), seed)
+    return oracles.randomize(PEG(TokenLayout(*layout), 4, dtype=torch.float64, **options), seed)
 
 
 @pytest.mark.parametrize("name", STRIDE_ONE)

@@ -11,7 +11,7 @@ LAYOUTS = [(2, 5, 0), (7, 4, 1), (1, 6, 2), (3, 2, 5)]
 
 
 def build(layout, *, seed=0, heads=2, **options):
-    return oracles.randomise(
+    return oracles.randomize(
         Quadratic(TokenLayout(*layout), heads, dtype=torch.float64, **options), seed
     )
 

@@ -13,7 +13,7 @@ from posenc import Quadratic, TokenLayout, attend
 
 def build(layout, **options):
     quadratic = Quadratic(TokenLayout(*layout), 3, general=True, dtype=torch.float64, **options)
-    return oracles.randomise(quadratic)
+    return oracles.randomize(quadratic)
 
 
 @pytest.mark.parametrize("backend", ["reference", "sdpa"])

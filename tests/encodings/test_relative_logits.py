@@ -14,7 +14,7 @@ def build(layout, heads=2, head_dim=4, seed=0, **options):
     encoding = RelativeLogits(
         TokenLayout(*layout), heads, head_dim, dtype=torch.float64, **{"width": 3, **options}
     )
-    return oracles.randomise(encoding, seed)
+    return oracles.randomize(encoding, seed)
 
 
 def entry_of_pair(i, j, layout, prefix_pairs):
@@ -118,7 +118,7 @@ def test_the_scale_of_the_attention_does_not_reach_the_bias():
 @pytest.mark.parametrize("share_heads", [True, False])
 def test_16_bit_queries_are_projected_in_float32(share_heads):
     layout = TokenLayout(2, 3)
-    encoding = oracles.randomise(RelativeLogits(layout, 2, 4, share_heads=share_heads)).bfloat16()
+    encoding = oracles.randomize(RelativeLogits(layout, 2, 4, share_heads=share_heads)).bfloat16()
     q = torch.randn(2, 2, 6, 4).bfloat16()
     (term,) = encoding(q, q, layout)
     (exact,) = encoding.double()(q.double(), q.double(), layout)

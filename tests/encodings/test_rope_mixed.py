@@ -100,7 +100,7 @@ def test_equals_the_formula(layout, built, order, resize):
     built = built or layout.grid
     own = TokenLayout(*built, prefix=layout.prefix)
     mixed = RoPEMixed(own, 2, 8, order=order, resize=resize, dtype=torch.float64)
-    oracles.randomise(mixed)
+    oracles.randomize(mixed)
     q, k, v, cotangent = oracles.random_qkv(layout.num_tokens, head_dim=8)
     leaves = (q, k, v, mixed.freqs)
     out = attend(q, k, v, mixed(q, k, layout))

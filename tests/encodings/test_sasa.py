@@ -12,7 +12,7 @@ from posenc import SASA, TokenLayout, attend
 
 
 def build(layout, **options):
-    return oracles.randomise(SASA(TokenLayout(*layout), 2, 4, dtype=torch.float64, **options))
+    return oracles.randomize(SASA(TokenLayout(*layout), 2, 4, dtype=torch.float64, **options))
 
 
 def in_loops(sasa, layout, extents):

@@ -12,7 +12,7 @@ BACKENDS = ("reference", "tiled")  # the value table needs the attention matrix
 
 def build(layout, heads=2, head_dim=4, **options):
     layout = TokenLayout(*layout)
-    return oracles.randomise(Shaw(layout, heads, head_dim, dtype=torch.float64, **options))
+    return oracles.randomize(Shaw(layout, heads, head_dim, dtype=torch.float64, **options))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -12,7 +12,7 @@ LAYOUTS = [*layouts.LAYOUTS, (1, 1, 2)]
 
 
 def build(layout, *, seed=0, heads=2, **options):
-    return oracles.randomise(
+    return oracles.randomize(
         SwinBias(TokenLayout(*layout), heads, dtype=torch.float64, **options), seed
     )
 

@@ -11,7 +11,7 @@ from posenc.functional.buckets import log_bucket, t5_bucket
 
 def build(layout, **options):
     options = {"num_buckets": 8, "max_distance": 5, **options}
-    return oracles.randomise(T5Bias(TokenLayout(*layout), 2, dtype=torch.float64, **options))
+    return oracles.randomize(T5Bias(TokenLayout(*layout), 2, dtype=torch.float64, **options))
 
 
 def bias_of(encoding, layout):

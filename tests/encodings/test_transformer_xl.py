@@ -13,7 +13,7 @@ from posenc.functional.sincos import offset_waves
 def build(layout, heads=2, head_dim=4, **options):
     layout = TokenLayout(*layout)
     encoding = TransformerXL(layout, heads, head_dim, dtype=torch.float64, **options)
-    return oracles.randomise(encoding)
+    return oracles.randomize(encoding)
 
 
 def sinusoid(offset, dim, temperature):

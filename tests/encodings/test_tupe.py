@@ -13,7 +13,7 @@ T5 = {"num_buckets": 8, "max_distance": 5}
 
 
 def build(layout, **options):
-    return oracles.randomise(TUPE(TokenLayout(*layout), 2, 4, dtype=torch.float64, **options))
+    return oracles.randomize(TUPE(TokenLayout(*layout), 2, 4, dtype=torch.float64, **options))
 
 
 def golden_tupe(golden, **options):

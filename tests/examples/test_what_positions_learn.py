@@ -7,7 +7,7 @@ import positions_figure
 import pytest
 import torch
 import what_positions_learn as example
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 
 from posenc import TokenLayout
 from posenc.analysis import capture_attention
@@ -19,7 +19,7 @@ def looked_into(name):
     """An untrained model with random positions, what was captured, and its own positions."""
     model = digits.add_encoding(digits.build_vit("mean", 0), name).eval()
     if name != "none":
-        randomise_encodings(model)
+        randomize_encodings(model)
     torch.manual_seed(0)
     with torch.no_grad(), capture_attention(model) as captured:
         model(torch.randn(6, 1, 28, 28))

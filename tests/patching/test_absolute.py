@@ -5,7 +5,7 @@ import warnings
 import oracles
 import pytest
 import torch
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from tiny_vit import MODELS, eager, images, vit
 
 from posenc import patch_model, patched_encodings
@@ -19,7 +19,7 @@ def test_remove_hides_the_table(case):
     keys = list(model.state_dict())
     with pytest.warns(UserWarning, match="the model's position table is hidden$"):
         patch_model(model, "swin", absolute="hide")
-    randomise_encodings(model)
+    randomize_encodings(model)
     assert not model.pos_embed.requires_grad
     assert [key for key in model.state_dict() if "posenc" not in key] == keys
     found = patched_encodings(model)

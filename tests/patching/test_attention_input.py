@@ -8,7 +8,7 @@ import oracles
 import pytest
 import torch
 from beyond_timm import CASES, build, inputs, outputs, patch
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from timm.layers import Attention
 from tiny_vit import vit
 from torch import nn
@@ -54,7 +54,7 @@ def test_equals_the_loop_before_attention(name, tmp_path):
         found = patched_encodings(model)
         assert [*found] == [f"{site}.conv_projection" for site in CASES[name].sites]
         torch.testing.assert_close(outputs(model, x), unpatched, rtol=0, atol=1e-10)
-        actual = outputs(randomise_encodings(model), x)
+        actual = outputs(randomize_encodings(model), x)
         expected = outputs(convolve(build(name), found, CASES[name].layout), x)
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
         assert (actual - unpatched).abs().max() > 1e-6
@@ -72,7 +72,7 @@ def test_beside_an_encoding_in_attention(name):
     """In training, with a selection: the plain model has the same encoding, but no convolution."""
     options = {"blocks": [1]}
     model = patch(build(name), name, "irpe+conv_projection", **options)
-    model, x = randomise_encodings(model).train(), inputs(name)
+    model, x = randomize_encodings(model).train(), inputs(name)
     plain = patch(build(name), name, "irpe", **options).train()
     (site,) = posenc.encoding_config(model)["sites"]
     assert site == CASES[name].sites[1]
@@ -92,7 +92,7 @@ def test_beside_an_encoding_in_attention(name):
 
 @pytest.mark.parametrize("name", ["hf_vit", "torch"])
 def test_captured_attention_is_that_of_convolved_tokens(name):
-    model, x = randomise_encodings(patch(build(name), name, "conv_projection")), inputs(name)
+    model, x = randomize_encodings(patch(build(name), name, "conv_projection")), inputs(name)
     # Patched by an encoding that does nothing: torch's layers would pass over the module else.
     plain = patch(build(name), name, "none")
     convolve(plain, patched_encodings(model), CASES[name].layout)
@@ -109,7 +109,7 @@ def test_attention_of_timm_in_another_model():
     model = nn.Sequential(Attention(8, 2), Attention(8, 2)).double()
     plain, layout = copy.deepcopy(model), (2, 5, 1)
     patch_model(model, "conv_projection", layout=TokenLayout(*layout))
-    found, x = patched_encodings(randomise_encodings(model)), torch.randn(2, 11, 8).double()
+    found, x = patched_encodings(randomize_encodings(model)), torch.randn(2, 11, 8).double()
     torch.testing.assert_close(model(x), convolve(plain, found, layout)(x), rtol=1e-9, atol=1e-9)
 
 

@@ -31,7 +31,7 @@ def misfits():
         model.blocks[0].attn.forward = model.blocks[0].attn.forward
         return model
 
-    def quantised():
+    def quantized():
         model = vit()
         model.cls_token = nn.Parameter(torch.zeros(1, 1, 16, dtype=torch.int8), requires_grad=False)
         return model
@@ -97,7 +97,7 @@ def misfits():
             {},
             "blocks.0.attn cannot be patched: its forward was replaced on the ins",
         ),
-        "quantised": (quantised, {}, "has torch.int8 parameters: patch the floating point model"),
+        "quantized": (quantized, {}, "has torch.int8 parameters: patch the floating point model"),
         "two": (
             lambda: nn.ModuleDict({"a": vit(), "b": vit()}),
             {},

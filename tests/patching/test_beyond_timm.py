@@ -7,7 +7,7 @@ import pytest
 import torch
 from beyond_timm import CASES, build, expected_of, inputs, outputs, patch
 from expected_bias import OPTIONS
-from random_encodings import WITH_PREFIX, randomise_encodings
+from random_encodings import WITH_PREFIX, randomize_encodings
 from torch import nn
 
 import posenc
@@ -48,7 +48,7 @@ def test_a_patch_without_effect_is_the_model(name, encoding):
 @pytest.mark.parametrize("encoding", OPTIONS)
 def test_a_patch_is_the_mathematics(name, encoding):
     """In eval without gradients, where torch's encoder layers have a fast path."""
-    model = randomise_encodings(patch(build(name), name, encoding, **OPTIONS[encoding]))
+    model = randomize_encodings(patch(build(name), name, encoding, **OPTIONS[encoding]))
     assert sorted(patched_encodings(model)) == [f"{s}.{encoding}" for s in CASES[name].sites]
     x = inputs(name)
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_a_patch_is_the_mathematics(name, encoding):
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_reach_every_parameter(name):
     model = patch(build(name), name, "irpe+swin", swin=WITH_PREFIX).train()
-    outputs(randomise_encodings(model), inputs(name)).square().sum().backward()
+    outputs(randomize_encodings(model), inputs(name)).square().sum().backward()
     for key, parameter in model.named_parameters():
         if "posenc" in key:
             assert parameter.grad.abs().max() > 0, key
@@ -70,7 +70,7 @@ def test_gradients_reach_every_parameter(name):
 @pytest.mark.parametrize("name", CASES)
 def test_one_layer_and_one_shared_encoding(name):
     """Modules that were not patched stay themselves; nothing is said of the model's class."""
-    model = randomise_encodings(patch(build(name), name, "swin", blocks=[1]))
+    model = randomize_encodings(patch(build(name), name, "swin", blocks=[1]))
     assert list(patched_encodings(model)) == [f"{CASES[name].sites[1]}.swin"]
     expected = expected_of(name, model, "swin")
     torch.testing.assert_close(outputs(model, inputs(name)), expected, rtol=1e-8, atol=1e-8)
@@ -85,7 +85,7 @@ def test_one_layer_and_one_shared_encoding(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_save_load_copy_and_pickle(name, tmp_path):
-    model, x = randomise_encodings(patch(build(name), name, "irpe+swin")), inputs(name)
+    model, x = randomize_encodings(patch(build(name), name, "irpe+swin")), inputs(name)
     posenc.save_encodings(model, tmp_path / "encodings.safetensors")
     fresh = posenc.load_encodings(build(name), tmp_path / "encodings.safetensors")
     copies = (fresh, copy.deepcopy(model), pickle.loads(pickle.dumps(model)))

@@ -4,7 +4,7 @@ import oracles
 import pytest
 import torch
 from patch_cases import expected_logits, sites
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from timm.layers import Attention
 from tiny_vit import MODELS, eager, images, snapshot, vit
 
@@ -30,7 +30,7 @@ def test_blocks(blocks, chosen, share):
     assert [type(block.attn) is not Attention for block in model.blocks] == [
         index in chosen for index in range(3)
     ]
-    randomise_encodings(model)
+    randomize_encodings(model)
     found = patched_encodings(model)
 
     def bias(name, q, k):
@@ -73,7 +73,7 @@ def test_sites_of_parallel_blocks():
 def test_after():
     model = patch_model(vit(depth=3), "peg", after=(0, -1))
     assert set(patched_encodings(model)) == {"blocks.0.peg", "blocks.2.peg"}
-    randomise_encodings(model)
+    randomize_encodings(model)
     x = images(model)
     expected = expected_logits(model, "peg", (3, 5, 1), x)
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)

@@ -10,13 +10,13 @@ import posenc
 from posenc import patch_model, unpatch_model
 
 
-@pytest.mark.filterwarnings("ignore")  # torch deprecates this way of quantising
-def test_a_quantised_model_is_refused():
-    quantised = torch.ao.quantization.quantize_dynamic(vit(dtype=torch.float32), {nn.Linear})
-    assert "no floating point parameters (quantised?)" in posenc.supports(quantised).reason
-    with pytest.raises(ValueError, match=r"blocks.0.attn cannot be patched: .*then quantise it"):
-        patch_model(quantised)
-    assert not posenc.is_patched(quantised)
+@pytest.mark.filterwarnings("ignore")  # torch deprecates this way of quantizing
+def test_a_quantized_model_is_refused():
+    quantized = torch.ao.quantization.quantize_dynamic(vit(dtype=torch.float32), {nn.Linear})
+    assert "no floating point parameters (quantized?)" in posenc.supports(quantized).reason
+    with pytest.raises(ValueError, match=r"blocks.0.attn cannot be patched: .*then quantize it"):
+        patch_model(quantized)
+    assert not posenc.is_patched(quantized)
 
 
 def wrap_blocks(model):

@@ -6,7 +6,7 @@ import tiny_vit
 import torch
 from new_process import run_python
 from patched_vit import values
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_vit import images, snapshot, vit
@@ -16,7 +16,7 @@ from posenc import TokenLayout, load_encodings, patch_model, patched_encodings, 
 
 
 def patched(names="peg+irpe+learned", *, seed=0, build=vit, **options):
-    return randomise_encodings(patch_model(build(), names, **options), seed=seed)
+    return randomize_encodings(patch_model(build(), names, **options), seed=seed)
 
 
 def same(one, other):
@@ -182,7 +182,7 @@ def test_into_a_wrapper_and_out_of_one(tmp_path):
     source = torch.nn.ModuleDict({"backbone": vit()})
     patch_model(source, "irpe+learned")
     for encoding in patched_encodings(source).values():
-        oracles.randomise(encoding, 3)
+        oracles.randomize(encoding, 3)
     save_encodings(source, tmp_path / "encodings.safetensors")
     target = load_encodings(vit(), tmp_path / "encodings.safetensors")
     assert same(source["backbone"].state_dict(), target.state_dict())

@@ -48,7 +48,7 @@ def test_compiled_with_other_options(compiler):
     """The ratio of a second model is no symbol."""
     for ratio in (1.9, 1.0, 2.5):
         model = posenc.patch_model(tiny_vit.vit(depth=1), "irpe", ratio=ratio)
-        oracles.randomise(model)
+        oracles.randomize(model)
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         with torch.no_grad():
             assert_same(compiled(tiny_vit.images(model)), model(tiny_vit.images(model)))

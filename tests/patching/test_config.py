@@ -36,7 +36,7 @@ def test_round_trip_through_json(case):
     for one, other in zip(source.parameters(), target.parameters(), strict=True):
         assert one.requires_grad == other.requires_grad
     for index, encoding in enumerate(posenc.patched_encodings(source).values()):
-        oracles.randomise(encoding, index)
+        oracles.randomize(encoding, index)
     target.load_state_dict(source.state_dict())
     x = images(source)
     with torch.no_grad():
@@ -48,7 +48,7 @@ def test_round_trip_through_json(case):
 def test_the_encodings_are_fresh():
     source = posenc.patch_model(vit(), "swin")
     for encoding in posenc.patched_encodings(source).values():
-        oracles.randomise(encoding)
+        oracles.randomize(encoding)
     target = posenc.patch_from_config(vit(), posenc.encoding_config(source))
     assert all(not parameter.any() for _, parameter in posenc.encoding_parameters(target))
 

@@ -11,7 +11,7 @@ import tiny_global
 import tiny_windowed
 import torch
 from convolved import NAMES
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from timm.layers import Mlp
 from tiny_vit import MODELS, images, snapshot, vit
 
@@ -44,7 +44,7 @@ def test_every_family_is_the_loop_at_its_place(family, name):
         # Its norm in float32 sums in the order of memory.
         rounded = 1e-6 if family == "deepseek" else 1e-12
         torch.testing.assert_close(model(x), unpatched, rtol=0, atol=rounded)
-        randomise_encodings(model)
+        randomize_encodings(model)
         actual, encodings = model(x), [*convolved.found(model, name).values()]
         places = convolved.hook_places(family, name)
         convolved.hook(plain, places, encodings, convolved.layout_of(family))
@@ -59,7 +59,7 @@ def test_every_family_is_the_loop_at_its_place(family, name):
 @pytest.mark.parametrize("kind", ["distilled", "parallel_things"])
 @each_name
 def test_gradients_reach_every_kernel(kind, name):
-    model = randomise_encodings(patch_model(vit(**MODELS[kind][0], depth=3), name)).train()
+    model = randomize_encodings(patch_model(vit(**MODELS[kind][0], depth=3), name)).train()
     assert len(convolved.found(model, name)) in (3, 6)
     features = model.forward_features(images(model))
     features.square().sum().backward()  # of all tokens: CLS alone does not read the last MLP
@@ -110,7 +110,7 @@ def test_saved_loaded_and_patched_from_the_config(tmp_path, names, share):
     options = {"blocks": [1]} if "conv" in names else {"at": (1,)}
     if names == ALL:
         options = {"blocks": [1], "local_ffn": {"at": (0,)}}
-    model = randomise_encodings(patch_model(vit(), names, share=share, **options))
+    model = randomize_encodings(patch_model(vit(), names, share=share, **options))
     posenc.save_encodings(model, tmp_path / "saved.safetensors")
     x = images(model)
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_saved_loaded_and_patched_from_the_config(tmp_path, names, share):
 @pytest.mark.parametrize("family", ["vit", "beit", "vit_parallel"])
 def test_several_at_one_block_act_in_order(family):
     """Positions, then what enters the block, then attention, then what leaves it."""
-    model = randomise_encodings(patch_model(tiny_global.build(family), "lpu+peg+irpe+learned"))
+    model = randomize_encodings(patch_model(tiny_global.build(family), "lpu+peg+irpe+learned"))
     plain, x = patch_model(tiny_global.build(family), "irpe"), global_images(family)
     for site, encoding in convolved.found(model, "irpe").items():
         posenc.patched_encodings(plain)[f"{site}.irpe"].load_state_dict(encoding.state_dict())
@@ -152,7 +152,7 @@ def test_the_summary_names_sites_in_order():
 
 @each_name
 def test_other_image_sizes_are_followed(name):
-    model = randomise_encodings(patch_model(vit(), name))
+    model = randomize_encodings(patch_model(vit(), name))
     stored = copy.deepcopy(posenc.encoding_state_dict(model))
     model.set_input_size(img_size=(20, 12))
     twin = vit()
@@ -167,7 +167,7 @@ def test_other_image_sizes_are_followed(name):
 
 @each_name
 def test_images_of_any_size_are_followed(name):
-    model = randomise_encodings(patch_model(dynamic_vit.build(), name))
+    model = randomize_encodings(patch_model(dynamic_vit.build(), name))
     encodings = convolved.found(model, name).values()
     for grid in [(3, 5), (5, 3), (1, 6)]:
         plain, x = dynamic_vit.build(), dynamic_vit.images(grid)
@@ -185,7 +185,7 @@ def gradients(model, crops):
 @each_name
 def test_activation_checkpointing_replays_each_layout(name):
     crops = [dynamic_vit.images((3, 4)), dynamic_vit.images((4, 3)), dynamic_vit.images((2, 6))]
-    model = randomise_encodings(patch_model(dynamic_vit.build(), name)).train()
+    model = randomize_encodings(patch_model(dynamic_vit.build(), name)).train()
     expected = gradients(model, crops)
     model.set_grad_checkpointing()
     actual = gradients(model, crops)
@@ -198,7 +198,7 @@ def test_attention_that_receives_a_map():
     """SAM's, in the blocks without windows; the map tells the grid."""
     options = {"blocks": [1]}
     model = patch_model(dynamic_vit.build("sam"), "conv_projection+swin", **options)
-    encodings = convolved.found(randomise_encodings(model), "conv_projection").values()
+    encodings = convolved.found(randomize_encodings(model), "conv_projection").values()
     for grid in [(3, 5), (5, 3)]:
         plain, x = (
             patch_model(dynamic_vit.build("sam"), "swin", **options),
@@ -294,7 +294,7 @@ def test_a_callable_is_told_the_width_of_the_tokens():
 
 def test_the_capture_sees_attention_of_encoded_tokens():
     """Of modules whose attention call is not replaced, too."""
-    model = randomise_encodings(patch_model(vit(), "conv_projection"))
+    model = randomize_encodings(patch_model(vit(), "conv_projection"))
     plain, x = vit(), images(model)
     encodings = convolved.found(model, "conv_projection").values()
     convolved.hook(plain, ["blocks.0.attn", "blocks.1.attn"], encodings, (3, 5, 1))

@@ -11,7 +11,7 @@ from new_process import run_python
 import posenc
 
 
-def randomised(encoding, **options):
+def randomized(encoding, **options):
     model = posenc.patch_model(tiny_vit.vit(), encoding, **options)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -30,7 +30,7 @@ COPIES = {
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("share", [False, True])
 def test_copies_are_equal_and_independent(how, share):
-    model = randomised("peg+irpe+swin+learned", share=share)
+    model = randomized("peg+irpe+swin+learned", share=share)
     x = tiny_vit.images(model)
     expected = model(x)
     clone = COPIES[how](model)
@@ -51,7 +51,7 @@ def test_copies_are_equal_and_independent(how, share):
 @pytest.mark.slow
 @pytest.mark.parametrize("absolute", ["keep", "hide"])
 def test_a_saved_model_loads_in_a_new_process(tmp_path, absolute):
-    model = randomised("peg+irpe+learned", absolute=absolute)
+    model = randomized("peg+irpe+learned", absolute=absolute)
     x = tiny_vit.images(model)
     torch.save(model, tmp_path / "model.pt")
     torch.save((x, model(x)), tmp_path / "expected.pt")

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from patch_cases import custom
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from tiny_vit import eager, images, vit
 from torch import nn
 
@@ -71,14 +71,14 @@ def test_kinds_of_encoding(encoding, options, names):
     patch_model(model, encoding, **options)
     assert {key.rpartition(".")[2] for key in patched_encodings(model)} == names
     assert {p.dtype for _, p in posenc.encoding_parameters(model)} == {torch.float64}
-    randomise_encodings(model)
+    randomize_encodings(model)
     assert not torch.allclose(model(x), expected, rtol=1e-3)
     unpatch_model(model)
     assert torch.equal(model(x), expected)
 
 
 def test_own_encoding_equals_the_formula():
-    model = randomise_encodings(patch_model(vit(), Constant))
+    model = randomize_encodings(patch_model(vit(), Constant))
     found = patched_encodings(model)
     x = images(model)
 

@@ -5,7 +5,7 @@ import pytest
 import tiny_vit
 import tiny_windowed
 import torch
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import posenc
@@ -31,7 +31,7 @@ BY_DYNAMO = f"{REFUSAL}|Observed exception"
 def patched(encoding, model=None):
     model = dynamic_vit.build() if model is None else model
     posenc.patch_model(model, encoding, **ENCODINGS.get(encoding, {}))
-    return randomise_encodings(model)
+    return randomize_encodings(model)
 
 
 def sides(patch=4, auto=False):
@@ -146,7 +146,7 @@ def test_the_onnx_exporter_has_nothing_to_complain_about(encoding, options, tmp_
     runtime = pytest.importorskip("onnxruntime")
     model = tiny_vit.vit(depth=1, img_size=(28, 36), dtype=torch.float32)  # 7x9 patches
     posenc.patch_model(model, encoding, **options)
-    randomise_encodings(model)
+    randomize_encodings(model)
     images, path = tiny_vit.images(model), tmp_path / "model.onnx"
     shapes = ({0: torch.export.Dim("batch", max=64)},)
     with torch.no_grad():

@@ -9,7 +9,7 @@ import tiny_global
 import tiny_windowed
 import torch
 from dynamic_vit import build, images
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 
 import posenc
 from posenc import patch_model
@@ -22,7 +22,7 @@ def test_folding_keeps_the_outputs(names, share):
     options = {"strength": 0.0} if names == "quadratic" else {}
     if names == "irpe_bias":
         names, options = "irpe", {"mode": "bias"}
-    model = randomise_encodings(
+    model = randomize_encodings(
         patch_model(tiny_global.build("vit"), names, share=share, **options)
     )
     x = images((3, 5))
@@ -45,7 +45,7 @@ def test_folding_keeps_the_outputs(names, share):
 
 
 def test_folding_of_windows_and_of_nothing():
-    model = randomise_encodings(patch_model(tiny_windowed.build("swin"), "swin"))
+    model = randomize_encodings(patch_model(tiny_windowed.build("swin"), "swin"))
     x = tiny_windowed.images("swin")
     with torch.no_grad():
         expected = model(x)
@@ -55,7 +55,7 @@ def test_folding_of_windows_and_of_nothing():
 
 
 def test_folding_takes_the_layout_that_the_model_has_now():
-    model = randomise_encodings(patch_model(build(), "swin"))
+    model = randomize_encodings(patch_model(build(), "swin"))
     with torch.no_grad():
         expected = model(images((5, 3)))
         assert posenc.summary(model).layout == TokenLayout(5, 3, prefix=5)

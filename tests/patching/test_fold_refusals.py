@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from tiny_vit import images, snapshot, vit
 from torch import nn
 
@@ -36,7 +36,7 @@ def test_one_encoding_in_train_mode_is_enough():
 
 def test_only_the_vision_transformer_must_be_in_eval_mode():
     """A module around it, such as a trainer's, is none of its business."""
-    model = nn.ModuleDict({"vit": randomise_encodings(posenc.patch_model(vit(), "swin"))}).train()
+    model = nn.ModuleDict({"vit": randomize_encodings(posenc.patch_model(vit(), "swin"))}).train()
     model["vit"].eval()
     x = images(model["vit"])
     with torch.no_grad():

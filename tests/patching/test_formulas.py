@@ -3,7 +3,7 @@
 import pytest
 import torch
 from patch_cases import expected_logits
-from random_encodings import SILENT, randomise_encodings
+from random_encodings import SILENT, randomize_encodings
 from tiny_vit import MODELS, images, vit
 
 from posenc import patch_model
@@ -16,7 +16,7 @@ def test_equals_the_papers_formula(name, case):
     model = vit(**options)
     x = images(model)
     before = model(x)
-    randomise_encodings(patch_model(model, name, **SILENT[name]))
+    randomize_encodings(patch_model(model, name, **SILENT[name]))
     expected = expected_logits(model, name, layout, x)
     assert not torch.allclose(expected, before, rtol=1e-3)
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
@@ -30,7 +30,7 @@ def test_equals_the_papers_formula(name, case):
 def test_compositions_equal_the_papers_formulas(names, case):
     options, layout = MODELS[case]
     each = {name: SILENT[name] for name in names.split("+")}
-    model = randomise_encodings(patch_model(vit(**options), names, **each))
+    model = randomize_encodings(patch_model(vit(**options), names, **each))
     x = images(model)
     expected = expected_logits(model, names, layout, x)
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)

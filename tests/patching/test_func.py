@@ -16,7 +16,7 @@ import posenc
 def test_functional_call_uses_the_given_parameters(case):
     model, other = patched(case), patched(case, seed=7)
     for module in posenc.patched_encodings(other).values():
-        oracles.randomise(module, 9, 0.3)
+        oracles.randomize(module, 9, 0.3)
     x = tiny_vit.images(model)
     with torch.no_grad():
         assert (model(x) - other(x)).abs().max() > 1e-3
@@ -46,7 +46,7 @@ def test_vmap_over_models(case):
     models = [patched(case, seed=seed) for seed in range(3)]
     for seed, model in enumerate(models):
         for module in posenc.patched_encodings(model).values():
-            oracles.randomise(module, 20 + seed, 0.3)
+            oracles.randomize(module, 20 + seed, 0.3)
     stacked, _ = torch.func.stack_module_state(models)
     x = tiny_vit.images(models[0])
     with torch.no_grad(), warns_of_the_slow_way():

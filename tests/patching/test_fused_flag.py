@@ -3,7 +3,7 @@
 import pytest
 import torch
 from patch_cases import expected_logits
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from timm.layers import set_fused_attn
 from tiny_vit import images, snapshot, vit
 
@@ -15,7 +15,7 @@ def test_a_site_with_its_flag_off_is_switched_on():
     model = vit()
     for block in model.blocks:
         block.attn.fused_attn = False
-    randomise_encodings(patch_model(model, "swin"))
+    randomize_encodings(patch_model(model, "swin"))
     x = images(model)
     expected = expected_logits(model, "swin", (3, 5, 1), x)
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from beyond_timm import CASES, build, expected_of, inputs, masks, outputs, patch
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 
 import posenc
 from posenc import TokenLayout
@@ -33,7 +33,7 @@ def test_the_config_stays(name, tmp_path):
 
 @pytest.mark.parametrize("name", HUGGING_FACE)
 def test_another_attention_implementation(name):
-    model, x = randomise_encodings(patch(build(name), name, "swin")), inputs(name)
+    model, x = randomize_encodings(patch(build(name), name, "swin")), inputs(name)
     with torch.no_grad():
         expected = outputs(model, x)
         model.set_attn_implementation("eager")
@@ -59,7 +59,7 @@ def test_attention_weights_are_not_returned(name):
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_attention_mask_of_a_model(implementation):
-    model = randomise_encodings(patch(build("hf_vit"), "hf_vit", "irpe"))
+    model = randomize_encodings(patch(build("hf_vit"), "hf_vit", "irpe"))
     model.set_attn_implementation(implementation)
     keep = ~masks()["padding"]["key_padding_mask"]
 

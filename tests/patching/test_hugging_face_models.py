@@ -79,7 +79,7 @@ def build(name):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(transformers, case.model)(getattr(transformers, case.config)(**options))
-        return oracles.randomise(model, 7, 0.3).double().eval()
+        return oracles.randomize(model, 7, 0.3).double().eval()
 
 
 def images(height=12, width=20, batch=2):
@@ -100,9 +100,9 @@ def sites(name):
     return [CASES[name].blocks.format(index) for index in range(2)]
 
 
-def randomise_encodings(model):
+def randomize_encodings(model):
     for seed, encoding in enumerate(patched_encodings(model).values()):
-        oracles.randomise(encoding, seed, 0.3)
+        oracles.randomize(encoding, seed, 0.3)
     return model
 
 
@@ -134,7 +134,7 @@ def test_a_patch_is_the_mathematics(name, encoding):
         plain = outputs(name, model, x)
         patch_model(model, encoding, layout=layout)
         torch.testing.assert_close(outputs(name, model, x), plain, rtol=1e-10, atol=1e-10)
-        randomise_encodings(model)
+        randomize_encodings(model)
         actual = outputs(name, model, x)
     assert list(patched_encodings(model)) == [f"{site}.{encoding}" for site in sites(name)]
     assert (actual - plain).abs().max() > 1e-6
@@ -152,7 +152,7 @@ def test_a_patch_is_the_mathematics(name, encoding):
 def test_gradients(name):
     model, x, layout = build(name), images(), rectangle(name)
     patch_model(model, "irpe", layout=layout)
-    randomise_encodings(model)
+    randomize_encodings(model)
     found = dict(zip(sites(name), patched_encodings(model).values(), strict=True))
     eager = written_out(name, found, "irpe", (layout.height, layout.width, layout.prefix))
     encodings = [p for e in found.values() for p in e.parameters()]
@@ -185,7 +185,7 @@ def test_the_config_tells_the_layout(name, tmp_path):
         plain = outputs(name, model, x)
         patch_model(model, "swin")
         torch.testing.assert_close(outputs(name, model, x), plain, rtol=1e-10, atol=1e-10)
-        expected = outputs(name, randomise_encodings(model), x)
+        expected = outputs(name, randomize_encodings(model), x)
         posenc.save_encodings(model, tmp_path / "told.safetensors")
         fresh = posenc.load_encodings(build(name), tmp_path / "told.safetensors")
         for other in (fresh, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -214,7 +214,7 @@ def _re(layout):
 @pytest.mark.parametrize("name", ["dinov2", "clip", "siglip"])
 def test_images_are_compared_with_the_layout(name):
     """Of another shape and as many patches, which the attention cannot tell."""
-    model = randomise_encodings(patch_model(build(name), "swin"))
+    model = randomize_encodings(patch_model(build(name), "swin"))
     message = r"embeddings got images of 2x8 patches, but the layout of the model is 4x4.*set_lay"
     with torch.no_grad(), pytest.raises(RuntimeError, match=message):
         outputs(name, model, images(8, 32))

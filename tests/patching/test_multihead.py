@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from beyond_timm import build, expected_of, inputs, masks, patch, same_at_each_call, written_out
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from torch import nn
 
 import posenc
@@ -29,7 +29,7 @@ def test_masks_of_multihead_attention(kind, batch_first, bias, encoding):
     actual, weights = module(x, x, x, need_weights=False, **options)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
     assert weights is None
-    randomise_encodings(module)
+    randomize_encodings(module)
     written_out(plain, {"": module.posenc[encoding]}, encoding, (3, 5, 1))
     expected, _ = plain(x, x, x, **options)
     actual, _ = module(x, x, x, need_weights=False, **options)
@@ -45,7 +45,7 @@ def test_unbatched_input(batch_first):
     expected, _ = module(x, x, x, **options)
     patch_model(module, "swin", layout=TokenLayout(3, 5, 1))
     torch.testing.assert_close(module(x, x, x, **options)[0], expected, rtol=1e-10, atol=1e-10)
-    randomise_encodings(module)
+    randomize_encodings(module)
     plain = written_out(multihead(), {"": module.posenc["swin"]}, "swin", (3, 5, 1))
     actual = module(x, x, x, **options)[0]
     torch.testing.assert_close(actual, plain(x, x, x, **options)[0], rtol=1e-10, atol=1e-10)
@@ -114,7 +114,7 @@ def test_the_fast_path_of_an_encoder_layer_has_the_bias(norm_first):
         before = layer(x)
         patch_model(layer, "swin", layout=TokenLayout(3, 5, 1))
         torch.testing.assert_close(layer(x), before)
-        randomise_encodings(layer)
+        randomize_encodings(layer)
         with_bias = layer(x)
         assert (with_bias - before).abs().max() > 1e-3
     torch.testing.assert_close(layer(x), with_bias)  # with gradients there is no fast path
@@ -126,7 +126,7 @@ def test_the_fast_path_of_an_encoder_layer_has_the_bias(norm_first):
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_padding_in_an_encoder():
     padding = masks()["padding"]["key_padding_mask"]
-    model = randomise_encodings(patch(build("torch"), "torch", "swin"))
+    model = randomize_encodings(patch(build("torch"), "torch", "swin"))
     x = inputs("torch")
     with torch.no_grad(), pytest.raises(ValueError, match="set use_nested_tensor = False"):
         model(x, src_key_padding_mask=padding)

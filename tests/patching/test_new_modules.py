@@ -3,7 +3,7 @@
 import pytest
 import torch
 from patch_cases import ALL
-from random_encodings import SILENT, randomise_encodings
+from random_encodings import SILENT, randomize_encodings
 from tiny_vit import images, vit
 
 import posenc
@@ -105,7 +105,7 @@ def test_a_meta_model_runs():
 
 def test_an_empty_model_can_be_filled():
     """Patched without memory, given memory, loaded."""
-    source = randomise_encodings(patch_model(vit(), "peg+irpe+swin"))
+    source = randomize_encodings(patch_model(vit(), "peg+irpe+swin"))
     model = patch_model(meta_vit(), "peg+irpe+swin").to_empty(device="cpu")
     model.load_state_dict(source.state_dict())
     x = images(model)
@@ -113,7 +113,7 @@ def test_an_empty_model_can_be_filled():
 
 
 def test_moving_a_patched_model():
-    model = randomise_encodings(patch_model(vit(), "peg+swin", share=True))
+    model = randomize_encodings(patch_model(vit(), "peg+swin", share=True))
     x = images(model)
     expected = model(x)
     torch.testing.assert_close(model.float()(x.float()), expected.float(), rtol=1e-4, atol=1e-4)

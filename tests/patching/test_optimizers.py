@@ -115,7 +115,7 @@ def test_two_models_with_equal_classes_have_their_own_no_weight_decay():
     assert "blocks.1.attn.posenc.swin.table" in other.no_weight_decay()
 
 
-def neighbour(name):
+def neighbor(name):
     """An old parameter of the same layer."""
     return f"{name[:9]}norm1.weight" if name.startswith("blocks.") else "cls_token"
 
@@ -128,7 +128,7 @@ def test_layer_decay_of_encodings_is_that_of_their_layer(case):
     model = patched(case)
     scale = {name: group["lr_scale"] for name, group in groups(model, layer_decay=0.5).items()}
     for name in encoding_names(model):
-        assert scale.pop(name) == scale[neighbour(name)], name
+        assert scale.pop(name) == scale[neighbor(name)], name
     assert scale == {name: expected[name] for name in scale}
 
 
@@ -139,7 +139,7 @@ def test_group_matcher(case, coarse):
     model = patched(case)
     layers = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
     for name in encoding_names(model):
-        assert layers.pop(name) == layers[neighbour(name)], name
+        assert layers.pop(name) == layers[neighbor(name)], name
     assert layers == expected
     unpatch_model(model)
     assert model.group_matcher(coarse) == vit().group_matcher(coarse)

@@ -28,7 +28,7 @@ def build(tell=True, padding=0, kernel=16, stride=12, **options):
         model.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid[0] * grid[1], 192))
         if tell:
             embedding.grid_size, embedding.num_patches = grid, grid[0] * grid[1]
-        return oracles.randomise(model, 3, 0.1).double().eval()
+        return oracles.randomize(model, 3, 0.1).double().eval()
 
 
 def images(height=64, width=48):
@@ -36,9 +36,9 @@ def images(height=64, width=48):
     return torch.randn(2, 3, height, width, generator=generator, dtype=torch.float64)
 
 
-def randomise_encodings(model):
+def randomize_encodings(model):
     for seed, encoding in enumerate(patched_encodings(model).values()):
-        oracles.randomise(encoding, seed, 0.3)
+        oracles.randomize(encoding, seed, 0.3)
     return model
 
 
@@ -68,7 +68,7 @@ def check(model, plain, grid, x):
 def test_an_embedding_that_tells_its_grid(options, grid):
     model = build(**options)
     assert posenc.supports(model).layout == TokenLayout(*grid, 1)
-    randomise_encodings(patch_model(model, "swin"))
+    randomize_encodings(patch_model(model, "swin"))
     check(model, build(**options), grid, images())
 
 
@@ -93,7 +93,7 @@ def test_the_grid_was_forgotten():
         ):
             patch_model(model, "swin", layout=wrong)
     assert posenc.supports(model, layout=TokenLayout(5, 3, 1))
-    randomise_encodings(patch_model(model, "swin", layout=TokenLayout(5, 3, 1)))
+    randomize_encodings(patch_model(model, "swin", layout=TokenLayout(5, 3, 1)))
     check(model, build(tell=False), TRUE, images())
 
 
@@ -104,7 +104,7 @@ def test_encodings_of_tokens(encoding):
         plain = model(x)
         patch_model(model, encoding, layout=TokenLayout(5, 3, 1))
         torch.testing.assert_close(model(x), plain)
-        assert (randomise_encodings(model)(x) - plain).abs().max() > 1e-4
+        assert (randomize_encodings(model)(x) - plain).abs().max() > 1e-4
 
 
 def test_a_given_layout_that_is_told_already():
@@ -115,7 +115,7 @@ def test_a_given_layout_that_is_told_already():
 
 def test_save_and_load(tmp_path):
     layout = TokenLayout(5, 3, 1)
-    model = randomise_encodings(patch_model(build(tell=False), "swin", layout=layout))
+    model = randomize_encodings(patch_model(build(tell=False), "swin", layout=layout))
     posenc.save_encodings(model, tmp_path / "overlap.safetensors")
     fresh = posenc.load_encodings(build(tell=False), tmp_path / "overlap.safetensors")
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_save_and_load(tmp_path):
 
 def test_images_of_any_size_are_followed():
     model, plain = (build(dynamic_img_size=True) for _ in range(2))
-    randomise_encodings(patch_model(model, "swin"))
+    randomize_encodings(patch_model(model, "swin"))
     assert posenc.summary(model).layout == TokenLayout(5, 3, 1)
     for height, width in [(64, 48), (48, 80), (72, 60)]:
         grid = (height - 16) // 12 + 1, (width - 16) // 12 + 1

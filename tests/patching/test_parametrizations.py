@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from patched_vit import adamw, encoding_names, patched, some_cases, train_step, values
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from timm.models.vision_transformer import VisionTransformer
 from tiny_vit import images, snapshot, vit
 from torch import nn
@@ -34,7 +34,7 @@ def with_extra(site):
 def test_unpatch_refuses_a_site_that_was_parametrised_since(site):
     model = with_extra(site)
     before = snapshot(model)
-    randomise_encodings(patch_model(model, SITES[site]))
+    randomize_encodings(patch_model(model, SITES[site]))
     x = images(model)
     expected = model(x)
     module = model.get_submodule(site)
@@ -59,7 +59,7 @@ def test_a_site_that_was_parametrised_before(site):
     patch_model(model, SITES[site])
     torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(module.extra, 2 * torch.ones(3))
-    randomise_encodings(model)
+    randomize_encodings(model)
     assert not torch.allclose(model(x), expected, rtol=1e-3)
     assert torch.equal(copy.deepcopy(model)(x), model(x))
     assert snapshot(unpatch_model(model)) == before

@@ -3,7 +3,7 @@
 import pytest
 import tiny_vit
 import torch
-from oracles import randomise
+from oracles import randomize
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 
@@ -24,13 +24,13 @@ SIZES = {
 
 def beit_of_timm(img_size=(12, 20), **options):
     settings = {"use_abs_pos_emb": False, "use_rel_pos_bias": True, **SIZES, **options}
-    return randomise(Beit(img_size=img_size, **settings).double(), scale=0.3).eval()
+    return randomize(Beit(img_size=img_size, **settings).double(), scale=0.3).eval()
 
 
 def plain(img_size=(12, 20), dtype=torch.float64, **options):
     settings = {"pos_embed": "none", "global_pool": "avg", **SIZES, **options}
     model = VisionTransformer(img_size=img_size, **settings)
-    return randomise(model.to(dtype), seed=7).eval()
+    return randomize(model.to(dtype), seed=7).eval()
 
 
 def patched(model, **options):
@@ -67,7 +67,7 @@ def test_gradients_are_those_of_timm():
 
 def test_a_model_of_timm_without_its_own_bias():
     theirs, x = beit_of_timm(), images()
-    model = patched(randomise(beit_of_timm(use_rel_pos_bias=False), seed=3))
+    model = patched(randomize(beit_of_timm(use_rel_pos_bias=False), seed=3))
     load_reference_checkpoint(model, theirs.state_dict(), source="beit")
     torch.testing.assert_close(model(x), theirs(x), atol=1e-12, rtol=0)
 

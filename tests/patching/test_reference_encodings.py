@@ -9,8 +9,8 @@ import pytest
 import tiny_vit
 import torch
 import windowed_models
-from oracles import randomise
-from random_encodings import randomise_encodings
+from oracles import randomize
+from random_encodings import randomize_encodings
 from timm.models.convit import ConVit
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:posenc. the patched model:UserWa
 
 
 def windowed(cls=SwinTransformer, **options):
-    return randomise(windowed_models.swin(cls, **options).double(), scale=0.3).eval()
+    return randomize(windowed_models.swin(cls, **options).double(), scale=0.3).eval()
 
 
 def images(*size):
@@ -122,7 +122,7 @@ def test_a_key_that_swin_does_not_have():
 
 
 def test_other_encodings_beside_it_stay():
-    model = randomise_encodings(posenc.patch_model(windowed(), "swin+irpe"))
+    model = randomize_encodings(posenc.patch_model(windowed(), "swin+irpe"))
     before = {k: v.clone() for k, v in model.state_dict().items() if ".posenc.irpe." in k}
     loaded = load_reference_checkpoint(model, windowed().state_dict(), source="swin")
     assert not any("irpe" in name for name in loaded.loaded)
@@ -184,7 +184,7 @@ def convit_of_timm(**options):
         "qkv_bias": True,
         **options,
     }
-    return randomise(ConVit(**settings).double(), scale=0.3).eval()
+    return randomize(ConVit(**settings).double(), scale=0.3).eval()
 
 
 def test_convit_attends_as_the_class_of_timm():
@@ -215,7 +215,7 @@ def test_convit_in_as_many_blocks_as_it_has_gates():
 
 
 def test_a_generator_of_twins():
-    twins = randomise(windowed_models.twins(None).double())
+    twins = randomize(windowed_models.twins(None).double())
     state = twins.state_dict()
     stage = {key: value for key, value in state.items() if not key.startswith("pos_block.0.")}
     vit = tiny_vit.vit(2)  # of width 16, as the second stage

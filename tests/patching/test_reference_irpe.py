@@ -97,7 +97,7 @@ def test_every_published_configuration(name):
         posenc.patch_model(tiny_vit.vit(seed=seed, img_size=(12, 12)), "irpe", **options)
         for seed in (1, 2)
     )
-    randomise_tables(theirs)
+    randomize_tables(theirs)
     state = official(theirs)
     tables = [v for k, v in state.items() if ".rpe_k." in k]
     assert {v.shape[-1] for v in tables} == {buckets}
@@ -108,7 +108,7 @@ def test_every_published_configuration(name):
     assert torch.equal(ours(x), theirs(x))
 
 
-def randomise_tables(model):
+def randomize_tables(model):
     with torch.no_grad():
         for _, parameter in posenc.encoding_parameters(model):
             parameter.normal_()

@@ -3,7 +3,7 @@
 import golden_cases
 import pytest
 import torch
-from oracles import randomise
+from oracles import randomize
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
@@ -36,13 +36,13 @@ def rope_of_timm(mixed, ape=False, img_size=(12, 20)):
         rope_type="mixed" if mixed else "cat",
         **SIZES,
     )
-    return randomise(model.double(), scale=0.3).eval()
+    return randomize(model.double(), scale=0.3).eval()
 
 
 def plain(mixed, ape=False, img_size=(12, 20), **options):
     table = "learn" if ape else "none"
     model = VisionTransformer(img_size=img_size, pos_embed=table, **{**SIZES, **options})
-    return randomise(model.double(), seed=7).eval()
+    return randomize(model.double(), seed=7).eval()
 
 
 def patched(mixed, ape=False, img_size=(12, 20), blocks=None, **options):

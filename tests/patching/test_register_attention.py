@@ -80,7 +80,7 @@ register_attention(
 def build(cls=OwnAttention, count=2):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return oracles.randomise(nn.Sequential(*(cls() for _ in range(count))), 3, 0.4).double()
+        return oracles.randomize(nn.Sequential(*(cls() for _ in range(count))), 3, 0.4).double()
 
 
 def tokens(layout):
@@ -89,9 +89,9 @@ def tokens(layout):
     return torch.randn(2, count, 8, generator=generator, dtype=torch.float64, requires_grad=True)
 
 
-def randomise_encodings(model):
+def randomize_encodings(model):
     for seed, encoding in enumerate(patched_encodings(model).values()):
-        oracles.randomise(encoding, seed, 0.3)
+        oracles.randomize(encoding, seed, 0.3)
     return model
 
 
@@ -110,7 +110,7 @@ def test_a_patch_is_the_mathematics(cls, layout, encoding):
     plain = model(x)
     patch_model(model, encoding, layout=TokenLayout(*layout))
     torch.testing.assert_close(model(x), plain, rtol=1e-10, atol=1e-10)
-    randomise_encodings(model)
+    randomize_encodings(model)
     found = list(patched_encodings(model).values())
     expected = x
     for module, own in zip(model, found, strict=True):
@@ -139,7 +139,7 @@ def test_everything_else_works_too(tmp_path):
     with capture_attention(model, layout=layout) as captured:
         model(x)
     assert captured.attention["1"].shape == (2, 2, 16, 16)
-    randomise_encodings(patch_model(model, "swin", layout=layout))
+    randomize_encodings(patch_model(model, "swin", layout=layout))
     assert "3x5 + 1 prefix" in str(posenc.summary(model))
     with capture_attention(model) as captured:
         expected = model(x)
@@ -195,7 +195,7 @@ def test_a_map_and_sizes_by_other_names():
     patch_model(model, "swin", layout=TokenLayout(3, 5))
     site = model[1]._posenc
     assert (site.num_heads, site.head_dim, site.value_dim) == (2, 4, 8)
-    randomise_encodings(model)
+    randomize_encodings(model)
     x = torch.randn(2, 5, 3, 8, dtype=torch.float64)  # another map: its sides are its layout
     table = model[0].posenc["swin"]
     bias = BIAS["swin"](table, torch.zeros(1, 2, 15, 4), (5, 3, 0), 1.0)

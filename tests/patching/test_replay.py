@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from dynamic_vit import build, images
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from torch.utils.checkpoint import checkpoint
 
 import posenc
@@ -33,7 +33,7 @@ CROPS = [images((3, 4), seed=1), images((4, 3), seed=2), images((2, 6), seed=3)]
 @pytest.mark.parametrize("name", ["vit", "eva", "naflex", "sam"])
 @pytest.mark.parametrize("encoding", ["irpe", "swin", "swin+peg", "human_part+learned"])
 def test_crops_of_equal_count_replay_with_their_own_layout(name, encoding):
-    model = randomise_encodings(patch_model(build(name), encoding)).train()
+    model = randomize_encodings(patch_model(build(name), encoding)).train()
     expected = gradients(model, CROPS)
     model.set_grad_checkpointing()
     for _ in range(2):
@@ -43,7 +43,7 @@ def test_crops_of_equal_count_replay_with_their_own_layout(name, encoding):
 
 
 def test_crops_with_reentrant_checkpointing(monkeypatch):
-    model = randomise_encodings(patch_model(build(), "swin")).train()
+    model = randomize_encodings(patch_model(build(), "swin")).train()
     crops = [x.requires_grad_() for x in map(torch.clone, CROPS)]
     expected = gradients(model, crops)
     monkeypatch.setattr("timm.models._manipulate.use_reentrant_ckpt", lambda: True)
@@ -52,7 +52,7 @@ def test_crops_with_reentrant_checkpointing(monkeypatch):
 
 
 def test_the_whole_model_checkpointed():
-    model = randomise_encodings(patch_model(build(), "swin")).train()
+    model = randomize_encodings(patch_model(build(), "swin")).train()
     expected = gradients(model, CROPS)
 
     def run(x):
@@ -65,7 +65,7 @@ def test_the_whole_model_checkpointed():
 
 def test_inputs_that_moved_are_an_error_only_where_it_matters():
     """Offloading gives a replay other storages: the count then decides, if it can."""
-    model = randomise_encodings(patch_model(build(), "swin")).train()
+    model = randomize_encodings(patch_model(build(), "swin")).train()
     expected = gradients(model, CROPS[:1])
     model.set_grad_checkpointing()
 
@@ -85,7 +85,7 @@ def _offloaded(model, x):
 
 
 def test_attention_alone_checkpointed_is_an_error_where_it_matters():
-    model = randomise_encodings(patch_model(build(), "swin")).train()
+    model = randomize_encodings(patch_model(build(), "swin")).train()
     plain = model.blocks[0].attn.forward
     expected = gradients(model, CROPS[:1])
 
@@ -101,7 +101,7 @@ def test_attention_alone_checkpointed_is_an_error_where_it_matters():
 @pytest.mark.slow
 def test_compiled_with_checkpointing():
     torch._dynamo.reset()
-    model = randomise_encodings(patch_model(build(), "swin")).train()
+    model = randomize_encodings(patch_model(build(), "swin")).train()
     expected = gradients(model, CROPS)
     model.set_grad_checkpointing()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -129,7 +129,7 @@ def compiled_in_parts(how, model):
 @pytest.mark.filterwarnings("ignore")
 def test_crops_of_equal_count_compiled_in_parts(how, encoding):
     torch._dynamo.reset()
-    model = randomise_encodings(patch_model(build(), encoding)).train()
+    model = randomize_encodings(patch_model(build(), encoding)).train()
     expected = gradients(model, CROPS)
     model.set_grad_checkpointing()
     run = compiled_in_parts(how, model)
@@ -138,7 +138,7 @@ def test_crops_of_equal_count_compiled_in_parts(how, encoding):
 
 
 def test_chunks_of_one_tensor_are_told_apart():
-    model = randomise_encodings(patch_model(build(), "swin")).train()
+    model = randomize_encodings(patch_model(build(), "swin")).train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         packed = torch.randn(4, 17, 16, dtype=torch.float64)

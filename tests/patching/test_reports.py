@@ -3,7 +3,7 @@
 import pytest
 import torch
 from patch_cases import OwnAttention, custom, expected_logits
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from timm.models.vision_transformer import Block
 from tiny_vit import images, snapshot, vit
 from torch import nn
@@ -49,7 +49,7 @@ def test_summary_needs_a_patched_model():
 
 
 def test_summary_changes_nothing():
-    model = randomise_encodings(patch_model(vit(), "irpe+swin")).train()
+    model = randomize_encodings(patch_model(vit(), "irpe+swin")).train()
     before = snapshot(model)
     rng = torch.get_rng_state()
     posenc.summary(model)
@@ -90,7 +90,7 @@ def test_sites_inside_a_block_subclass():
     class MyBlock(Block):
         pass
 
-    model = randomise_encodings(patch_model(vit(block_fn=MyBlock), "peg+irpe"))
+    model = randomize_encodings(patch_model(vit(block_fn=MyBlock), "peg+irpe"))
     x = images(model)
     expected = expected_logits(model, "peg+irpe", (3, 5, 1), x)
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)

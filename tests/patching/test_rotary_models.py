@@ -85,7 +85,7 @@ def test_both_act(monkeypatch, name):
 
 @pytest.mark.parametrize("convention", ["timm", "dinov3"])
 def test_other_image_sizes(convention):
-    """Counted places go on, normalised ones are spread: each convention's own rule in a model."""
+    """Counted places go on, normalized ones are spread: each convention's own rule in a model."""
     model = vit(dynamic_img_size=True, pos_embed="none")
     with pytest.warns(UserWarning, match="RoPE has an effect"):
         patch_model(model, "rope", convention=convention)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from beyond_timm import build
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from torch import nn
 
 import posenc
@@ -60,7 +60,7 @@ def test_a_whole_clip():
             patch_model(model, "swin", layout=TokenLayout(3, 5, 1))
         patch_model(model.visual, "swin", layout=TokenLayout(3, 5, 1))
         torch.testing.assert_close(model.encode_image(x), expected)
-        randomise_encodings(model)
+        randomize_encodings(model)
         assert (model.encode_image(x) - expected).abs().max() > 1e-4
     assert "positional_embedding" in model.visual.no_weight_decay()
     assert any("posenc" in name for name in model.visual.no_weight_decay())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from tiny_vit import images, vit
 
 import posenc
@@ -24,7 +24,7 @@ def test_shared_encodings_are_registered_once(names):
 
 @pytest.mark.parametrize("name", ["irpe", "swin"])
 def test_shared_gradients_are_summed(name):
-    shared = randomise_encodings(patch_model(vit(depth=3), name, share=True))
+    shared = randomize_encodings(patch_model(vit(depth=3), name, share=True))
     single = patch_model(vit(depth=3), name)
     values = patched_encodings(shared)[name].state_dict()
     for encoding in patched_encodings(single).values():

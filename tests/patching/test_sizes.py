@@ -13,7 +13,7 @@ import torch
 from dynamic_vit import COMMON, DYNAMIC, GRIDS, PREFIX, build, images
 from eager_attention import biased_attention
 from expected_bias import BIAS, OPTIONS
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from timm.models.vision_transformer import VisionTransformer
 
 import posenc
@@ -41,7 +41,7 @@ def expected_output(name, model, encoding, grid, x):
 @pytest.mark.parametrize("encoding", OPTIONS)
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_rectangles_batch_by_batch(name, encoding):
-    model = randomise_encodings(patch_model(build(name), encoding, **OPTIONS[encoding]))
+    model = randomize_encodings(patch_model(build(name), encoding, **OPTIONS[encoding]))
     # Qwen merges patches two by two; SAM's windows are padded.
     for grid in [(4, 6), (6, 4), (2, 8)] if name == "qwen" else GRIDS:
         x = images(grid)
@@ -51,7 +51,7 @@ def test_rectangles_batch_by_batch(name, encoding):
 
 
 def test_a_padded_image_has_the_padded_grid():
-    model = randomise_encodings(patch_model(build("vit_padded"), "swin"))
+    model = randomize_encodings(patch_model(build("vit_padded"), "swin"))
     x = images((3, 5))[:, :, :10, :17]
     expected = expected_output("vit_padded", model, "swin", (3, 5), x)
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_a_padded_image_has_the_padded_grid():
 @pytest.mark.parametrize("names", ["learned", "peg", "sinusoidal"])
 def test_token_encodings_follow(names):
     options = {"strength": 0.0} if names == "sinusoidal" else {}
-    model = randomise_encodings(patch_model(build(), names, **options))
+    model = randomize_encodings(patch_model(build(), names, **options))
     with torch.no_grad():
         outputs = [model(images(grid)) for grid in GRIDS]
         again = [model(images(grid)) for grid in GRIDS]
@@ -72,7 +72,7 @@ def test_token_encodings_follow(names):
 
 
 def test_threads_have_layouts_of_their_own():
-    model = randomise_encodings(patch_model(build(), "swin"))
+    model = randomize_encodings(patch_model(build(), "swin"))
     grids = [(3, 4), (4, 3)]
     with torch.no_grad():
         expected = [model(images(grid)) for grid in grids]
@@ -94,7 +94,7 @@ def test_threads_have_layouts_of_their_own():
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_follow_images(copied):
-    model = randomise_encodings(patch_model(build(), "swin"))
+    model = randomize_encodings(patch_model(build(), "swin"))
     with torch.no_grad():
         expected = [model(images(grid)) for grid in GRIDS]
         twin = copied(model)
@@ -108,7 +108,7 @@ def test_copies_follow_images(copied):
 @pytest.mark.parametrize("encoding", ["irpe", "swin"])
 def test_compiled(encoding):
     torch._dynamo.reset()
-    model = randomise_encodings(patch_model(build(), encoding))
+    model = randomize_encodings(patch_model(build(), encoding))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         for grid in GRIDS[:3]:
@@ -125,7 +125,7 @@ def test_unpatch_restores_everything():
     with torch.no_grad():
         expected = model(x)
         classes = [type(module) for module in model.modules()]
-        posenc.unpatch_model(randomise_encodings(patch_model(model, "swin+peg+learned")))
+        posenc.unpatch_model(randomize_encodings(patch_model(model, "swin+peg+learned")))
         assert [type(module) for module in model.modules()] == classes
         assert torch.equal(model(x), expected)
 
@@ -173,7 +173,7 @@ def test_dropped_tokens_are_an_error():
 
 def test_save_and_load_keep_the_layout_at_rest(tmp_path):
     path = tmp_path / "encodings.safetensors"
-    model = randomise_encodings(patch_model(build(), "swin", layout=TokenLayout(4, 6, prefix=5)))
+    model = randomize_encodings(patch_model(build(), "swin", layout=TokenLayout(4, 6, prefix=5)))
     posenc.save_encodings(model, path)
     fresh = posenc.load_encodings(build(), path)
     with torch.no_grad():
@@ -187,7 +187,7 @@ def test_save_and_load_keep_the_layout_at_rest(tmp_path):
 def test_set_layout_of_a_model_with_one_size(size):
     """16x8 to 8x16 keeps the count and changes every position."""
     model = tiny_global.build("vit")
-    randomise_encodings(patch_model(model, "swin"))
+    randomize_encodings(patch_model(model, "swin"))
     stored = {key: value.clone() for key, value in posenc.encoding_state_dict(model).items()}
     assert posenc.set_layout(model, size) is model
     assert posenc.summary(model).layout == TokenLayout(5, 3, prefix=1)
@@ -229,7 +229,7 @@ def test_set_layout_errors():
 def test_set_layout_of_windows():
     import tiny_windowed
 
-    model = randomise_encodings(patch_model(tiny_windowed.build("swin"), "swin"))
+    model = randomize_encodings(patch_model(tiny_windowed.build("swin"), "swin"))
     with pytest.raises(ValueError, match="pass an image size"):
         posenc.set_layout(model, TokenLayout(4, 4))
     posenc.set_layout(model, (20, 12))
@@ -253,7 +253,7 @@ def test_sam_takes_its_table_over(pre_norm):
 
     with torch.random.fork_rng(devices=[]):
         sam = VisionTransformerSAM(**COMMON, window_size=2, neck_chans=8, pre_norm=pre_norm)
-    sam = oracles.randomise(sam.double(), 0, 0.2).eval()
+    sam = oracles.randomize(sam.double(), 0, 0.2).eval()
     x = images((3, 5))
     with torch.no_grad():
         expected = sam(x)
@@ -287,7 +287,7 @@ def test_a_replaced_embedding_is_an_error():
 
 def test_a_block_with_a_token_encoding_returns_no_view():
     """FSDP warns of modules that do: an in-place operation on it would lose the gradient hook."""
-    model = randomise_encodings(patch_model(build(), "peg"))
+    model = randomize_encodings(patch_model(build(), "peg"))
     model(images((3, 4)))
     out = model.blocks[0](torch.zeros(1, 17, 16, dtype=torch.float64))
     assert not out._is_view()

@@ -10,7 +10,7 @@ import tiny_windowed
 import torch
 from eager_attention import biased_attention
 from expected_bias import BIAS
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from tiny_stages import MAKE, SIZE, build, grids, images
 
 import posenc
@@ -38,7 +38,7 @@ def test_a_patch_is_the_mathematics(name, encoding, size):
         expected = plain(x)
         patch_model(model, encoding)
         torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
-        randomise_encodings(model)
+        randomize_encodings(model)
         found = patched_encodings(model)
         layouts = dict(zip(sites, grids(name, *size), strict=True))
 
@@ -62,7 +62,7 @@ def test_a_patch_is_the_mathematics(name, encoding, size):
 def test_gradients(name):
     model, plain, x = build(name), build(name), images(*SIZE)
     sites = list(posenc.supports(model).sites)
-    randomise_encodings(patch_model(model, "swin"))
+    randomize_encodings(patch_model(model, "swin"))
     found = patched_encodings(model)
     layouts = dict(zip(sites, grids(name, *SIZE), strict=True))
     own = [name for name, _ in plain.named_parameters()]
@@ -127,7 +127,7 @@ def test_copies_read_their_own_stages(name, copied):
         if name in MAKE
         else (tiny_windowed.build(name), tiny_windowed.images(name))
     )
-    randomise_encodings(patch_model(model, "swin"))
+    randomize_encodings(patch_model(model, "swin"))
     with torch.no_grad():
         expected = model(x)
         twin = copied(model)

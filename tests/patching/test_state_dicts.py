@@ -14,7 +14,7 @@ import posenc
 def patched(names="irpe", seed=0, **options):
     model = posenc.patch_model(vit(seed=seed), names, **options)
     for index, encoding in enumerate(posenc.patched_encodings(model).values()):
-        oracles.randomise(encoding, index)
+        oracles.randomize(encoding, index)
     return model
 
 

@@ -11,7 +11,7 @@ import oracles
 import pytest
 import tiny_windowed
 import torch
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from timm.models.swin_transformer_v2 import WindowAttention
 from tiny_vit import snapshot
 
@@ -69,7 +69,7 @@ def test_every_gradient_is_that_of_the_model(name):
 def test_a_window_module_by_itself(options, windows):
     """Several images of several windows: each window has its own mask, in every image."""
     module = WindowAttention(8, (2, 3), 2, pretrained_window_size=(4, 2), **options).double().eval()
-    oracles.randomise(module, 2, 0.4)
+    oracles.randomize(module, 2, 0.4)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6, 6, 8, generator=generator, dtype=torch.float64)
     mask = None
@@ -128,7 +128,7 @@ def test_dropped_weights(name):
 
 def test_the_mean_of_dropped_weights():
     module = WindowAttention(8, (2, 3), 2, attn_drop=0.3).double().eval()
-    oracles.randomise(module, 2, 0.4)
+    oracles.randomize(module, 2, 0.4)
     x = images().flatten()[:48].view(1, 6, 8)
     expected = module(x)
     patch_model(module, "swin", layout=TokenLayout(2, 3))
@@ -187,7 +187,7 @@ def test_it_comes_back_bit_for_bit(name):
 
 @every
 def test_copies(name, tmp_path):
-    model, x = randomise_encodings(patch_model(build(name), "cpb+irpe")), images()
+    model, x = randomize_encodings(patch_model(build(name), "cpb+irpe")), images()
     expected = model(x)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(x), expected)
@@ -198,7 +198,7 @@ def test_copies(name, tmp_path):
 
 @every
 def test_a_replay_of_checkpointing(name):
-    model, x = randomise_encodings(patch_model(build(name), "cpb")), images()
+    model, x = randomize_encodings(patch_model(build(name), "cpb")), images()
     expected = gradients(model, x)
     model.set_grad_checkpointing(True)
     for actual, wanted in zip(gradients(model, x), expected, strict=True):
@@ -243,7 +243,7 @@ def test_capture_in_training_changes_nothing(name):
 @pytest.mark.parametrize("name", [NAMES[0], NAMES[-1]])  # one of each class
 @pytest.mark.filterwarnings("ignore")  # of torch's own code while it traces
 def test_compiles_as_one_graph_and_exports(name):
-    model, x = randomise_encodings(patch_model(build(name), "cpb+irpe")), images()
+    model, x = randomize_encodings(patch_model(build(name), "cpb+irpe")), images()
     torch.compiler.reset()
     with torch.no_grad():
         expected = model(x)

@@ -63,7 +63,7 @@ def test_training_resumes_exactly(case, tmp_path):
 @some_cases
 def test_an_unpatched_checkpoint_of_timm(case, suffix, tmp_path):
     """Loaded before the patch, or after it."""
-    source = oracles.randomise(created(), 2, scale=0.1)
+    source = oracles.randomize(created(), 2, scale=0.1)
     x = images(source)
     path = str(tmp_path / f"model.{suffix}")
     if suffix == "pth":

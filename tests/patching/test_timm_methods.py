@@ -7,7 +7,7 @@ import oracles
 import pytest
 import torch
 from patched_vit import CASES, assert_same, created, each_case, encoding_names, patched, some_cases
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from timm.models._features import FeatureGetterNet
 from timm.models.vision_transformer import VisionTransformer
 from tiny_vit import images, vit
@@ -104,13 +104,13 @@ def test_a_feature_extractor_around_a_patched_model(case):
 @some_cases
 def test_a_feature_extractor_of_timm_can_be_patched(case):
     net = created(features_only=True, out_indices=[0, 1]).double()
-    oracles.randomise(net, 2, scale=0.1)
+    oracles.randomize(net, 2, scale=0.1)
     x = images(net.model)
     before = net(x)
     assert patch_model(net, **CASES[case]) is net
     for got, expected in zip(net(x), before, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
-    randomise_encodings(net)
+    randomize_encodings(net)
     assert not torch.allclose(net(x)[1], before[1], rtol=1e-3)
     expected = [as_maps(tokens) for tokens in block_outputs(net.model, x)]
     assert all(torch.equal(a, b) for a, b in zip(net(x), expected, strict=True))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from patch_cases import expected_logits, without_grid_size
-from random_encodings import SILENT, randomise_encodings
+from random_encodings import SILENT, randomize_encodings
 from tiny_vit import images, snapshot, vit
 
 import posenc
@@ -37,7 +37,7 @@ def test_an_embedding_without_grid_needs_the_layout():
         patch_model(model)
     assert "has no grid_size" in str(posenc.supports(model))
     patch_model(model, "swin", layout=TokenLayout(5, 3, 1))  # an equal count, another grid
-    randomise_encodings(model)
+    randomize_encodings(model)
     x = images(model)
     expected = expected_logits(model, "swin", (5, 3, 1), x)
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
@@ -57,7 +57,7 @@ def test_a_layout_that_does_not_fit_the_tokens(name, layout):
 @pytest.mark.parametrize("names", ["irpe", "swin", "human_part", "peg", "learned", "sinusoidal"])
 def test_set_input_size_is_followed(names):
     """Tables that depend on the grid are resampled; the stored ones stay."""
-    model = randomise_encodings(patch_model(vit(), names, **SILENT[names]))
+    model = randomize_encodings(patch_model(vit(), names, **SILENT[names]))
     stored = {key: value.clone() for key, value in posenc.encoding_state_dict(model).items()}
     small = model(images(model))
     model.set_input_size(img_size=(20, 12))

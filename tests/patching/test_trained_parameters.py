@@ -69,7 +69,7 @@ def test_a_prefix_is_a_whole_name():
 def test_a_step_changes_the_encodings_and_the_head_only():
     model = posenc.patch_model(vit(), "peg+irpe").train()
     for encoding in posenc.patched_encodings(model).values():
-        oracles.randomise(encoding)
+        oracles.randomize(encoding)
     posenc.train_only_encodings(model, also=("head",))
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     groups = posenc.parameter_groups(model, lr=0.1, encoding_lr=0.1, weight_decay=0.1)

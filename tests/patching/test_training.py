@@ -6,7 +6,7 @@ import oracles
 import pytest
 import torch
 from patch_cases import ALL, train
-from random_encodings import SILENT, randomise_encodings
+from random_encodings import SILENT, randomize_encodings
 from tiny_vit import eager, images, vit
 
 import posenc
@@ -17,7 +17,7 @@ from posenc import patch_model, patched_encodings, unpatch_model
 def test_every_new_parameter_gets_a_gradient(share):
     model = vit(5)
     patch_model(model, ALL, share=share, **{n: o for n, o in SILENT.items() if o})
-    randomise_encodings(model).train()
+    randomize_encodings(model).train()
     model.forward_features(images(model)).pow(3).sum().backward()  # of all tokens
     for name, parameter in posenc.encoding_parameters(model):
         assert parameter.grad is not None, name
@@ -55,7 +55,7 @@ def test_dropout_in_training_follows_the_seed():
 
 
 def test_attention_masks_of_the_model_are_kept():
-    model = randomise_encodings(patch_model(vit(), "swin"))
+    model = randomize_encodings(patch_model(vit(), "swin"))
     x = images(model)
     mask = torch.ones(16, 16, dtype=torch.bool)
     mask[:, 7] = False
@@ -72,8 +72,8 @@ def test_attention_masks_of_the_model_are_kept():
 
 @pytest.mark.parametrize("backend", ["reference", "sdpa"])
 def test_backends_agree_in_a_model(backend):
-    model = randomise_encodings(patch_model(vit(), "irpe+human_part", backend=backend))
-    other = randomise_encodings(patch_model(vit(), "irpe+human_part"))
+    model = randomize_encodings(patch_model(vit(), "irpe+human_part", backend=backend))
+    other = randomize_encodings(patch_model(vit(), "irpe+human_part"))
     x = images(model)
     torch.testing.assert_close(model(x), other(x), rtol=1e-12, atol=1e-12)
     assert posenc.summary(model).backend == backend
@@ -87,7 +87,7 @@ def test_a_backend_that_cannot_names_itself():
 
 
 def test_a_deepcopy_of_one_site_is_independent():
-    model = randomise_encodings(patch_model(vit(), "swin"))
+    model = randomize_encodings(patch_model(vit(), "swin"))
     attention = copy.deepcopy(model.blocks[0].attn)
     x = torch.randn(1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = model.blocks[0].attn(x)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from patch_cases import train
-from random_encodings import SILENT, randomise_encodings
+from random_encodings import SILENT, randomize_encodings
 from tiny_vit import MODELS, images, snapshot, vit
 
 import posenc
@@ -18,7 +18,7 @@ def test_unpatch_is_bit_exact(name, case, share):
     x = images(model)
     expected, before = model(x), snapshot(model)
     each = {n: SILENT[n] for n in name.split("+")}
-    randomise_encodings(patch_model(model, name, share=share, **each))
+    randomize_encodings(patch_model(model, name, share=share, **each))
     with torch.no_grad():
         model(x)
     assert unpatch_model(model) is model

@@ -3,7 +3,7 @@
 import pytest
 import tiny_reid
 import torch
-from data.augment import GREY, Augmentation
+from data.augment import GRAY, Augmentation
 from data.batches import Photos
 from torchvision.transforms import v2
 
@@ -25,8 +25,8 @@ def changed(seed=0, **options):
 def test_what_is_done_if_nothing_is_said():
     steps = [
         v2.RandomHorizontalFlip(0.5),
-        v2.RandomCrop((64, 32), padding=2, fill=GREY),
-        v2.RandomErasing(0.5, (0.02, 0.3), value=list(GREY)),
+        v2.RandomCrop((64, 32), padding=2, fill=GRAY),
+        v2.RandomErasing(0.5, (0.02, 0.3), value=list(GRAY)),
     ]
     photo = torch.randint(0, 256, (3, 64, 32), dtype=torch.uint8)
     for seed in range(8):
@@ -46,9 +46,9 @@ def test_flip():
 
 @pytest.mark.parametrize(("share", "rows"), [(0.01, 1), (0.25, 8)])
 def test_crop(share, rows):
-    """What remains of the photo is moved by some pixels, and grey around it."""
-    grey = torch.tensor(GREY, dtype=torch.uint8)[:, None, None]
-    padded = v2.functional.pad(image(), [rows] * 4, fill=list(GREY))
+    """What remains of the photo is moved by some pixels, and gray around it."""
+    gray = torch.tensor(GRAY, dtype=torch.uint8)[:, None, None]
+    padded = v2.functional.pad(image(), [rows] * 4, fill=list(GRAY))
     windows = {
         (top, left): padded[:, top : top + SIZE[0], left : left + SIZE[1]]
         for top in range(2 * rows + 1)
@@ -59,7 +59,7 @@ def test_crop(share, rows):
         moved = changed(seed, crop=share)
         found |= {place for place, window in windows.items() if torch.equal(window, moved)}
     assert len(found) > 5
-    assert (padded[:, :rows] == grey).all()
+    assert (padded[:, :rows] == gray).all()
 
 
 @pytest.mark.parametrize("area", [0.01, 0.3])
@@ -69,7 +69,7 @@ def test_erasing(area):
         assert 0 < hole.float().mean() < 1.3 * area + 0.01
 
 
-def test_colours():
+def test_colors():
     photo = changed(3, jitter=1.0, jitter_strength=0.4)
     assert (photo != image()).float().mean() > 0.5
     weak = changed(3, jitter=1.0, jitter_strength=0.05)

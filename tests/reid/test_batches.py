@@ -99,9 +99,9 @@ def test_a_corrupt_image_is_named(data, tmp_path, content):
         Photos([Photo(path, 1, 1)], SIZE)[0]
 
 
-def test_grey_photos_have_three_channels(data, tmp_path):
+def test_gray_photos_have_three_channels(data, tmp_path):
     from PIL import Image
 
-    path = tmp_path / "grey.png"
+    path = tmp_path / "gray.png"
     Image.new("L", (20, 50), 77).save(path)
     assert read_image(path, SIZE).unique().tolist() == [77]

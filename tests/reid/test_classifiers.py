@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 @pytest.mark.parametrize("name", golden_cases.names("reid_coco_s"))
 def test_coco(name):
-    """The recorded gradient leaves the normalisation out: ours is its part across the vectors."""
+    """The recorded gradient leaves the normalization out: ours is its part across the vectors."""
     case = golden_cases.case(name)
     vectors = case["centroids"].T
     classifier = make_classifier("coco", 8, 4, case.hyperparameters["scale"]).double()

@@ -10,7 +10,7 @@ import torch
 from experiment import CONTENDERS, configured, provenance, run, run_all
 from findings.conditions import CONDITIONS
 from findings.kept import Job, Kept
-from floors import colour_histogram, floors, pixels
+from floors import color_histogram, floors, pixels
 from model.network import build_network
 from options import RefusedError
 
@@ -92,7 +92,7 @@ def test_nothing_to_report(tmp_path, monkeypatch):
     [
         (["--seeds", "0"], "must be at least 1, got 0"),
         (["--epochs", "-3"], "must be at least 1, got -3"),
-        (["--config", '{"colour": 3}'], "must be an object of options of train.py such as"),
+        (["--config", '{"color": 3}'], "must be an object of options of train.py such as"),
         (["--config", "height"], "invalid _options value: 'height'"),
         (["--encodings", "bodies"], "invalid choice: 'bodies'"),
     ],
@@ -157,19 +157,19 @@ def test_another_experiment(tmp_path):
 
 def test_floors_use_the_same_evaluation(data):
     found = floors(data, tiny_reid.config())
-    names = ["colour histogram", "colour histogram of 6 stripes", "pixels", "random ViT"]
+    names = ["color histogram", "color histogram of 6 stripes", "pixels", "random ViT"]
     assert list(found) == names
     assert all(len(scores.is_valid) == len(data.query) for scores in found.values())
 
 
-def test_colour_histogram():
+def test_color_histogram():
     red, blue = torch.zeros(1, 3, 12, 4), torch.zeros(1, 3, 12, 4)
     red[:, 0], blue[:, 2] = 200, 200
     above = torch.cat([red[..., :6, :], blue[..., :6, :]], dim=2)
     below = torch.cat([blue[..., :6, :], red[..., :6, :]], dim=2)
-    whole = [colour_histogram(x.to(torch.uint8), 1) for x in (above, below)]
-    torch.testing.assert_close(*whole)  # where a colour is cannot be seen
-    stripes = [colour_histogram(x.to(torch.uint8), 6) for x in (above, below)]
+    whole = [color_histogram(x.to(torch.uint8), 1) for x in (above, below)]
+    torch.testing.assert_close(*whole)  # where a color is cannot be seen
+    stripes = [color_histogram(x.to(torch.uint8), 6) for x in (above, below)]
     assert (stripes[0] * stripes[1]).sum() == 0
     assert whole[0].square().sum() == pytest.approx(1)
 

@@ -85,7 +85,7 @@ def test_pretrained_weights_from_a_file(tmp_path):
     torch.testing.assert_close(own.pos_embed[:, 0], pretrained.pos_embed[:, 0])
 
 
-def test_pretrained_weights_have_their_own_normalisation():
+def test_pretrained_weights_have_their_own_normalization():
     vit = '{"depth": 1, "embed_dim": 24, "num_heads": 2}'
     config = Config(vit_args=vit, pretrained=True, height=32, width=16)
     network = build_network(config, 4, load_pretrained=False)

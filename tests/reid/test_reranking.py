@@ -96,7 +96,7 @@ def test_weight_1_is_the_ranking_without():
     assert torch.equal(score_distances(rerank(*features, weight=1), labels).cmc, plain.cmc)
 
 
-def test_neighbours_help():
+def test_neighbors_help():
     """Nine photos each of 40 people: what is near to a person's photos is likely another."""
     generator = torch.Generator().manual_seed(0)
     people = torch.arange(40).repeat(9)
@@ -110,7 +110,7 @@ def test_neighbours_help():
 
 
 def test_equal_photos():
-    """More equal photos than k1: each is its own neighbour, and nothing divides by zero."""
+    """More equal photos than k1: each is its own neighbor, and nothing divides by zero."""
     same = torch.ones(12, 3)
     nearest = reranking._nearest(same, 3, metric="cosine", chunk_bytes=5 * 12 * 48)
     assert nearest[:, 0].tolist() == list(range(12))
@@ -129,7 +129,7 @@ def test_what_is_passed_stays_as_it_is():
 
 
 @pytest.mark.parametrize("options", [{"k1": 0}, {"k2": 0}, {"k1": 31}, {"k1": 5, "k2": 32}])
-def test_neighbours_out_of_range(options):
+def test_neighbors_out_of_range(options):
     used = {"k1": 20, "k2": 6} | options
     message = f"less than the 31 photos.*got k1={used['k1']} and k2={used['k2']}"
     with pytest.raises(ValueError, match=message):

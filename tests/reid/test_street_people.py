@@ -1,4 +1,4 @@
-"""Street people: shares as written down, muted colours, people that can be told apart."""
+"""Street people: shares as written down, muted colors, people that can be told apart."""
 
 import collections
 import hashlib
@@ -73,8 +73,8 @@ def test_every_share_has_a_source_and_sums_are_1():
         Choice("hat", {"none": 0.9}, "by eye")
 
 
-def test_dark_and_grey_prevail(people):
-    muted = {"black", "dark grey", "grey", "navy", "white", "denim", "dark denim", "light denim"}
+def test_dark_and_gray_prevail(people):
+    muted = {"black", "dark gray", "gray", "navy", "white", "denim", "dark denim", "light denim"}
     for choice in ("top color", "leg color"):
         words = [person.looks[choice] for person in people if choice in person.looks]
         assert sum(word in muted for word in words) / len(words) > 0.7
@@ -130,16 +130,16 @@ def test_what_a_person_wears_is_seen(people, choice):
 
 
 def test_a_person_is_more_like_himself(people):
-    """Mean colours of the trunk and the legs, before two cameras, against those of others."""
+    """Mean colors of the trunk and the legs, before two cameras, against those of others."""
     cameras = draw_cameras(2, 0)
     rows = slice(40, 60), slice(75, 100)
 
-    def colours(camera):
+    def colors(camera):
         crops = [photo(person, camera, 2)[:, 24:40] for person in people[:60]]
         means = np.array([[crop[r].mean((0, 1)) for r in rows] for crop in crops]).reshape(60, -1)
         return (means - means.mean(0)) / means.std(0)
 
-    one, other = (colours(camera) for camera in cameras)
+    one, other = (colors(camera) for camera in cameras)
     distances = np.linalg.norm(one[:, None] - other[None], axis=-1)
     ranks = (distances < distances.diagonal()[:, None]).sum(1)
     assert np.median(ranks) < 6  # of 60; 30 by chance
@@ -155,14 +155,14 @@ def saturation(name):
     return np.mean(crops)
 
 
-def test_colours_are_muted():
+def test_colors_are_muted():
     assert saturation("street") < 0.5 * saturation("toy")
 
 
 def test_cameras_are_near_neutral():
-    grey = Image.new("RGB", (1, 1), (120, 120, 120))
+    gray = Image.new("RGB", (1, 1), (120, 120, 120))
     for camera in draw_cameras(9, 0):
-        r, g, b = grey.convert("RGB", color_matrix(camera, 1.0, 0.0)).getpixel((0, 0))
+        r, g, b = gray.convert("RGB", color_matrix(camera, 1.0, 0.0)).getpixel((0, 0))
         assert max(r, g, b) - min(r, g, b) < 0.15 * g
         assert 45 <= camera.quality < 85
 
@@ -182,7 +182,7 @@ def test_a_partial_figure_has_no_feet(people):
     """Shoes of a color that nothing else has."""
     camera = draw_cameras(1, 0)[0]
     person = next(p for p in people if p.is_a("shoes", "sneakers"))
-    marked = Person(person.looks, {**person.colours, "shoes": (0, 255, 0)}, 0.9, 0.6, 0.5, 1.0)
+    marked = Person(person.looks, {**person.colors, "shoes": (0, 255, 0)}, 0.9, 0.6, 0.5, 1.0)
 
     def greens(figure):
         crop = photo(marked, camera, 0, figure=figure)
@@ -203,9 +203,9 @@ def test_bags_are_on_their_side(people, bag):
     """The person's left is on the right of a picture from the front, on the left from behind."""
     camera = draw_cameras(1, 0)[0]
     person = next(p for p in people if p.is_a("bag", bag) and p.is_a("build", "average"))
-    colours = {**person.colours, "bag color": (220, 60, 60)}
-    person = Person({**person.looks, "bag side": "left"}, colours, 0.9, 0.6, 0.5, 1.0)
-    without = Person({**person.looks, "bag": "none"}, person.colours, 0.9, 0.6, 0.5, 1.0)
+    colors = {**person.colors, "bag color": (220, 60, 60)}
+    person = Person({**person.looks, "bag side": "left"}, colors, 0.9, 0.6, 0.5, 1.0)
+    without = Person({**person.looks, "bag": "none"}, person.colors, 0.9, 0.6, 0.5, 1.0)
     for view, side in (("front", 1), ("back", -1)):
         change = np.abs(photo(person, camera, 0, view=view) - photo(without, camera, 0, view=view))
         _, columns = np.nonzero(change[25:95].max(-1) > 25)

@@ -1,4 +1,4 @@
-"""Toy people: groups that share bright colours; drawn as they always were."""
+"""Toy people: groups that share bright colors; drawn as they always were."""
 
 import hashlib
 import io
@@ -35,12 +35,12 @@ def test_files_are_these_photos(tmp_path):
     assert (tmp_path / "toy" / path).read_bytes() == file.getvalue()
 
 
-def test_groups_share_colours_at_other_places():
+def test_groups_share_colors_at_other_places():
     people = draw_people(40, 3)
     assert people[:8] == draw_people(8, 3)
     for start in range(0, 40, GROUP):
         group = people[start : start + GROUP]
-        sets = {frozenset([p.upper, p.lower, p.second, p.shoes, p.marks[0].colour]) for p in group}
+        sets = {frozenset([p.upper, p.lower, p.second, p.shoes, p.marks[0].color]) for p in group}
         assert len(sets) == 1
         assert len(next(iter(sets))) == 5
         assert len({p.upper for p in group}) == GROUP
@@ -60,7 +60,7 @@ def marked(part, side):
     plain = replace(plain, bag="none", pattern="plain", legwear="trousers", leg_pattern="plain")
     return replace(plain, marks=()), replace(
         plain,
-        marks=(replace(draw_people(1, 0)[0].marks[0], part=part, side=side, colour=(1, 2, 3)),),
+        marks=(replace(draw_people(1, 0)[0].marks[0], part=part, side=side, color=(1, 2, 3)),),
     )
 
 
@@ -91,7 +91,7 @@ def test_marks_on_the_far_side_are_not_seen():
 @pytest.mark.parametrize(("view", "pixels"), [("front", 100), ("back", 400), ("side", 250)])
 def test_backpacks_are_seen_from_everywhere(view, pixels):
     plain, _ = marked("arm", 1)
-    person = replace(plain, bag="backpack", bag_colour=(1, 2, 3))
+    person = replace(plain, bag="backpack", bag_color=(1, 2, 3))
     assert (drawn(person, view) == (1, 2, 3)).all(-1).sum() > pixels
 
 

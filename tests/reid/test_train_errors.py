@@ -64,7 +64,7 @@ def test_spoiled_files_are_named(trained, tmp_path, name, content):
     shutil.copytree(trained, tmp_path / "copy")
     (tmp_path / "copy" / name).write_bytes(content)
     if (name, content) == ("config.json", b"{}"):
-        content = b'{"colour": 3}'
+        content = b'{"color": 3}'
         (tmp_path / "copy" / name).write_bytes(content)
     with pytest.raises(ValueError, match=name):
         load_network(tmp_path / "copy")

@@ -32,7 +32,7 @@ def state_of(network):
 
 
 def published(**changes):
-    """With random weights, and the normalisation of pretrained ones."""
+    """With random weights, and the normalization of pretrained ones."""
     config = tiny_reid.config(**{**SIZES, "pretrained": True, **changes})
     network = build_network(config, 5, load_pretrained=False)
     with torch.no_grad():

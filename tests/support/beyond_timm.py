@@ -100,7 +100,7 @@ def build(name):
 def same_at_each_call(make):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return oracles.randomise(make(), 7, 0.3).double()
+        return oracles.randomize(make(), 7, 0.3).double()
 
 
 def inputs(name):

@@ -17,7 +17,7 @@ ENCODINGS = {
 
 
 def build(name, dtype=torch.float32):
-    return oracles.randomise(ENCODINGS[name]().to(dtype)).eval()
+    return oracles.randomize(ENCODINGS[name]().to(dtype)).eval()
 
 
 def qkv(tokens=13, dtype=torch.float32):

@@ -4,7 +4,7 @@ import oracles
 import pytest
 import torch
 from expected_bias import BIAS
-from random_encodings import SILENT, WITH_PREFIX, randomise_encodings
+from random_encodings import SILENT, WITH_PREFIX, randomize_encodings
 from tiny_vit import eager, vit
 
 from posenc import patch_model, patched_encodings
@@ -21,7 +21,7 @@ def patched(encoding, model=None, scale=0.3, **options):
     if encoding is None:
         return model
     patch_model(model, encoding, **{**SILENT.get(encoding, {}), **options})
-    return randomise_encodings(model, scale, seed=1)
+    return randomize_encodings(model, scale, seed=1)
 
 
 def assert_close(actual, expected, tolerance=1e-10):

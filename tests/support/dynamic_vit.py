@@ -34,7 +34,7 @@ def build(name="vit"):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = DYNAMIC[name]()
-    return oracles.randomise(model.double(), 0, scale=0.2).eval()
+    return oracles.randomize(model.double(), 0, scale=0.2).eval()
 
 
 def images(grid, batch=2, seed=1):

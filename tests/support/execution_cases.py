@@ -3,7 +3,7 @@
 import pytest
 import tiny_vit
 import torch
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 
 import posenc
 
@@ -34,7 +34,7 @@ def patched(case, *, share=False, **vit):
     encoding, options = CASES[case]
     vit = tiny_vit.vit(**{"global_pool": "avg", "pool_include_prefix": True, **vit})
     model = posenc.patch_model(vit, encoding, share=share, **options)
-    return randomise_encodings(model, seed=1)
+    return randomize_encodings(model, seed=1)
 
 
 def step(model, forward=None, x=None):

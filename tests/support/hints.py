@@ -7,11 +7,11 @@ def set_attr(handle, name, values):
     """In place of the interpreter's, which only notes a promise."""
     for axis, value in enumerate(values):
         runs = _runs(handle.data, axis, value)
-        neighbours = (runs == runs[..., :1] + np.arange(value)).all()
+        neighbors = (runs == runs[..., :1] + np.arange(value)).all()
         if name == "tt.contiguity":
-            assert neighbours, f"{handle.data} has no runs of {value} along axis {axis}"
+            assert neighbors, f"{handle.data} has no runs of {value} along axis {axis}"
         if name == "tt.divisibility":  # of all numbers, or of those with which runs begin
-            begins = runs[..., 0] if neighbours else runs
+            begins = runs[..., 0] if neighbors else runs
             assert not (begins % value).any(), f"{handle.data}: no multiples of {value}, {axis=}"
     handle.attr[name] = values
 

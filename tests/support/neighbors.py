@@ -17,7 +17,7 @@ def tokens(layout, seed=0):
 
 
 def build(cls, layout, **options):
-    return oracles.randomise(cls(TokenLayout(*layout), DIM, dtype=torch.float64, **options))
+    return oracles.randomize(cls(TokenLayout(*layout), DIM, dtype=torch.float64, **options))
 
 
 def by_loop(encoding, x, layout):

@@ -22,7 +22,7 @@ def random_qkv(tokens: int, heads: int = 2, head_dim: int = 4, batch: int = 2, s
     return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), cotangent
 
 
-def randomise(module: torch.nn.Module, seed: int = 0, scale: float = 0.5) -> torch.nn.Module:
+def randomize(module: torch.nn.Module, seed: int = 0, scale: float = 0.5) -> torch.nn.Module:
     """Moves every parameter away from its start, which may be zero or symmetric."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -457,8 +457,8 @@ def peg(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int, prefix
                 for right in range(-half, half + 1):
                     r, c = row + down, column + right
                     if 0 <= r < height and 0 <= c < width:
-                        neighbour = x[:, prefix + r * width + c]
-                        total = total + weight[:, 0, down + half, right + half] * neighbour
+                        neighbor = x[:, prefix + r * width + c]
+                        total = total + weight[:, 0, down + half, right + half] * neighbor
             tokens.append(total)
     return torch.stack(tokens, 1)
 

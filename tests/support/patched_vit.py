@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from timm.optim import create_optimizer_v2
 from tiny_vit import images, vit
 
@@ -26,7 +26,7 @@ some_cases = pytest.mark.parametrize("case", ["irpe", "swin shared", "peg+learne
 def patched(case, model=None, seed=3):
     """A model patched as the case says, or with this encoding."""
     options = CASES.get(case, {"encoding": case})
-    return randomise_encodings(patch_model(model or vit(), **options), seed=seed)
+    return randomize_encodings(patch_model(model or vit(), **options), seed=seed)
 
 
 def encoding_names(model):

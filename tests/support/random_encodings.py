@@ -17,8 +17,8 @@ SILENT = {
 WITH_PREFIX = {"prefix_pairs": "separate"}
 
 
-def randomise_encodings(model, scale=0.3, seed=0):
+def randomize_encodings(model, scale=0.3, seed=0):
     """Every encoding of a patched model away from its start, each in its own way."""
     for index, encoding in enumerate(patched_encodings(model).values()):
-        oracles.randomise(encoding, seed + index, scale)
+        oracles.randomize(encoding, seed + index, scale)
     return model

@@ -194,4 +194,4 @@ def build(name: str, *, seed: int = 0, dtype=torch.float64) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CASES[name].make()
-    return oracles.randomise(model.to(dtype), seed, scale=0.2).eval()
+    return oracles.randomize(model.to(dtype), seed, scale=0.2).eval()

@@ -55,7 +55,7 @@ SIZE = (96, 160)
 def build(name, size=SIZE):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = oracles.randomise(MAKE[name](), 3, 0.3).double()
+        model = oracles.randomize(MAKE[name](), 3, 0.3).double()
         with torch.no_grad():  # or the attention saturates
             for module in model.modules():
                 if isinstance(module, torch.nn.BatchNorm2d):

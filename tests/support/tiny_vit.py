@@ -46,7 +46,7 @@ def vit(prefix: int = 1, *, seed: int = 0, dtype=torch.float64, **options):
             model = VisionTransformerDistilled(**settings)
         else:
             model = VisionTransformer(reg_tokens=max(prefix - 1, 0), **settings)
-    return oracles.randomise(model.to(dtype), seed, scale=0.3).eval()
+    return oracles.randomize(model.to(dtype), seed, scale=0.3).eval()
 
 
 def images(model, batch: int = 2, seed: int = 1):

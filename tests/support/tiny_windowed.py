@@ -33,7 +33,7 @@ class Case:
     """A tiny model.
 
     Args:
-        make: builds it, with its own initialisation.
+        make: builds it, with its own initialization.
         image: height and width.
         sites: attention module -> what it sees.
         others: attention modules that call SDPA and should not be patched -> why.
@@ -391,7 +391,7 @@ def build(name: str, *, seed: int = 0, dtype=torch.float64) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CASES[name].make()
-    return oracles.randomise(model.to(dtype), seed, scale=0.2).eval()
+    return oracles.randomize(model.to(dtype), seed, scale=0.2).eval()
 
 
 def images(name: str, *, batch: int = 2, seed: int = 1, dtype=torch.float64) -> Tensor:

@@ -10,7 +10,7 @@ import sys
 import tiny_vit
 import torch
 import torch.distributed as dist
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -39,7 +39,7 @@ def patched(case):
     # The mean of all tokens: from a CLS token alone some tables of the last block get no gradient.
     vit = {"global_pool": "avg", "pool_include_prefix": True, **vit}
     model = posenc.patch_model(tiny_vit.vit(**vit), encoding, **options)
-    return randomise_encodings(model, seed=1).train()
+    return randomize_encodings(model, seed=1).train()
 
 
 def images(model, rank=None):

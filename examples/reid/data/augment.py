@@ -1,4 +1,4 @@
-"""What is changed of a photo each time it is trained on: colours, side, place, a hole."""
+"""What is changed of a photo each time it is trained on: colors, side, place, a hole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torchvision.transforms import v2
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-GREY = tuple(round(255 * x) for x in MEAN)  # fills what is erased or padded: zero when normalised
+GRAY = tuple(round(255 * x) for x in MEAN)  # fills what is erased or padded: zero when normalized
 HUE = 0.25  # how much of the strength goes to the hue
 SMALLEST = 0.02  # hole, as a share of the photo
 
@@ -18,9 +18,9 @@ class Augmentation(NamedTuple):
     Attributes:
         flip: probability of the mirror image.
         crop: by this share of the height, the photo is padded before it is cropped.
-        erasing: probability of a hole in grey.
+        erasing: probability of a hole in gray.
         erasing_area: the largest hole, as a share of the photo.
-        jitter: probability of other colours.
+        jitter: probability of other colors.
         jitter_strength: largest change of brightness, contrast and saturation; a quarter of it is
             that of the hue, in turns.
     """
@@ -37,16 +37,16 @@ class Augmentation(NamedTuple):
         steps: list[v2.Transform] = []
         if self.jitter:
             strength = self.jitter_strength
-            colours = v2.ColorJitter(strength, strength, strength, HUE * strength)
-            steps.append(v2.RandomApply([colours], self.jitter))
+            colors = v2.ColorJitter(strength, strength, strength, HUE * strength)
+            steps.append(v2.RandomApply([colors], self.jitter))
         if self.flip:
             steps.append(v2.RandomHorizontalFlip(self.flip))
         if self.crop:
             padding = max(1, int(self.crop * size[0]))
-            steps.append(v2.RandomCrop(size, padding=padding, fill=GREY))
+            steps.append(v2.RandomCrop(size, padding=padding, fill=GRAY))
         if self.erasing:
             area = min(SMALLEST, self.erasing_area), self.erasing_area
-            steps.append(v2.RandomErasing(self.erasing, scale=area, value=list(GREY)))
+            steps.append(v2.RandomErasing(self.erasing, scale=area, value=list(GRAY)))
         return v2.Compose(steps or [v2.Identity()])
 
 

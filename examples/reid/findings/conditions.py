@@ -45,7 +45,7 @@ def partial(images: Tensor, numbers: Tensor) -> Tensor:
 
 
 def occluded(images: Tensor, numbers: Tensor) -> Tensor:
-    """A rectangle in almost grey before a fifth of the crop, the same for the same photo."""
+    """A rectangle in almost gray before a fifth of the crop, the same for the same photo."""
     images = images.clone()
     height, width = (
         round(part * side) for part, side in zip(OCCLUDED, images.shape[-2:], strict=True)
@@ -54,9 +54,9 @@ def occluded(images: Tensor, numbers: Tensor) -> Tensor:
         rng = np.random.default_rng([7, number])
         top = rng.integers(image.shape[-2] - height + 1)
         left = rng.integers(image.shape[-1] - width + 1)
-        colour = rng.integers(60, 180) + rng.integers(-15, 16, 3)  # near grey, as walls and cars
-        colour = torch.from_numpy(colour.astype(np.uint8))[:, None, None]
-        image[:, top : top + height, left : left + width] = colour
+        color = rng.integers(60, 180) + rng.integers(-15, 16, 3)  # near gray, as walls and cars
+        color = torch.from_numpy(color.astype(np.uint8))[:, None, None]
+        image[:, top : top + height, left : left + width] = color
     return images
 
 
@@ -73,7 +73,7 @@ CONDITIONS = {
     "shifted far": "queries a quarter of the height lower",
     "taller": "crops of 3/2 the height, as 24x8 patches are to 16x8",
     "partial": "queries without the lower third, the rest as tall as the crop",
-    "occluded": "queries with a grey rectangle before a fifth of them",
+    "occluded": "queries with a gray rectangle before a fifth of them",
 }
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
-from search.features import summarise
+from search.features import summarize
 from training.config import CONFIG, Config
 
 from findings.album import Album
@@ -90,7 +90,7 @@ def write_page(album: Album, pictures: Sequence[Path], missing: Iterable[str], o
 
 
 def _scores(album: Album) -> Iterator[tuple[str, str]]:
-    for name, value in summarise(album.scores).items():
+    for name, value in summarize(album.scores).items():
         yield name, f"{value}" if isinstance(value, int) else f"{100 * value:.1f} %"
 
 

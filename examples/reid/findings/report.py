@@ -159,7 +159,7 @@ def draw(results: Results, path: Path) -> None:
         plt.Line2D([], [], marker="o", ls="", color=f"C{i}", label=_readout(pool))
         for i, pool in enumerate(results.pools)
     ]
-    handles.append(plt.Line2D([], [], marker="|", ls="", color="grey", ms=9, mew=2, label="mean"))
+    handles.append(plt.Line2D([], [], marker="|", ls="", color="gray", ms=9, mew=2, label="mean"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     figure.savefig(path, dpi=120)
     plt.close(figure)

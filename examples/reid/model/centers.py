@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Centers(nn.Module):
-    """A center for each person of the training, no parameter: the optimiser leaves it alone.
+    """A center for each person of the training, no parameter: the optimizer leaves it alone.
 
         loss = mean_a |f_a - c_{y_a}|^2
         c_k <- c_k - rate sum_{a: y_a = k} (c_k - f_a) / (1 + n_k),    n_k = |{a: y_a = k}|

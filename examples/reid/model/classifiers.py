@@ -27,8 +27,8 @@ class L2Classifier(nn.Linear):
 class CosineClassifier(nn.Linear):
     """Cosines of the features with a vector for each person, times `scale`.
 
-    With a cross entropy this is COCO loss. Here the vectors are parameters with a normalisation
-    that has a gradient; public code normalises them in place after each step.
+    With a cross entropy this is COCO loss. Here the vectors are parameters with a normalization
+    that has a gradient; public code normalizes them in place after each step.
 
     Reference: Liu et al. 2017, arXiv 1710.00870, equations 5 and 6.
     """

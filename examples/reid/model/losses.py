@@ -30,7 +30,7 @@ def batch_hard_triplet(
         loss = mean_a max(0, h_a + margin)    or, without a margin, mean_a log(1 + exp(h_a))
 
     with `d(f, g) = |f - g|` (`euclidean`) or `2 - 2 cos(f, g)` (`cosine`, fast-reid's convention:
-    the squared distance of the normalised features). The mean counts triplets that cost nothing.
+    the squared distance of the normalized features). The mean counts triplets that cost nothing.
     Computed in float32 or better, also under autocast. Where two features are equal, their
     distance has gradient zero.
 

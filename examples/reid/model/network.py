@@ -80,7 +80,7 @@ class ReIDNetwork(nn.Module):
         return Seen(features, patches, self.classifier(self.neck(features)), pairs)
 
     def tokens(self, images: Tensor, sides: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Of normalised images: after all blocks, and before the last where parts need them."""
+        """Of normalized images: after all blocks, and before the last where parts need them."""
         if self.sie is None and not isinstance(self.parts, Jigsaw):
             return self.vit.forward_features(images), None
         added = None
@@ -151,7 +151,7 @@ def build_network(
     torch.manual_seed(config.seed)
     is_pretrained = config.pretrained or bool(config.weights)
     vit = _build_vit(config, is_pretrained and load_pretrained)
-    # Weights of timm were trained on images that were normalised in their own way.
+    # Weights of timm were trained on images that were normalized in their own way.
     own = vit.pretrained_cfg if is_pretrained else {"mean": MEAN, "std": STD}
     head = {"identity": config.identity, "scale": config.identity_scale}
     network = ReIDNetwork(vit, num_people, own["mean"], own["std"], pool=config.pool, **head)

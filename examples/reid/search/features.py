@@ -26,7 +26,7 @@ def embed(
     """Features of batches of a `photo_loader`, on the device of the network.
 
     With `flip` the mean of those of an image and of its mirror image, after BNNeck and before
-    any normalisation: the one with the longer feature counts more. `sides` are those of all
+    any normalization: the one with the longer feature counts more. `sides` are those of all
     photos, by `sides_of`; without them cameras and views count as unknown.
     """
     device, was_training = network.mean.device, network.training
@@ -81,7 +81,7 @@ def check_has_answers(data: Splits) -> None:
         )
 
 
-def summarise(scores: Scores) -> dict[str, float]:
+def summarize(scores: Scores) -> dict[str, float]:
     """As JSON."""
     return {
         "mAP": scores.mean_average_precision,
@@ -93,5 +93,5 @@ def summarise(scores: Scores) -> dict[str, float]:
 
 def describe(scores: Scores) -> str:
     """In a line."""
-    parts = summarise(scores)
+    parts = summarize(scores)
     return ", ".join(f"{name} {100 * parts[name]:.1f}" for name in ("mAP", "mINP", "rank-1"))

@@ -1,4 +1,4 @@
-"""Distances that take the neighbours of both photos into account: k-reciprocal re-ranking."""
+"""Distances that take the neighbors of both photos into account: k-reciprocal re-ranking."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rerank(
     metric: str = "cosine",
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
-    """Re-rank by the k-reciprocal neighbours that a query and a gallery item share.
+    """Re-rank by the k-reciprocal neighbors that a query and a gallery item share.
 
     Queries and gallery are one set of `N` photos. With their squared distances `D`, each row over
     its maximum, and `N(i, k)` the `k + 1` nearest of `i`, itself included:
@@ -35,14 +35,14 @@ def rerank(
         J_ig    = 1 - S / (2 - S) with S = sum_j min(V_ij, V_gj)
         result  = (1 - weight) J + weight D
 
-    `k1 / 2` is rounded, halves to the even number. `cosine` normalises the features first. No
+    `k1 / 2` is rounded, halves to the even number. `cosine` normalizes the features first. No
     label is used. Everything but the result is sparse or made for some photos at a time.
 
     Args:
         query_features: `[num_query, dim]`.
         gallery_features: `[num_gallery, dim]`.
-        k1: how many neighbours are asked whether they are reciprocal.
-        k2: over how many photos, the photo itself included, its neighbours are averaged.
+        k1: how many neighbors are asked whether they are reciprocal.
+        k2: over how many photos, the photo itself included, its neighbors are averaged.
         weight: of `D`, from 0 to 1; the paper's lambda.
         metric: `cosine` or `euclidean`.
         chunk_bytes: see `score_features`.

@@ -23,7 +23,7 @@ FREE = {"evaluate_every", "flip_test", "checkpoint_every", "tracker", "workers"}
 
 
 def save_checkpoint(accelerator: Accelerator, out: Path, epoch: int) -> None:
-    """Model, optimiser and schedule after `epoch` epochs; replaces older ones when complete."""
+    """Model, optimizer and schedule after `epoch` epochs; replaces older ones when complete."""
     partial, finished = (out / FOLDER / f"{kind}{epoch:05d}" for kind in (PARTIAL, FINISHED))
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))

@@ -96,7 +96,7 @@ class Config:
     )
     erasing: float = option(0.5, "probability that a rectangle is erased", least=0, most=1)
     erasing_area: float = option(0.3, "the largest one, as a share of the photo", above=0, most=1)
-    jitter: float = option(0.0, "probability that colours change", least=0, most=1)
+    jitter: float = option(0.0, "probability that colors change", least=0, most=1)
     jitter_strength: float = option(
         0.2, "of brightness, contrast, saturation; a quarter of it for hue", least=0, most=1
     )

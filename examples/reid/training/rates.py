@@ -16,7 +16,7 @@ from training.config import Config
 def decay_by_layer(
     groups: list[dict[str, Any]], network: ReIDNetwork, decay: float
 ) -> list[dict[str, Any]]:
-    """Splits the groups of an optimiser: each block learns `decay` times as fast as the next one.
+    """Splits the groups of an optimizer: each block learns `decay` times as fast as the next one.
 
     With L blocks, block l = 1 .. L gets the rate times `decay ** (L + 1 - l)`, what comes before
     them `decay ** (L + 1)`. What is new keeps its rate: the head, and encodings of any block.

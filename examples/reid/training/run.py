@@ -22,7 +22,7 @@ from model.losses import batch_hard_triplet, identity_loss, patch_triplet, weigh
 from model.network import Seen, build_network, parameter_groups
 from model.positions import describe_positions
 from safetensors.torch import save_model
-from search.features import check_has_answers, describe, embed, score, summarise
+from search.features import check_has_answers, describe, embed, score, summarize
 from search.retrieval import Scores
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -175,7 +175,7 @@ class Run:
         self.log({**means, "rate": self.rate}, epoch + 1)
 
     def step(self, images: Tensor, indices: Tensor) -> dict[str, float]:
-        """One step of the optimiser."""
+        """One step of the optimizer."""
         with self.accelerator.autocast():
             seen = self.network(images, self.sides[indices])
         losses = self.losses(seen, indices)
@@ -287,7 +287,7 @@ class Run:
             partial = self.out / f"partial-{WEIGHTS}"
             save_model(network, str(partial))
             partial.replace(self.out / WEIGHTS)
-            report = {**summarise(scores), "waiting": round(self.clock.share, 3)}
+            report = {**summarize(scores), "waiting": round(self.clock.share, 3)}
             (self.out / SCORES).write_text(json.dumps(report, indent=2) + "\n")
             self.say(f"{describe(scores)}; {self.clock.share:.0%} of the time waiting for data")
         if self.config.tracker != "none":

@@ -2,7 +2,7 @@
 
 An operand of the operator has an entry for each offset, as `PairIndex.buckets`, and three for
 prefix pairs behind them: (prefix query, patch), (patch, prefix key), (prefix query, prefix key).
-A kernel's table has copies of these. In blocks, neighbours in a row of keys are neighbours in the
+A kernel's table has copies of these. In blocks, neighbors in a row of keys are neighbors in the
 table, `(2 height - 1) (width + 1) width` numbers for each head.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from posenc._torch import constant_under_dynamo
-from posenc.memo import memoised
+from posenc.memo import memoized
 from posenc.pairs import PairIndex
 
 # Blocks of more slots take much memory: beside these, a table of 16 heads takes 64 MiB. An
@@ -38,7 +38,7 @@ class Form(NamedTuple):
 
     @property
     def run(self) -> int:
-        """So many neighbours are read at once: what divides the width, at most 16 bytes."""
+        """So many neighbors are read at once: what divides the width, at most 16 bytes."""
         return max(run for run in (1, 2, 4) if self.width % run == 0) if self.blocked else 1
 
 
@@ -52,7 +52,7 @@ def prefers_blocks(height: int, width: int) -> bool:
     return 0 < slots <= MOST_SLOTS
 
 
-@memoised
+@memoized
 def offset_buckets(index: PairIndex, device: torch.device) -> Tensor:
     """The bucket of each entry of an operand: `[offsets]` or `[offsets + 3]` int64."""
     table, count = index.offset_table(device).buckets, index.buckets.numel()
@@ -60,7 +60,7 @@ def offset_buckets(index: PairIndex, device: torch.device) -> Tensor:
     return torch.cat([table[:count], table[count::stretch]])
 
 
-@memoised
+@memoized
 def slot_offsets(form: Form, prefix: bool, by_key: bool, device: torch.device) -> Tensor:
     """The entry of an operand that each slot copies: `[slots]` int64."""
     height, width, blocked = form

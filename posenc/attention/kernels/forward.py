@@ -53,23 +53,23 @@ def forward(call, out, lse, sums, value_starts, unit, shape):
         )  # fmt: skip
     is_empty = total == 0
     total = tl.where(is_empty, 1.0, total)
-    normaliser = largest * exponent_unit(call, shape) + tl.log2(total)
-    normaliser = tl.where(is_empty, float("inf"), normaliser)
+    normalizer = largest * exponent_unit(call, shape) + tl.log2(total)
+    normalizer = tl.where(is_empty, float("inf"), normalizer)
     result = result / total[:, None]
     inside = i < call.queries
     store_rows(out, image, head, queries, inside, result, shape.VALUE_DIM, shape.VALUE_BLOCK)
-    tl.store(lse + (image * call.heads + head) * call.queries + queries, normaliser, mask=inside)
+    tl.store(lse + (image * call.heads + head) * call.queries + queries, normalizer, mask=inside)
     if sums is not None:
         # Queries behind the last are the last again: their weights must be nothing.
-        normaliser = tl.where(inside, normaliser, float("inf"))
+        normalizer = tl.where(inside, normalizer, float("inf"))
         for start in range(0, whole, shape.COLUMNS):
             sum_weights(
-                normaliser, q, left, call, shape, image, head, i, queries, own, is_prefix,
+                normalizer, q, left, call, shape, image, head, i, queries, own, is_prefix,
                 start, sums, value_starts, unit, False, shape.COLUMNS,
             )  # fmt: skip
         for start in tl.range(whole, stop, shape.EDGE, num_stages=1):
             sum_weights(
-                normaliser, q, left, call, shape, image, head, i, queries, own, is_prefix,
+                normalizer, q, left, call, shape, image, head, i, queries, own, is_prefix,
                 start, sums, value_starts, unit, True, shape.EDGE,
             )  # fmt: skip
 
@@ -117,7 +117,7 @@ def add_keys(
 
 @triton.jit
 def sum_weights(
-    normaliser, q, left, call, shape, image, head, i, queries, own, is_prefix,
+    normalizer, q, left, call, shape, image, head, i, queries, own, is_prefix,
     start, sums, value_starts, unit, EDGE: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """A second pass: only the final weights can be added up."""
@@ -128,7 +128,7 @@ def sum_weights(
     s = score_tile(
         q, k, left, right, call, shape, image, head, i, j, queries, keys, slots, False, EDGE
     )
-    weights = tl.exp2(s * exponent_unit(call, shape) - normaliser[:, None])
+    weights = tl.exp2(s * exponent_unit(call, shape) - normalizer[:, None])
     if call.seed is not None:
         weights *= dropout_tile(call, image, head, queries, keys, False)
     tokens = of_queries(queries, False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from posenc.attention.call import AttentionCall
 from posenc.attention.kernels.forms import offset_buckets, prefers_blocks
 from posenc.layout import TokenLayout
-from posenc.memo import memoised
+from posenc.memo import memoized
 from posenc.pairs import PairIndex
 from posenc.terms import DenseBias, LookupBias, LowRankBias
 
@@ -158,7 +158,7 @@ def _buckets(indices: Sequence[PairIndex], device: torch.device) -> Tensor | Non
     return _bucket_tables(tuple(indices), device) if indices else None
 
 
-@memoised
+@memoized
 def _bucket_tables(indices: tuple[PairIndex, ...], device: torch.device) -> Tensor:
     """Of several indices, each with buckets of its own."""
     tables, start = [], 0

@@ -1,7 +1,7 @@
 """Where a pair of tokens reads in the tables of a call, in Triton: by one addition.
 
 A table has a slot for each offset of two patches, and more where that lets a tile be read in runs
-of neighbours. With `d = row of the owned token - row of the walked one + height - 1` (see
+of neighbors. With `d = row of the owned token - row of the walked one + height - 1` (see
 tiles.py) and the columns of both, a pair of patches has the slot
 
     BLOCKED      [d][own column][walked column]         one block of numbers for each d

@@ -44,8 +44,8 @@ class Mask(NamedTuple):
 class Lookup(NamedTuple):
     """Entry `[bucket, token]`, for each of some tables of buckets.
 
-    Tokens are side by side: neighbours in a row of the grid mostly have the same bucket, so that
-    the processors that work on neighbours read neighbours. A table has for each slot where the
+    Tokens are side by side: neighbors in a row of the grid mostly have the same bucket, so that
+    the processors that work on neighbors read neighbors. A table has for each slot where the
     row of its bucket begins, in bytes of numbers of 32 bits.
     """
 
@@ -94,12 +94,12 @@ class Shape(NamedTuple):
     FACTOR_PRECISION: Any  # of products of low-rank factors in float32
     WIDTH: Any  # of the grid; 0 where no term needs one
     BLOCKED: Any  # the form of tables, see slots.py
-    RUN: Any  # so many neighbours in a table are read at once
+    RUN: Any  # so many neighbors in a table are read at once
 
 
 @triton.jit
 def own_tile(tiles, heads):
-    """(tile, image, head) of this program; neighbours share image and head, and so the cache."""
+    """(tile, image, head) of this program; neighbors share image and head, and so the cache."""
     program = tl.program_id(0)
     pair = program // tiles
     return program % tiles, (pair // heads).to(tl.int64), (pair % heads).to(tl.int64)

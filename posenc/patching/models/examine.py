@@ -284,8 +284,8 @@ def _refusal(module: Any, kind: AttentionKind) -> str | None:
         return "its forward was replaced on the instance (a hook of another library)"
     if not any(parameter.is_floating_point() for parameter in module.parameters()):
         return (
-            "it has no floating point parameters (quantised?): patch the floating point model, "
-            "then quantise it"
+            "it has no floating point parameters (quantized?): patch the floating point model, "
+            "then quantize it"
         )
     if kind.adapter is not None:
         return ADAPTERS[kind.adapter].refusal(module)

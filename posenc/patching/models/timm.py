@@ -211,7 +211,7 @@ def _diff_values(module: Any) -> int:
 
 
 def _channels(convolution: Any) -> int:
-    """That a convolution puts out, whether its normalisation was fused into it or not."""
+    """That a convolution puts out, whether its normalization was fused into it or not."""
     weight: Tensor = next(convolution.parameters())
     return weight.shape[0]
 
@@ -304,7 +304,7 @@ REFUSED = {
     "timm.models.levit:Levit": "attention is written out, with a bias of its own",
     "timm.models.levit:LevitDistilled": "attention is written out, with a bias of its own",
     "timm.models.mvitv2:MultiScaleVit": "query, key and value are pooled, attention written out",
-    "timm.models.coat:CoaT": "factorised attention without a query-key map",
+    "timm.models.coat:CoaT": "factorized attention without a query-key map",
     "timm.models.tnt:TNT": "attention is written out, inside and between patches",
     "timm.models.gcvit:GlobalContextVit": "attention is written out, with queries of the image",
     "timm.models.convit:ConVit": "attention is written out, with positions gated after softmax",

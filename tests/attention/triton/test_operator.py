@@ -16,7 +16,7 @@ from kernel_calls import (
     set_tiles,
 )
 from random_calls import mask_of
-from random_encodings import randomise_encodings
+from random_encodings import randomize_encodings
 
 import posenc
 from posenc import TokenLayout, attend
@@ -66,7 +66,7 @@ def test_a_compiled_patched_vit():
     torch._dynamo.reset()
     model = tiny_vit.vit(global_pool="avg", dtype=torch.float32).to(DEVICE)
     posenc.patch_model(model, "irpe", on="qkv", backend="triton")
-    randomise_encodings(model)
+    randomize_encodings(model)
     images = tiny_vit.images(model, 2).to(DEVICE)
     expected = torch.autograd.grad(model(images).square().sum(), list(model.parameters()))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -90,7 +90,7 @@ def test_data_parallel_training():
     """Gradients reach every parameter, in the buckets that DDP sends."""
     model = tiny_vit.vit(global_pool="avg", dtype=torch.float32).to(DEVICE)
     posenc.patch_model(model, "irpe", on="qkv", backend="triton")
-    randomise_encodings(model)
+    randomize_encodings(model)
     images = tiny_vit.images(model, 2).to(DEVICE)
     alone = torch.autograd.grad(model(images).square().sum(), list(model.parameters()))
     torch.nn.parallel.DistributedDataParallel(model)(images).square().sum().backward()
@@ -117,7 +117,7 @@ def test_under_activation_checkpointing():
     layout = TokenLayout(3, 4, 1)
     module = posenc.create_encoding("irpe", layout=layout, num_heads=HEADS, head_dim=16, on="qkv")
     module.to(DEVICE)
-    oracles.randomise(module, 0, 0.5)
+    oracles.randomize(module, 0, 0.5)
     inputs = qkv(13, value_dim=16)
 
     def block(q, k, v):
@@ -168,7 +168,7 @@ def test_nothing_of_n_x_n_is_made(monkeypatch):
 def test_tables_are_expanded_once_in_eval():
     layout = TokenLayout(3, 4, 1)
     module = posenc.create_encoding("swin", layout=layout, num_heads=HEADS, head_dim=16)
-    oracles.randomise(module.to(DEVICE).eval(), 0, 0.5)
+    oracles.randomize(module.to(DEVICE).eval(), 0, 0.5)
     q, k, v = (x.detach() for x in qkv(13))
     with torch.no_grad():
         for _ in range(2):

@@ -52,7 +52,7 @@ def test_as_many_tokens_as_a_vit_has(encoding, prefix, monkeypatch):
     module = posenc.create_encoding(
         name, layout=layout, num_heads=2, head_dim=16, **({"on": on} if name == "irpe" else {})
     ).to(DEVICE)
-    oracles.randomise(module, 0, 0.5)
+    oracles.randomize(module, 0, 0.5)
     q, k, v = (numbers(1, 2, layout.num_tokens, 16) for _ in range(3))
     out = attend(q, k, v, module(q, k, layout), backend="triton")
     grads = gradients(out, [q, k, v, *module.parameters()])

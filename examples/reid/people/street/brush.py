@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from people.street.identities import Colour
+from people.street.identities import Color
 
 Point = tuple[float, float]
 Row = tuple[float, float, float]  # y, left, right
@@ -35,9 +35,9 @@ class Frame:
         return self.center + x * self.scale(y), self.top + self.head * (y - self.tilt * y * y / 16)
 
 
-def toned(colour: Colour, factor: float) -> Colour:
+def toned(color: Color, factor: float) -> Color:
     """Lighter or darker."""
-    r, g, b = colour
+    r, g, b = color
     return min(255, int(r * factor)), min(255, int(g * factor)), min(255, int(b * factor))
 
 
@@ -48,51 +48,51 @@ class Brush:
         self.pen, self.frame = ImageDraw.Draw(picture), frame
         self.light = light  # from where, -1 left to 1 right
 
-    def flat(self, points: Sequence[Point], colour: Colour) -> None:
+    def flat(self, points: Sequence[Point], color: Color) -> None:
         """A polygon."""
-        self.pen.polygon([self.frame.at(*point) for point in points], fill=colour)
+        self.pen.polygon([self.frame.at(*point) for point in points], fill=color)
 
-    def line(self, points: Sequence[Point], width: float, colour: Colour) -> None:
+    def line(self, points: Sequence[Point], width: float, color: Color) -> None:
         """Of one width."""
         pixels = max(1, round(width * self.frame.head))
-        self.pen.line([self.frame.at(*point) for point in points], fill=colour, width=pixels)
+        self.pen.line([self.frame.at(*point) for point in points], fill=color, width=pixels)
 
-    def oval(self, x: float, y: float, wide: float, high: float, colour: Colour) -> None:
+    def oval(self, x: float, y: float, wide: float, high: float, color: Color) -> None:
         """Half the width and height; shaded."""
-        self._oval(x, y, wide, high, toned(colour, SHADE))
-        self._oval(x + 0.22 * wide * self.light, y - 0.04 * high, 0.8 * wide, 0.92 * high, colour)
+        self._oval(x, y, wide, high, toned(color, SHADE))
+        self._oval(x + 0.22 * wide * self.light, y - 0.04 * high, 0.8 * wide, 0.92 * high, color)
 
-    def _oval(self, x: float, y: float, wide: float, high: float, colour: Colour) -> None:
+    def _oval(self, x: float, y: float, wide: float, high: float, color: Color) -> None:
         (cx, cy), scale = self.frame.at(x, y), self.frame.scale(y)
         w, h = wide * scale, high * scale
-        self.pen.ellipse([cx - w, cy - h, cx + w, cy + h], fill=colour)
+        self.pen.ellipse([cx - w, cy - h, cx + w, cy + h], fill=color)
 
-    def limb(self, joints: Sequence[Point], radii: Sequence[float], colour: Colour) -> None:
+    def limb(self, joints: Sequence[Point], radii: Sequence[float], color: Color) -> None:
         """A chain of joints with these radii; shaded."""
         spots = [
             (*self.frame.at(*joint), radius * self.frame.scale(joint[1]))
             for joint, radius in zip(joints, radii, strict=True)
         ]
-        self._chain(spots, toned(colour, SHADE))
-        self._chain([(x + 0.25 * r * self.light, y, 0.74 * r) for x, y, r in spots], colour)
+        self._chain(spots, toned(color, SHADE))
+        self._chain([(x + 0.25 * r * self.light, y, 0.74 * r) for x, y, r in spots], color)
 
-    def _chain(self, spots: list[tuple[float, float, float]], colour: Colour) -> None:
+    def _chain(self, spots: list[tuple[float, float, float]], color: Color) -> None:
         for (x, y, r), (x2, y2, r2) in itertools.pairwise(spots):
             length = math.hypot(x2 - x, y2 - y) or 1.0
             u, v = (y - y2) / length, (x2 - x) / length
             corners = [x + u * r, y + v * r, x2 + u * r2, y2 + v * r2]
             corners += [x2 - u * r2, y2 - v * r2, x - u * r, y - v * r]
-            self.pen.polygon(corners, fill=colour)
-            self.pen.ellipse([x2 - r2, y2 - r2, x2 + r2, y2 + r2], fill=colour)
+            self.pen.polygon(corners, fill=color)
+            self.pen.ellipse([x2 - r2, y2 - r2, x2 + r2, y2 + r2], fill=color)
         x, y, r = spots[0]
-        self.pen.ellipse([x - r, y - r, x + r, y + r], fill=colour)
+        self.pen.ellipse([x - r, y - r, x + r, y + r], fill=color)
 
-    def trunk(self, rows: Sequence[Row], colour: Colour, shine: float = 0.0) -> None:
+    def trunk(self, rows: Sequence[Row], color: Color, shine: float = 0.0) -> None:
         """Between the left and the right of each row; shaded."""
-        self.flat(outline(rows), toned(colour, SHADE))
-        self.flat(outline(self._lit(rows, 0.78)), colour)
+        self.flat(outline(rows), toned(color, SHADE))
+        self.flat(outline(self._lit(rows, 0.78)), color)
         if shine:
-            self.flat(outline(self._lit(rows, 0.24, 0.42)), toned(colour, 1 + shine * (SHINE - 1)))
+            self.flat(outline(self._lit(rows, 0.24, 0.42)), toned(color, 1 + shine * (SHINE - 1)))
 
     def _lit(self, rows: Sequence[Row], share: float, shift: float = 0.16) -> list[Row]:
         lit = []

@@ -20,13 +20,13 @@ HEIGHT, WIDTH = 128, 64
 OVERSAMPLING = 2
 LARGE = WIDTH * OVERSAMPLING, HEIGHT * OVERSAMPLING
 GRAIN = np.random.default_rng(0).standard_normal((2 * HEIGHT, 2 * WIDTH, 3), dtype=np.float32)
-GREY = np.array([0.299, 0.587, 0.114])
+GRAY = np.array([0.299, 0.587, 0.114])
 THINGS = ((70, 72, 76), (96, 92, 88), (52, 56, 60), (120, 118, 114), (62, 68, 54))
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Its place, its height and its colours, which are all near neutral."""
+    """Its place, its height and its colors, which are all near neutral."""
 
     exposure: float
     gamma: float
@@ -168,17 +168,17 @@ def _shadow(picture: Image.Image, frame: Frame) -> None:
 
 def _thing(picture: Image.Image, kind: str, side: int, rng: np.random.Generator) -> None:
     (width, height), pen = picture.size, ImageDraw.Draw(picture)
-    colour = toned(THINGS[rng.integers(len(THINGS))], rng.uniform(0.8, 1.2))
+    color = toned(THINGS[rng.integers(len(THINGS))], rng.uniform(0.8, 1.2))
     if kind == "low":  # a wall, a car, a hedge
         top = height * rng.uniform(0.6, 0.8)
         left = width * rng.uniform(-0.4, 0.1) if side < 0 else width * rng.uniform(-0.1, 0.2)
         box = [left, top, left + 1.2 * width, height + 30]
-        pen.rounded_rectangle(box, 22, fill=toned(colour, 1.2))
-        pen.rectangle([box[0], top + 18, box[2], height], fill=colour)
+        pen.rounded_rectangle(box, 22, fill=toned(color, 1.2))
+        pen.rectangle([box[0], top + 18, box[2], height], fill=color)
     else:
         x, wide = width * (0.5 + side * rng.uniform(0.1, 0.35)), width * rng.uniform(0.06, 0.14)
-        pen.rectangle([x - wide, 0, x + wide, height], fill=colour)
-        pen.rectangle([x - wide, 0, x - 0.4 * wide, height], fill=toned(colour, 1.2))
+        pen.rectangle([x - wide, 0, x + wide, height], fill=color)
+        pen.rectangle([x - wide, 0, x - 0.4 * wide, height], fill=toned(color, 1.2))
 
 
 def _develop(picture: Image.Image, camera: Camera, rng: np.random.Generator) -> Image.Image:
@@ -196,7 +196,7 @@ def color_matrix(camera: Camera, exposure: float, warmth: float) -> tuple[float,
     """The matrix of saturation, exposure and warmth."""
     warmth += camera.warmth
     gains = exposure * np.array([1 + warmth, 1.0, 1 - warmth])
-    matrix = camera.saturation * np.eye(3) + (1 - camera.saturation) * GREY
+    matrix = camera.saturation * np.eye(3) + (1 - camera.saturation) * GRAY
     rows = np.concatenate([gains[:, None] * matrix, np.zeros((3, 1))], axis=1)
     return tuple(rows.ravel().tolist())
 

@@ -6,14 +6,14 @@ import math
 
 from people.street.body import Body
 from people.street.brush import toned
-from people.street.identities import Colour
+from people.street.identities import Color
 
 
 def draw_head(body: Body) -> None:
     """With hair and hat; over the neck."""
     person, brush = body.person, body.brush
     f = body.pose.facing if body.is_side else 0
-    skin, hair, cut = person.colours["skin"], person.colours["hair"], person.looks["haircut"]
+    skin, hair, cut = person.colors["skin"], person.colors["hair"], person.looks["haircut"]
     if cut == "cropped":
         hair = tuple((2 * h + s) // 3 for h, s in zip(hair, skin, strict=True))
     if cut == "bald":
@@ -32,7 +32,7 @@ def draw_head(body: Body) -> None:
     _hat(body, f)
 
 
-def _face(body: Body, cut: str, skin: Colour, f: int) -> None:
+def _face(body: Body, cut: str, skin: Color, f: int) -> None:
     brush = body.brush
     x = 0.11 * f if f else 0.2 * math.sin(body.pose.turn)
     high = {"bald": 0.48, "cropped": 0.52}.get(cut, 0.57)  # the hairline
@@ -45,7 +45,7 @@ def _face(body: Body, cut: str, skin: Colour, f: int) -> None:
     brush.line([(x + 0.07 * f - 0.07, 0.8), (x + 0.07 * f + 0.07, 0.8)], 0.04, toned(skin, 0.65))
 
 
-def _behind(body: Body, cut: str, hair: Colour, f: int) -> None:
+def _behind(body: Body, cut: str, hair: Color, f: int) -> None:
     """What hangs from the head."""
     brush = body.brush
     if cut == "long":
@@ -63,14 +63,14 @@ def _hat(body: Body, f: int) -> None:
     person, brush = body.person, body.brush
     if person.is_a("hat", "none"):
         return
-    colour = person.colours["hat color"]
+    color = person.colors["hat color"]
     is_cap = person.is_a("hat", "cap")
-    brush.oval(-0.04 * f, 0.26, 0.39, 0.28 if is_cap else 0.33, colour)
+    brush.oval(-0.04 * f, 0.26, 0.39, 0.28 if is_cap else 0.33, color)
     if is_cap and not body.is_back:
         x = 0.36 * f
         brush.flat(
             [(x - 0.3, 0.38), (x + 0.3, 0.38), (x + 0.26, 0.48), (x - 0.26, 0.48)],
-            toned(colour, 0.7),
+            toned(color, 0.7),
         )
 
 
@@ -78,8 +78,8 @@ def draw_scarf(body: Body) -> None:
     """Around the neck, with an end in front."""
     if body.person.is_a("scarf", "none"):
         return
-    brush, colour = body.brush, body.person.colours["scarf color"]
-    brush.oval(0, 1.1, 0.34, 0.2, colour)
+    brush, color = body.brush, body.person.colors["scarf color"]
+    brush.oval(0, 1.1, 0.34, 0.2, color)
     if not body.is_back:
         x = 0.2 * body.pose.facing if body.is_side else 0.14
-        brush.limb([(x, 1.3), (x, 2.2)], [0.13, 0.15], colour)
+        brush.limb([(x, 1.3), (x, 2.2)], [0.13, 0.15], color)

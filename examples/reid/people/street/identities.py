@@ -12,7 +12,7 @@ import numpy as np
 
 from people.street.shares import COLORS, HAIR, PERSON, SHOES, SKIN, choose
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 BUILD = {"slim": 0.9, "average": 1.0, "heavy": 1.18}  # widths
 PALETTES = {"skin": SKIN, "hair": HAIR, "shoes": SHOES}
@@ -24,7 +24,7 @@ class Person:
     """What identifies a person; lengths in heads."""
 
     looks: Mapping[str, str]  # of `shares.PERSON`: choice -> word
-    colours: Mapping[str, Colour]  # by the choice that has a colour
+    colors: Mapping[str, Color]  # by the choice that has a color
     shoulders: float  # half the width
     hips: float  # half the width
     depth: float  # half the thickness of the trunk, from the side
@@ -56,7 +56,7 @@ def draw_person(rng: np.random.Generator) -> Person:
     is_man = looks["sex"] == "man"
     return Person(
         looks=looks,
-        colours=_colours(looks, rng),
+        colors=_colors(looks, rng),
         shoulders=(0.92 if is_man else 0.8) * broad,
         hips=(0.62 if is_man else 0.66) * broad,
         depth=0.55 * broad**1.3,
@@ -64,19 +64,19 @@ def draw_person(rng: np.random.Generator) -> Person:
     )
 
 
-def _colours(looks: Mapping[str, str], rng: np.random.Generator) -> dict[str, Colour]:
-    colours = {}
+def _colors(looks: Mapping[str, str], rng: np.random.Generator) -> dict[str, Color]:
+    colors = {}
     for choice, word in looks.items():
         palette = PALETTES.get(choice, COLORS if choice.endswith("color") else None)
         if palette is not None:
-            colours[choice] = _dyed(palette[word], rng)
-    if "leg color" not in colours:  # a dress
-        colours["leg color"] = colours["top color"]
-    return colours
+            colors[choice] = _dyed(palette[word], rng)
+    if "leg color" not in colors:  # a dress
+        colors["leg color"] = colors["top color"]
+    return colors
 
 
-def _dyed(colour: Colour, rng: np.random.Generator) -> Colour:
+def _dyed(color: Color, rng: np.random.Generator) -> Color:
     light, each = DYED
     factor = np.exp(rng.normal(0, light))
-    dyed = np.array(colour) * factor + rng.normal(0, each, 3)
+    dyed = np.array(color) * factor + rng.normal(0, each, 3)
     return tuple(np.clip(dyed, 4, 245).astype(int).tolist())

@@ -12,7 +12,7 @@ SKIRTS = {"short": 4.7, "knee": 5.5, "long": 6.7}
 
 def draw_legs(body: Body) -> None:
     """With trousers, skirt and shoes."""
-    person, colour = body.person, body.person.colours["leg color"]
+    person, color = body.person, body.person.colors["leg color"]
     for number in (0, 1):
         tone = 0.82 if body.is_side and number == 0 else 1.0
         _draw_leg(body, body.legs[number], tone)
@@ -20,15 +20,15 @@ def draw_legs(body: Body) -> None:
         _skirt(body)
     elif not body.is_side:
         h = body.hips
-        body.brush.trunk([(3.2, -h, h), (3.7, -1.03 * h, 1.03 * h), (4.0, -h, h)], colour)
-        dark = toned(colour, 0.65)
+        body.brush.trunk([(3.2, -h, h), (3.7, -1.03 * h, 1.03 * h), (4.0, -h, h)], color)
+        dark = toned(color, 0.65)
         body.brush.line([(0, 4.0), (0, body.y(5.2))], 0.05, dark)
 
 
 def _draw_leg(body: Body, leg: list[Point], tone: float) -> None:
     person = body.person
     wide = person.hips / 0.64
-    skin, cloth = (toned(person.colours[part], tone) for part in ("skin", "leg color"))
+    skin, cloth = (toned(person.colors[part], tone) for part in ("skin", "leg color"))
     if not person.is_a("legwear", "trousers", "jeans"):
         body.brush.limb(leg, [r * wide for r in BARE], skin)
         _shoe(body, leg, tone)
@@ -46,9 +46,9 @@ def _draw_leg(body: Body, leg: list[Point], tone: float) -> None:
 
 def _shoe(body: Body, leg: list[Point], tone: float) -> None:
     person, brush, (x, y) = body.person, body.brush, leg[2]
-    colour = toned(person.colours["shoes"], tone)
+    color = toned(person.colors["shoes"], tone)
     if person.is_a("shoes", "boots"):
-        brush.limb([between(leg[1], leg[2], 0.45), leg[2]], [0.2, 0.17], colour)
+        brush.limb([between(leg[1], leg[2], 0.45), leg[2]], [0.2, 0.17], color)
     sole = toned((200, 198, 192), tone) if person.is_a("shoes", "sneakers") else (22, 20, 20)
     bottom = y + SOLE - ANKLE
     if body.is_side:
@@ -56,11 +56,11 @@ def _shoe(body: Body, leg: list[Point], tone: float) -> None:
         heel, toe = x - 0.16 * f, x + 0.46 * f
         brush.flat(
             [(heel, y), (x + 0.14 * f, y), (toe, bottom - 0.13), (toe, bottom), (heel, bottom)],
-            colour,
+            color,
         )
         brush.line([(heel, bottom), (toe, bottom)], 0.06, sole)
     else:
-        brush.oval(x, y + 0.14, 0.17, 0.2, colour)
+        brush.oval(x, y + 0.14, 0.17, 0.2, color)
         brush.line([(x - 0.15, bottom), (x + 0.15, bottom)], 0.06, sole)
 
 
@@ -74,7 +74,7 @@ def _skirt(body: Body) -> None:
         (HIP, -1.05 * wide, 1.05 * wide),
         (bottom, -flare, flare),
     ]
-    body.brush.trunk(rows, person.colours["leg color"])
-    fold = toned(person.colours["leg color"], 0.82)
+    body.brush.trunk(rows, person.colors["leg color"])
+    fold = toned(person.colors["leg color"], 0.82)
     for share in (-0.4, 0.25):
         body.brush.line([(share * wide, 4.0), (share * flare, bottom - 0.05)], 0.05, fold)

@@ -70,7 +70,7 @@ PERSON = (
     Choice("skin", {"light": 0.5, "tan": 0.27, "brown": 0.13, "dark": 0.1}, BY_EYE),
     Choice(
         "hair",
-        {"black": 0.48, "dark brown": 0.25, "brown": 0.12, "blond": 0.07, "grey": 0.08},
+        {"black": 0.48, "dark brown": 0.25, "brown": 0.12, "blond": 0.07, "gray": 0.08},
         "by eye; RAP has .945 black, of one shopping mall",
     ),
     Choice(
@@ -90,7 +90,7 @@ PERSON = (
     ),
     Choice(
         "hat color",
-        {"black": 0.45, "navy": 0.2, "grey": 0.2, "beige": 0.15},
+        {"black": 0.45, "navy": 0.2, "gray": 0.2, "beige": 0.15},
         BY_EYE,
         of=("hat", ("cap", "beanie")),
     ),
@@ -120,8 +120,8 @@ PERSON = (
         "top color",
         {
             "black": 0.26,
-            "dark grey": 0.13,
-            "grey": 0.11,
+            "dark gray": 0.13,
+            "gray": 0.11,
             "navy": 0.14,
             "white": 0.12,
             "beige": 0.05,
@@ -145,21 +145,21 @@ PERSON = (
     ),
     Choice(
         "print color",
-        {"white": 0.4, "black": 0.2, "grey": 0.2, "navy": 0.1, "red": 0.1},
+        {"white": 0.4, "black": 0.2, "gray": 0.2, "navy": 0.1, "red": 0.1},
         BY_EYE,
         of=("print", ("logo", "hoops", "plaid", "splice")),
     ),
     Choice("front", {"open": 0.45, "closed": 0.55}, BY_EYE, of=("top", OPEN)),
     Choice(
         "inner color",
-        {"white": 0.35, "grey": 0.2, "black": 0.2, "blue": 0.1, "beige": 0.1, "burgundy": 0.05},
+        {"white": 0.35, "gray": 0.2, "black": 0.2, "blue": 0.1, "beige": 0.1, "burgundy": 0.05},
         BY_EYE,
         of=("front", ("open",)),
     ),
     Choice("scarf", {"none": 0.95, "scarf": 0.05}, "PETA .085, RAP .010"),
     Choice(
         "scarf color",
-        {"grey": 0.4, "beige": 0.2, "navy": 0.2, "burgundy": 0.2},
+        {"gray": 0.4, "beige": 0.2, "navy": 0.2, "burgundy": 0.2},
         BY_EYE,
         of=("scarf", ("scarf",)),
     ),
@@ -197,8 +197,8 @@ PERSON = (
         {
             "black": 0.38,
             "navy": 0.16,
-            "dark grey": 0.16,
-            "grey": 0.08,
+            "dark gray": 0.16,
+            "gray": 0.08,
             "beige": 0.12,
             "brown": 0.03,
             "olive": 0.04,
@@ -220,12 +220,12 @@ PERSON = (
     ),
     Choice(
         "bag color",
-        {"black": 0.5, "brown": 0.17, "navy": 0.1, "grey": 0.11, "beige": 0.08, "red": 0.04},
+        {"black": 0.5, "brown": 0.17, "navy": 0.1, "gray": 0.11, "beige": 0.08, "red": 0.04},
         BY_EYE,
         of=("bag", ("backpack", "shoulder", "hand")),
     ),
     Choice(
-        "bag color", {"white": 0.6, "beige": 0.25, "grey": 0.15}, BY_EYE, of=("bag", ("carrier",))
+        "bag color", {"white": 0.6, "beige": 0.25, "gray": 0.15}, BY_EYE, of=("bag", ("carrier",))
     ),
     Choice(
         "bag side", {"left": 0.5, "right": 0.5}, BY_EYE, of=("bag", ("shoulder", "hand", "carrier"))
@@ -248,8 +248,8 @@ PHOTO = (
 
 COLORS = {
     "black": (28, 28, 31),
-    "dark grey": (62, 63, 67),
-    "grey": (124, 125, 128),
+    "dark gray": (62, 63, 67),
+    "gray": (124, 125, 128),
     "navy": (36, 41, 60),
     "white": (222, 221, 216),
     "beige": (178, 161, 134),
@@ -275,7 +275,7 @@ HAIR = {
     "dark brown": (50, 37, 30),
     "brown": (92, 66, 46),
     "blond": (172, 142, 96),
-    "grey": (142, 140, 138),
+    "gray": (142, 140, 138),
 }
 SHOES = {
     "leather": (34, 28, 26),

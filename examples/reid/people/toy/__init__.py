@@ -1,1 +1,1 @@
-"""People in groups that share bright colours, before bright walls."""
+"""People in groups that share bright colors, before bright walls."""

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from people.toy.drawing import Figure, Frame, Stance
-from people.toy.identities import CLOTHES, Colour, Person
+from people.toy.identities import CLOTHES, Color, Person
 
 HEIGHT, WIDTH = 128, 64
 OVERSAMPLING = 2
@@ -19,14 +19,14 @@ HEADS = 8.0  # height of a person
 
 @dataclass(frozen=True)
 class Camera:
-    """Its place and its colours."""
+    """Its place and its colors."""
 
     gains: tuple[float, float, float]  # of red, green and blue
     gamma: float
     blur: float  # radius in pixels
     noise: float  # standard deviation, of 255
-    wall: Colour
-    floor: Colour
+    wall: Color
+    floor: Color
     horizon: float  # in heights of the picture
     quality: int = 95  # of JPEG
 
@@ -67,7 +67,7 @@ def photograph_nobody(camera: Camera, rng: np.random.Generator) -> Image.Image:
 
 def _place(camera: Camera, rng: np.random.Generator) -> Image.Image:
     width, height = WIDTH * OVERSAMPLING, HEIGHT * OVERSAMPLING
-    wall, floor = (_elsewhere(colour, rng) for colour in (camera.wall, camera.floor))
+    wall, floor = (_elsewhere(color, rng) for color in (camera.wall, camera.floor))
     picture = Image.new("RGB", (width, height), wall)
     pen = ImageDraw.Draw(picture)
     horizon = camera.horizon + rng.uniform(-0.15, 0.15)
@@ -79,9 +79,9 @@ def _place(camera: Camera, rng: np.random.Generator) -> Image.Image:
     return picture
 
 
-def _elsewhere(colour: Colour, rng: np.random.Generator) -> Colour:
+def _elsewhere(color: Color, rng: np.random.Generator) -> Color:
     """People stand at different places before the same camera."""
-    return tuple((np.array(colour) * 0.4 + rng.integers(60, 220, 3) * 0.6).astype(int).tolist())
+    return tuple((np.array(color) * 0.4 + rng.integers(60, 220, 3) * 0.6).astype(int).tolist())
 
 
 def _stance(rng: np.random.Generator) -> Stance:
@@ -116,8 +116,8 @@ def _occlude(picture: Image.Image, rng: np.random.Generator) -> None:
     else:  # a post
         x = width * rng.uniform(0.0, 0.8)
         box = [x, 0, x + width * rng.uniform(0.12, 0.3), height]
-    colour = np.array(CLOTHES[rng.integers(len(CLOTHES))]) * 0.8
-    ImageDraw.Draw(picture).rectangle(box, fill=tuple(colour.astype(int).tolist()))
+    color = np.array(CLOTHES[rng.integers(len(CLOTHES))]) * 0.8
+    ImageDraw.Draw(picture).rectangle(box, fill=tuple(color.astype(int).tolist()))
 
 
 def _develop(picture: Image.Image, camera: Camera, rng: np.random.Generator) -> Image.Image:

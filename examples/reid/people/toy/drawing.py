@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from people.toy.identities import Colour, Mark, Person
+from people.toy.identities import Color, Mark, Person
 
 Point = tuple[float, float]
 
@@ -137,15 +137,15 @@ class Figure:
         belt = [(-h, CROTCH - 0.25), (h, CROTCH - 0.25), (h, CROTCH + 0.1), (-h, CROTCH + 0.1)]
         self._polygon(belt, self.person.lower)
 
-    def _dress(self, shape: list[Point], colour: Colour) -> None:
+    def _dress(self, shape: list[Point], color: Color) -> None:
         mask = Image.new("L", self.picture.size)
         ImageDraw.Draw(mask).polygon([self.frame.at(*p) for p in shape], fill=255)
-        cloth = Image.new("RGB", self.picture.size, colour)
+        cloth = Image.new("RGB", self.picture.size, color)
         self._pattern(ImageDraw.Draw(cloth))
         self.picture.paste(cloth, mask=mask)
 
     def _pattern(self, pen: ImageDraw.ImageDraw) -> None:
-        colour, pattern = self.person.second, self.person.pattern
+        color, pattern = self.person.second, self.person.pattern
         boxes: list[tuple[float, float, float, float]] = []
         if pattern in ("hoops", "checks"):
             boxes += [(-2, y, 2, y + 0.22) for y in (1.3, 1.8, 2.3, 2.8, 3.3)]
@@ -157,11 +157,11 @@ class Figure:
             centers = [(x, y) for y in (1.5, 2.1, 2.7, 3.3) for x in (-0.7, -0.2, 0.3, 0.8)]
             boxes += [(x - 0.1, y - 0.1, x + 0.1, y + 0.1) for x, y in centers]
         for left, top, right, bottom in boxes:
-            pen.rectangle([self.frame.at(left, top), self.frame.at(right, bottom)], fill=colour)
+            pen.rectangle([self.frame.at(left, top), self.frame.at(right, bottom)], fill=color)
         if pattern == "sash":
             slope = self.left or self.stance.facing
             ends = [self.frame.at(-slope, 1.2), self.frame.at(slope, 3.8)]
-            pen.line(ends, fill=colour, width=max(1, round(0.35 * self.frame.head)))
+            pen.line(ends, fill=color, width=max(1, round(0.35 * self.frame.head)))
 
     def _skirt(self) -> None:
         hem = self._y(KNEE) - 0.3
@@ -189,7 +189,7 @@ class Figure:
 
     def _mark(self, mark: Mark) -> None:
         if (place := self._place(mark)) is not None:
-            self._disc(place, 0.27, mark.colour)
+            self._disc(place, 0.27, mark.color)
 
     def _place(self, mark: Mark) -> Point | None:
         """None where it cannot be seen."""
@@ -218,9 +218,9 @@ class Figure:
             x, y, width = -0.85 * self.stance.facing, 2.2, 0.45
         else:  # straps
             for side in (-1, 1):
-                self._line((side * 0.5, 1.2), (side * 0.55, 2.7), 0.12, self.person.bag_colour)
+                self._line((side * 0.5, 1.2), (side * 0.55, 2.7), 0.12, self.person.bag_color)
             return
-        self._ellipse(x, y, width, 0.85, self.person.bag_colour)
+        self._ellipse(x, y, width, 0.85, self.person.bag_color)
 
     def _carried(self) -> None:
         person = self.person
@@ -229,38 +229,38 @@ class Figure:
             return
         if person.bag == "shoulder":
             place = (side * (self.hips + 0.1), 3.7)
-            self._line((-side * 0.4, 1.2), place, 0.08, person.bag_colour)
-            self._box(place, 0.38, 0.4, person.bag_colour)
+            self._line((-side * 0.4, 1.2), place, 0.08, person.bag_color)
+            self._box(place, 0.38, 0.4, person.bag_color)
         elif person.bag == "hand":
             hand = self.arms[1 if side > 0 or self.is_side else 0][2]
-            self._box((hand[0], hand[1] + 0.5), 0.38, 0.42, person.bag_colour)
+            self._box((hand[0], hand[1] + 0.5), 0.38, 0.42, person.bag_color)
 
     # Shapes, in heads
 
-    def _limb(self, joints: list[Point], radius: float, colour: Colour) -> None:
+    def _limb(self, joints: list[Point], radius: float, color: Color) -> None:
         for start, end in itertools.pairwise(joints):
-            self._line(start, end, radius, colour)
+            self._line(start, end, radius, color)
 
-    def _line(self, start: Point, end: Point, radius: float, colour: Colour) -> None:
+    def _line(self, start: Point, end: Point, radius: float, color: Color) -> None:
         width = max(1, round(2 * radius * self.frame.head))
-        self.pen.line([self.frame.at(*start), self.frame.at(*end)], fill=colour, width=width)
+        self.pen.line([self.frame.at(*start), self.frame.at(*end)], fill=color, width=width)
         for point in (start, end):
-            self._disc(point, radius, colour)
+            self._disc(point, radius, color)
 
-    def _disc(self, center: Point, radius: float, colour: Colour) -> None:
-        self._ellipse(*center, radius, radius, colour)
+    def _disc(self, center: Point, radius: float, color: Color) -> None:
+        self._ellipse(*center, radius, radius, color)
 
-    def _ellipse(self, x: float, y: float, width: float, height: float, colour: Colour) -> None:
+    def _ellipse(self, x: float, y: float, width: float, height: float, color: Color) -> None:
         corners = [self.frame.at(x - width, y - height), self.frame.at(x + width, y + height)]
-        self.pen.ellipse(corners, fill=colour)
+        self.pen.ellipse(corners, fill=color)
 
-    def _box(self, center: Point, width: float, height: float, colour: Colour) -> None:
+    def _box(self, center: Point, width: float, height: float, color: Color) -> None:
         (x, y) = center
         corners = [self.frame.at(x - width, y - height), self.frame.at(x + width, y + height)]
-        self.pen.rectangle(corners, fill=colour)
+        self.pen.rectangle(corners, fill=color)
 
-    def _polygon(self, points: list[Point], colour: Colour) -> None:
-        self.pen.polygon([self.frame.at(*point) for point in points], fill=colour)
+    def _polygon(self, points: list[Point], color: Color) -> None:
+        self.pen.polygon([self.frame.at(*point) for point in points], fill=color)
 
 
 def _between(start: Point, end: Point, share: float) -> Point:

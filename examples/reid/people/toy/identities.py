@@ -1,7 +1,7 @@
 """Who the synthetic pedestrians are: what stays the same in all photos of a person.
 
-People come in groups. All members of a group wear the same colours, each of them at other parts of
-the body, so that a colour histogram cannot tell them apart: one has to know where a colour is.
+People come in groups. All members of a group wear the same colors, each of them at other parts of
+the body, so that a color histogram cannot tell them apart: one has to know where a color is.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
-GROUP = 4  # people who share their colours
-CLOTHES: tuple[Colour, ...] = (
+GROUP = 4  # people who share their colors
+CLOTHES: tuple[Color, ...] = (
     (190, 40, 45),
     (35, 75, 165),
     (40, 120, 60),
@@ -27,8 +27,8 @@ CLOTHES: tuple[Colour, ...] = (
     (60, 170, 190),
     (240, 160, 180),
 )
-SKIN: tuple[Colour, ...] = ((245, 210, 180), (220, 170, 130), (160, 110, 75), (95, 65, 45))
-HAIR: tuple[Colour, ...] = ((30, 25, 25), (90, 60, 35), (200, 165, 95), (140, 140, 140))
+SKIN: tuple[Color, ...] = ((245, 210, 180), (220, 170, 130), (160, 110, 75), (95, 65, 45))
+HAIR: tuple[Color, ...] = ((30, 25, 25), (90, 60, 35), (200, 165, 95), (140, 140, 140))
 HAIRCUTS = ("short", "long", "bald", "cap")
 PATTERNS = ("plain", "plain", "hoops", "stripes", "checks", "yoke", "sash", "dots")
 LEGWEAR = ("trousers", "trousers", "shorts", "skirt")
@@ -39,11 +39,11 @@ MARKED = ("arm", "chest", "belly", "thigh", "shin")
 
 @dataclass(frozen=True)
 class Mark:
-    """A patch of colour on the clothes."""
+    """A patch of color on the clothes."""
 
     part: str
     side: int  # -1: the person's right, 1: left
-    colour: Colour
+    color: Color
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,19 @@ class Person:
     shoulders: float  # half the width
     hips: float  # half the width
     legs: float  # length over that of the average
-    skin: Colour
-    hair: Colour
+    skin: Color
+    hair: Color
     haircut: str
-    upper: Colour
-    second: Colour  # of the pattern
+    upper: Color
+    second: Color  # of the pattern
     pattern: str
     has_long_sleeves: bool
     legwear: str
-    lower: Colour
+    lower: Color
     leg_pattern: str
-    shoes: Colour
+    shoes: Color
     bag: str
-    bag_colour: Colour
+    bag_color: Color
     bag_side: int
     marks: tuple[Mark, ...]
 
@@ -79,10 +79,10 @@ def _person(number: int, seed: int) -> Person:
     group, member = divmod(number, GROUP)
     shared = np.random.default_rng([seed, 1, group])
     own = np.random.default_rng([seed, 2, number])
-    colours = [CLOTHES[i] for i in shared.choice(len(CLOTHES), 5, replace=False)]
+    colors = [CLOTHES[i] for i in shared.choice(len(CLOTHES), 5, replace=False)]
     skin, hair = SKIN[shared.integers(len(SKIN))], HAIR[shared.integers(len(HAIR))]
-    # Each member has another colour above and another one below the belt.
-    upper, lower, second, small, mark = (colours[i] for i in _arrangement(member, own))
+    # Each member has another color above and another one below the belt.
+    upper, lower, second, small, mark = (colors[i] for i in _arrangement(member, own))
     return Person(
         shoulders=own.uniform(0.85, 1.15),
         hips=own.uniform(0.6, 0.85),
@@ -99,7 +99,7 @@ def _person(number: int, seed: int) -> Person:
         leg_pattern=_one_of(LEG_PATTERNS, own),
         shoes=small,
         bag=_one_of(BAGS, own),
-        bag_colour=small,
+        bag_color=small,
         bag_side=int(own.choice((-1, 1))),
         marks=_marks(mark, own),
     )
@@ -111,9 +111,9 @@ def _arrangement(member: int, own: np.random.Generator) -> list[int]:
     return first + list(own.permutation(rest))
 
 
-def _marks(colour: Colour, own: np.random.Generator) -> tuple[Mark, ...]:
+def _marks(color: Color, own: np.random.Generator) -> tuple[Mark, ...]:
     parts = own.choice(MARKED, 2, replace=False)
-    return tuple(Mark(str(part), int(own.choice((-1, 1))), colour) for part in parts)
+    return tuple(Mark(str(part), int(own.choice((-1, 1))), color) for part in parts)
 
 
 def _one_of(options: tuple[str, ...], own: np.random.Generator) -> str:
