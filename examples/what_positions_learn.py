@@ -211,7 +211,7 @@ def number(values: Tensor | float) -> float | None:
 # The table
 
 LEGEND = [
-    "- accuracy: of 500 test images, whose own standard error is 1.0 to 2.2 points; one seed",
+    "- accuracy: of 500 test images, whose own standard error is 1.3 to 2.2 points; one seed",
     "- own: bias inside attention (mean over images) or table of tokens (cosines, less their "
     "mean), of which invariance / monotonicity / symmetry are given, means over heads and blocks",
     "- attention: the same of the mean attention between patches",

@@ -112,7 +112,7 @@ def facts_of(name: str) -> dict[str, str]:
     return {
         "Acts": row["acts"],
         "Starts": row["starts"],
-        "Parameters": f"{row['numbers']} in one place of a ViT-S/16 at 224 pixels",
+        "Parameters": f"{row['parameters']} in one place of a ViT-S/16 at 224 pixels",
         "Depends on": depends_on(module),
         "Costs as": row["costs as"],
         **{fact: sentences(name, doc, fact) for fact in TELLS_OF},

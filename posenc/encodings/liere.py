@@ -45,8 +45,8 @@ class LieRE(AttentionEncoding):
     Matrices of all tokens take `tokens * heads * head_dim * block_size` numbers, `block_size`
     times as many as the queries of an image; in eval on the CPU they are remembered for each
     module, and `fold_biases` stores them. ONNX knows no matrix exponential: fold before such an
-    export. The gradient of the exponential is dear: a training step of attention on 197 tokens and
-    one thread took 8 times as long as without, and 94 times with blocks of 64.
+    export. The gradient of the exponential is expensive: a training step of attention on 197
+    tokens and one thread took 8 times as long as without, and 94 times with blocks of 64.
 
     Args:
         layout: tokens that fix the places; no parameter size depends on it.

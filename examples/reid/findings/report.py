@@ -30,7 +30,7 @@ def write_report(report: dict[str, Any], out: Path) -> str:
         lines += [f"## mAP in percent, {_readout(pool)}", "", *table(results, pool), ""]
     lines += [*_legend(results), "", "![The same, with a dot for each seed](experiment.png)", ""]
     lines += _section(f"Against `{BASE}`", conclusions(results))
-    lines += _section("The question of this project", answers(results))
+    lines += _section("Does it help to know the body?", answers(results))
     lines += [*differences(results), "## How this was measured", "", *_notes(report)]
     text = "\n".join(lines)
     (out / "experiment.md").write_text(text + "\n")
@@ -88,7 +88,7 @@ def answers(results: Results) -> list[str]:
     if not rows:
         return []
     return [
-        "Does it help to know the body? Differences of the means in points of mAP, with their "
+        "Differences of the means in points of mAP, with their "
         f"{1 - LEVEL:.0%} intervals (paired t over the seeds that both have). **Bold**: 0 is not "
         "in the interval, so that these seeds tell the two apart. Each interval stands for itself: "
         "of twenty, one is expected to miss.",
