@@ -1,0 +1,62 @@
+"""What `make mutants` rests on: which changes count, and which tests run them."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def mutants():
+    spec = importlib.util.spec_from_file_location("mutants", ROOT / ".ci" / "mutants.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mutants"] = module  # dataclasses look for it
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["mutants"]
+
+
+CODE = "from __future__ import annotations\ndef f(x: int | None) -> int:\n    return x or 1\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"), [("int | None", "int & None", True), ("x or 1", "x or 2", False)]
+)
+def test_annotations_do_not_run(mutants, before, after, same):
+    changed = CODE.replace(before, after)
+    assert changed != CODE
+    assert (mutants.what_runs(changed) == mutants.what_runs(CODE)) is same
+
+
+@pytest.mark.parametrize(
+    ("test", "name"),
+    [
+        ("tests/a/test_b.py::test_c", ("tests.a.test_b", "test_c")),
+        ("tests/test_b.py::TestD::test_c[1-x]", ("tests.test_b.TestD", "test_c[1-x]")),
+        ("tests/test_b.py::test_c[a::b[0]]", ("tests.test_b", "test_c[a::b[0]]")),
+    ],
+)
+def test_reports_name_a_test_in_parts(mutants, test, name):
+    assert mutants._junit_name(test) == name
+
+
+def test_the_quickest_tests_come_first_and_rounds_have_limits(mutants):
+    seconds = {"slow": 150.0, "quick": 1.0, "other": 15.0, "elsewhere": 0.1}
+    lines = {"posenc/a.py": {3: ["slow", "other", "quick"], 4: ["elsewhere"]}}
+    measured = mutants.Measured(lines, seconds)
+    mutant = mutants.Mutant("posenc/a.py", 3, "", "before", "after", "")
+    rounds = [tests for tests, _ in measured.rounds(mutant)]
+    assert rounds == [["quick", "other"], ["slow"]]
+    assert measured.tests_of(mutants.Mutant("posenc/a.py", 1, "", "", "", ""))[0] == "elsewhere"
+
+
+def test_a_module_is_imported_with_other_code(mutants, monkeypatch):
+    path = ROOT / "posenc" / "layout.py"
+    other = mutants.Changed(path, "HERE = 'other'\n")
+    assert other.find_spec("posenc.pairs", None) is None
+    module = importlib.util.module_from_spec(other.find_spec("posenc.layout", None))
+    module.__spec__.loader.exec_module(module)
+    assert (module.HERE, module.__file__) == ("other", str(path))
