@@ -68,7 +68,7 @@ def draw_cells(count: int, generator: torch.Generator) -> Tensor:
 
 
 def probe(encoding: str, seed: int, tier: Tier = TIERS["cpu"]) -> tuple[int, int]:
-    """Images named rightly and images, after a training of the tier's length."""
+    """Images classified correctly and images, after a training of the tier's length."""
     torch.set_num_threads(1)
     small = replace(
         tier,

@@ -17,7 +17,7 @@ from which.training import build, count_right
 KINDS = ("images", "size", "shift")
 SHIFT = 1 / 7  # of the side
 CROP = 3 / 4  # of the side
-Scores = dict[str, tuple[int, int]]  # condition -> images named rightly, images
+Scores = dict[str, tuple[int, int]]  # condition -> images classified correctly, images
 
 
 def size_names(tier: Tier) -> dict[str, tuple[tuple[int, int], int]]:

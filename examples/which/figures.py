@@ -52,7 +52,7 @@ def draw_sizes(records: Records, path: Path) -> None:
         panel.minorticks_off()
         panel.set(title=f"{readout} token", xlabel="side of the test images, to that of training")
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("test images named rightly, in %")
+    panels[0].set_ylabel("test images classified correctly, in %")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=9, handlelength=3)
     _save(figure, path)
@@ -70,7 +70,7 @@ def draw_rankings(records: Records, path: Path) -> None:
     for panel, (name, standing) in zip(panels.flat, found.items(), strict=False):
         _draw_ranking(panel, standing)
         panel.set_title(name)
-    figure.supxlabel("test images named rightly, in %; filled: may be the best")
+    figure.supxlabel("test images classified correctly, in %; filled: may be the best")
     _save(figure, path)
 
 
@@ -101,7 +101,7 @@ def draw_costs(records: Records, path: Path) -> None:
         )
     panel.set(
         xlabel="time of forward and backward, to the model without positions",
-        ylabel="test images named rightly, in %, mean of both readouts",
+        ylabel="test images classified correctly, in %, mean of both readouts",
     )
     panel.grid(alpha=0.3)
     _save(figure, path)

@@ -13,7 +13,7 @@ from which.results import Job, Records
 
 RESAMPLINGS = 4_000
 INSIDE = (2.5, 97.5)  # percentiles
-Counts = tuple[int, int]  # images named rightly, images
+Counts = tuple[int, int]  # images classified correctly, images
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def _numbers(records: Records) -> list[str]:
     return [
         *table(["encoding", *columns, *costs], body),
         "",
-        "Test images named rightly, in percent, and in parentheses the 95 % interval of the rank. "
+        "Test images classified correctly, in percent, and in parentheses the 95 % interval of the rank. "
         "Bold: may be the best of its column. Forward and training: time as a ratio to the model "
         "without positions.",
     ]
@@ -268,7 +268,7 @@ def _cells(records: Records) -> list[str]:
     above, below = has_both_axes(records)
     said = (
         "Four classes differ only by the relative places of three cells (`examples/three_cells.py`)"
-        f". Without positions the model names {found['none'].mean:.1f} % rightly; chance is 25 %, "
+        f". Without positions the model classifies {found['none'].mean:.1f} % correctly; chance is 25 %, "
         f"and one axis alone gives 50 %. {len(above)} of {len(found) - 1} encodings are at least "
         "25 points above it"
     )
@@ -277,7 +277,7 @@ def _cells(records: Records) -> list[str]:
         [f"`{name}`", f"{one.mean:.1f}", f"{one.low:.1f} to {one.high:.1f}"]
         for name, one in found.items()
     ]
-    return [said, "", *table(["encoding", "named rightly, in %", "95 % interval"], cells)]
+    return [said, "", *table(["encoding", "classified correctly, in %", "95 % interval"], cells)]
 
 
 def _claims(records: Records) -> list[str]:

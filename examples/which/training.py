@@ -114,7 +114,7 @@ def autocast(tier: Tier) -> contextlib.AbstractContextManager:
 
 @torch.no_grad()
 def count_right(tier: Tier, model: nn.Module, batches: Batches) -> tuple[int, int]:
-    """How many of how many images it names rightly."""
+    """How many of how many images it classifies correctly."""
     right = total = 0
     for images, labels in batches:
         with autocast(tier):

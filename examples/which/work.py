@@ -19,7 +19,7 @@ from which.training import count_right, train
 def find_out(
     job: Job, tier: Tier, data: Path, rates: tuple[float, float], kinds: tuple[str, ...]
 ) -> Record:
-    """The record of a job: of each test, the images named rightly and all images.
+    """The record of a job: of each test, the images classified correctly and all images.
 
     Args:
         job: what to find out.
