@@ -163,9 +163,9 @@ def _numbers(records: Records) -> list[str]:
     return [
         *table(["encoding", *columns, *costs], body),
         "",
-        "Test images classified correctly, in percent, and in parentheses the 95 % interval of the rank. "
-        "Bold: may be the best of its column. Forward and training: time as a ratio to the model "
-        "without positions.",
+        "Test images classified correctly, in percent, and in parentheses the 95 % interval of "
+        "the rank. Bold: may be the best of its column. Forward and training: time as a ratio to "
+        "the model without positions.",
     ]
 
 
@@ -268,9 +268,9 @@ def _cells(records: Records) -> list[str]:
     above, below = has_both_axes(records)
     said = (
         "Four classes differ only by the relative places of three cells (`examples/three_cells.py`)"
-        f". Without positions the model classifies {found['none'].mean:.1f} % correctly; chance is 25 %, "
-        f"and one axis alone gives 50 %. {len(above)} of {len(found) - 1} encodings are at least "
-        "25 points above it"
+        f". Without positions the model classifies {found['none'].mean:.1f} % correctly; chance is "
+        f"25 %, and one axis alone gives 50 %. {len(above)} of {len(found) - 1} encodings are at "
+        "least 25 points above it"
     )
     said += f"; these are not: {', '.join(f'`{name}`' for name in below)}." if below else "."
     cells = [
