@@ -45,13 +45,13 @@ def test_golden(name):
     layout, patch_size = GOLDEN[name]
     stored = {key: torch.from_numpy(a) for key, a in np.load(FOLDER / f"{name}.npz").items()}
     weights = stored["attn"].double()
-    for array, renormalize in [("distance", False), ("distance_renormalized", True)]:
+    for array, renormalize in [("distance", False), ("distance_renormalised", True)]:
         actual = mean_attention_distance(
             weights, layout, patch_size=patch_size, renormalize=renormalize
         )
         torch.testing.assert_close(actual, stored[array], rtol=0.0, atol=1e-6)
     by_default = mean_attention_distance(weights, layout, patch_size=patch_size)
-    torch.testing.assert_close(by_default, stored["distance_renormalized"], rtol=0.0, atol=1e-6)
+    torch.testing.assert_close(by_default, stored["distance_renormalised"], rtol=0.0, atol=1e-6)
 
 
 @pytest.mark.parametrize("renormalize", [False, True])

@@ -52,7 +52,7 @@ def test_golden(name):
         discard_ratio=golden.hyperparameters["discard_ratio"],
     )
     close = {"rtol": 0.0, "atol": golden.tolerance["atol"]}
-    torch.testing.assert_close(actual[0], golden["mask_row_normalized"], **close)
+    torch.testing.assert_close(actual[0], golden["mask_row_normalised"], **close)
     assert (actual[0] - golden["mask_as_is"]).abs().max() > 0.05
 
 

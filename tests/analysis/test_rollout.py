@@ -62,7 +62,7 @@ def test_golden(name):
     layers = list(torch.from_numpy(stored["attn"]))
     options = {"head_fusion": fusion, "discard_ratio": float(ratio)}
     actual = attention_rollout(layers, TokenLayout(4, int(side), prefix=1), **options)
-    expected = torch.from_numpy(stored["mask_row_normalized"])
+    expected = torch.from_numpy(stored["mask_row_normalised"])
     torch.testing.assert_close(actual[0], expected, rtol=0.0, atol=1e-5)
     if name != "rollout_mean_discard0.0_L4_4x4":  # whose rows all have the same sum
         assert (actual[0] - torch.from_numpy(stored["mask_as_is"])).abs().max() > 1e-3
