@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from reports import accuracy, model_ratio, people, ratio
+from reports import model_ratio, people, ratio, which_guide
 
 import posenc
 from posenc.cli.listing import describe
@@ -16,28 +16,32 @@ FLEX = (
     "dropout, no float64, no heads narrower than 16"
 )
 POOLS = "CLS", "mean"
+QUESTIONS = (  # of those that the comparison answers
+    "Your classifier reads the CLS token",
+    "Your classifier reads the mean of the tokens",
+    "You change the resolution, up to 3 times",
+    "You have rectangles",
+    "You have few images",
+    "You must not slow down training",
+)
 HERE = "every encoding and its gradients on the CPU; on a GPU neither is measured"
 
 
-def which_lines() -> str:
-    """Which encoding when, as far as it was measured."""
+def which_table() -> str:
+    """Which encoding when, as `examples/which_encoding.py` found it, and how sure that is."""
     names = posenc.list_encodings()
     silent = [name for name in names if describe(name).starts == "without effect"]
-    cls = {name: f"{row['CLS']:.0f} %" for name, row in accuracy().items()}
-    mean = {name: f"{row['mean']:.0f} %" for name, row in accuracy().items()}
-    model = {name: f"{model_ratio('model_cpu.json', name):.2f}" for name in ("swin", "irpe")}
-    return "\n".join(
-        (
-            f"- **A pretrained model**: one of the {len(silent)} of {len(names)} that start "
-            "without effect, such as `swin` or `irpe`.",
-            f"- **From scratch, read from CLS**: `peg` ({cls['peg']} of digits) or `learned` "
-            f"({cls['learned']}); `swin` has {cls['swin']}, no position {cls['none']}.",
-            f"- **From scratch, read from the mean token**: also `swin` ({mean['swin']}) or `irpe` "
-            f"({mean['irpe']}), beside `peg` ({mean['peg']}) and `learned` ({mean['learned']}).",
-            f"- **Little time**: `swin` costs {model['swin']} of a ViT-S/16 in inference, `irpe`, "
-            f"which reads the content, {model['irpe']}.",
-        )
+    pretrained = (
+        f"one of the {len(silent)} of {len(names)} that start without effect, such as `swin`"
     )
+    guide = {row["question"]: [row["take"], row["certainty"]] for row in which_guide()}
+    rows = [
+        ["when", "take", "how sure"],
+        ["---"] * 3,
+        ["You have a pretrained model", pretrained, "sure: tested for each"],
+        *([question, *guide[question]] for question in QUESTIONS),
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def people_line() -> str:

@@ -1,4 +1,4 @@
-"""Reads what benchmarks and experiments left: benchmarks/results/, docs/comparison/, docs/reid/."""
+"""Reads what benchmarks and experiments left: benchmarks/results/, docs/which/, docs/reid/."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ def model_ratio(report: str, encoding: str) -> float | None:
     return None if row is None else row["median"]
 
 
-def accuracy() -> dict[str, dict[str, float]]:
-    """Encoding -> percent of test digits, from the CLS and from the mean token."""
-    report = json.loads((ROOT / "docs" / "comparison" / "comparison.json").read_text())
-    return {row["encoding"]: {"CLS": row["CLS"], "mean": row["mean"]} for row in report["rows"]}
+def which_guide() -> list[dict[str, str]]:
+    """Questions, what to take and how sure that is, of the comparison of encodings."""
+    return json.loads((ROOT / "docs" / "which" / "guide.json").read_text())
 
 
 def people() -> Results:

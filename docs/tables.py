@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(TESTS / "support")]
 
 import torch  # noqa: E402
 from golden_loads import loaded  # noqa: E402
-from readme_facts import instead_table, people_line, ratio_lines, which_lines  # noqa: E402
+from readme_facts import instead_table, people_line, ratio_lines, which_table  # noqa: E402
 from reports import load, model_ratio, ratio  # noqa: E402
 
 import posenc  # noqa: E402
@@ -74,7 +74,7 @@ COSTS = {
 PLACES = ("inside attention", *PLACEMENTS.values())
 COLUMNS = (
     *("name", "acts", "what it is", "starts"),
-    *("numbers", "costs as", "checked against", "paper"),
+    *("parameters", "costs as", "checked against", "paper"),
 )
 
 
@@ -312,7 +312,7 @@ MADE = {
     "overview": overview_table,
     "encodings": encodings_table,
     "encodings-in-short": short_encodings_table,
-    "which": which_lines,
+    "which": which_table,
     "people": people_line,
     "ratios": ratio_lines,
     "instead": instead_table,

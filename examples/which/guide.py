@@ -72,6 +72,8 @@ class Answer:
     @property
     def take(self) -> str:
         """In a word or a few."""
+        if len(self.best) == len(self.standing):
+            return "any: no difference was seen"
         first, *rivals = self.best
         return f"`{first}`" if not rivals else f"`{first}`, or {_names(rivals[:3])}"
 

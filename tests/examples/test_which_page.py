@@ -66,6 +66,17 @@ def test_a_single_seed_is_not_sure():
     assert answer.certainty.startswith("unsure: encodings with a single seed")
 
 
+def test_where_all_may_be_the_best_none_is_named():
+    records = {
+        Job("alone", name, "CLS", seed): record(50 + seed)
+        for name in ("swin", "none")
+        for seed in range(3)
+    }
+    (answer,) = answers(records)
+    assert answer.take == "any: no difference was seen"
+    assert answer.certainty == "unsure: 2 of 2 may be the best"
+
+
 def test_agreement_shows_p_and_what_chance_gives():
     records = {
         Job("alone", name, readout, 0): record(right)
