@@ -47,7 +47,8 @@ def test_it_is_short_beside_the_table_of_encodings():
 def links():
     """Addresses in the README, but for the papers in its table of encodings."""
     text = README.read_text().replace(tables.short_encodings_table(), "")
-    return re.findall(r"\]\((\S+)\)", text) + re.findall(r"^\[[^]]+\]: (\S+)$", text, re.MULTILINE)
+    inline = re.findall(r"\]\(([^()\s]+)\)", text)
+    return inline + re.findall(r"^\[[^]]+\]: (\S+)$", text, re.MULTILINE)
 
 
 def test_links_work_on_a_package_index_and_name_what_is_in_the_repository():
