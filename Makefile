@@ -4,6 +4,7 @@ BIN := .venv/bin
 LOWEST := .venv-lowest/bin
 INSTALL_LOWEST = $(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct
 
+.DELETE_ON_ERROR:
 .PHONY: demo test test-kernels test-examples test-fast test-lowest smoke-lowest lint types contracts coverage mutants check dist bench tables sweep gpu gpu-dry explorer docs
 
 .venv/installed: pyproject.toml
@@ -69,7 +70,7 @@ dist: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[quality]"
 	touch $@
 
-runs/coverage/tests.xml: .venv/quality
+runs/coverage/tests.xml: .venv/quality $(shell git ls-files posenc tests)
 	mkdir -p runs/coverage
 	COVERAGE_FILE=runs/coverage/.coverage $(BIN)/python -m pytest -n 2 --dist worksteal \
 		-m "not kernels and not examples" --cov --cov-context=test --cov-report= --cov-fail-under=0 --junitxml=$@

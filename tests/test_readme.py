@@ -125,6 +125,17 @@ def test_which_one_is_what_the_comparison_found():
         assert any(row == f"| {' | '.join(one.values())} |" for one in guide)
 
 
+def test_choices_and_seeds_are_those_of_the_comparison():
+    records = json.loads((ROOT / "docs/which/results.json").read_text())["records"]
+    seeds = {}
+    for part, encoding, readout, seed, *_ in (record["job"] for record in records):
+        if part == "alone":
+            seeds.setdefault((encoding, readout), set()).add(seed)
+    assert {len(some) for some in seeds.values()} == {3, 5}
+    assert len({encoding for encoding, _ in seeds}) == 18
+    assert "with 18 choices and three to five seeds" in " ".join(README.read_text().split())
+
+
 def test_three_ratios_are_those_of_the_reports():
     model, irpe, memory = readme_facts.ratio_lines().splitlines()
     medians = tables.load("model_cpu.json")["ratios_to_unpatched"]

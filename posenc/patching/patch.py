@@ -346,9 +346,9 @@ def warn_of_changes(plan: Plan) -> None:
 
 def _advice(plan: Plan, spec: Spec, encoding: Encoding) -> str:
     """The option with which the encoding starts without effect, if it has one."""
-    defaults = resolved_options(spec.build, {})
-    if not any(True for _ in encoding.parameters()):
+    if next(encoding.parameters(), None) is None:
         return ""  # nothing learns: without effect at the start, it would stay so
+    defaults = resolved_options(spec.build, {})
     if "strength" in defaults:
         option = "strength=0"
     elif defaults.get("init") == "zero":

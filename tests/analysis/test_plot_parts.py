@@ -1,7 +1,7 @@
 """plot_parts draws where the parts of `human_part` and `body` are."""
 
+import body_oracles
 import numpy as np
-import oracles
 import pytest
 import torch
 from drawn import numbers
@@ -90,7 +90,7 @@ def test_adaptive_parts_of_an_image():
     _, axes = plot_parts(model, image=image, figure=Figure()).axes
     assert axes.get_title() == "block 1\nstrength 0.25\nin the image"
     logits = keys[0][0][0, :, 1:].mean(0) @ one.foreground
-    rows = oracles.body_heights(list(logits[:, None]), 3, 5)
+    rows = body_oracles.body_heights(list(logits[:, None]), 3, 5)
     low, high = rows[0].item(), rows[-1].item()  # in bodies, of the rows at 1/6 and 5/6 of the crop
     in_crop = [1 / 6 + (c - low) / (high - low) * 2 / 3 for c in CENTERS]
     assert heights(axes) == pytest.approx(in_crop, abs=1e-5)

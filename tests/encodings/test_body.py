@@ -1,5 +1,6 @@
 import math
 
+import body_oracles
 import oracles
 import pytest
 import torch
@@ -27,7 +28,7 @@ def assert_equals_the_oracle(body, layout):
     x, cotangent = random_tokens(layout)
     leaves = [x, *body.parameters()]
     got = body(x, TokenLayout(*layout))
-    want = oracles.body_tokens(dict(body.named_parameters()), x, *layout)
+    want = body_oracles.body_tokens(dict(body.named_parameters()), x, *layout)
     torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
     grads = (torch.autograd.grad(o, leaves, cotangent, materialize_grads=True) for o in (got, want))
     for mine, theirs in zip(*grads, strict=True):

@@ -1,5 +1,6 @@
 import math
 
+import body_oracles
 import oracles
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_equals_the_definition(layout, parts, adaptive):
     human = build(layout, parts=parts, adaptive=adaptive)
     q, k, v, cotangent = oracles.random_qkv(oracles.num_tokens(*layout))
     parameters = dict(human.named_parameters())
-    expected_bias = oracles.human_part_bias(parameters, *layout, k)
+    expected_bias = body_oracles.human_part_bias(parameters, *layout, k)
     expected, _ = oracles.attention(q, k, v, expected_bias)
     leaves = [q, k, v, *parameters.values()]
     wanted = torch.autograd.grad(expected, leaves, cotangent, materialize_grads=True)
@@ -74,7 +75,7 @@ def test_another_layout_needs_no_resampling(used):
     human = build((2, 5, 1))
     q, k, _, _ = oracles.random_qkv(oracles.num_tokens(*used))
     bias = sum(term.dense() for term in human(q, k, TokenLayout(*used)))
-    expected = oracles.human_part_bias(dict(human.named_parameters()), *used)
+    expected = body_oracles.human_part_bias(dict(human.named_parameters()), *used)
     torch.testing.assert_close(centered(bias), centered(expected), atol=1e-10, rtol=0)
 
 

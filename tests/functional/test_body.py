@@ -1,6 +1,6 @@
 """Centers of parts stay in order, and the body of an image is measured from its foreground."""
 
-import oracles
+import body_oracles
 import pytest
 import torch
 
@@ -42,7 +42,7 @@ def test_centers_can_neither_cross_nor_leave(parts, scale, dtype):
 @pytest.mark.parametrize("parts", [1, 4, 5])
 def test_centers_are_running_sums(parts):
     spacing = random_numbers(parts + 1).requires_grad_()
-    centers, expected = ordered_centers(spacing), torch.stack(oracles.part_centers(spacing))
+    centers, expected = ordered_centers(spacing), torch.stack(body_oracles.part_centers(spacing))
     torch.testing.assert_close(centers, expected, atol=1e-14, rtol=0)
     weights = random_numbers(parts, seed=1)
     grads = [torch.autograd.grad(c @ weights, spacing)[0] for c in (centers, expected)]
@@ -80,7 +80,7 @@ def test_heights_in_the_body_equal_the_oracle(grid):
     layout = TokenLayout(*grid)
     logits = (2 * random_numbers(3, layout.num_grid)).requires_grad_()
     got = find_body(layout, logits).from_crop(crop_heights(layout, CPU, torch.float64)) + 0.5
-    want = torch.stack(oracles.body_heights(list(logits.unbind(-1)), *grid), -1)
+    want = torch.stack(body_oracles.body_heights(list(logits.unbind(-1)), *grid), -1)
     torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
     weights = random_numbers(3, layout.num_grid, seed=1)
     grads = [torch.autograd.grad((y * weights).sum(), logits)[0] for y in (got, want)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import body_oracles
 import oracles
 import torch
 from random_encodings import SILENT
@@ -39,7 +40,7 @@ BIAS = {
     "quadratic": lambda e, q, layout, scale: oracles.quadratic_bias(
         e.centers, e.alpha, e.strength, *layout
     ),
-    "human_part": lambda e, q, layout, scale: oracles.human_part_bias(
+    "human_part": lambda e, q, layout, scale: body_oracles.human_part_bias(
         dict(e.named_parameters()), *layout
     ),
 }
