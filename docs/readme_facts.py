@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from typing import TYPE_CHECKING
 
 from reports import model_ratio, people, ratio, which_guide
 
 import posenc
 from posenc.cli.listing import describe
+
+if TYPE_CHECKING:
+    from findings.results import Difference
 
 FORWARD, TRAINING = "attention_cpu.json", "attention_cpu_training.json"
 TIMM = "peer: timm RelPosBias"
@@ -40,20 +44,33 @@ def which_table() -> str:
         ["---"] * 3,
         ["You have a pretrained model", pretrained, "sure: tested for each"],
         *([question, *guide[question]] for question in QUESTIONS),
+        ["You recognize upright people", "`body+human_part`", people_certainty()],
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def people_gains() -> list[Difference]:
+    """Points of mAP of `body+human_part` over the learned table, with CLS and with the mean."""
+    return [people().difference("body+human_part", "learned", pool, "as trained") for pool in POOLS]
+
+
+def people_certainty() -> str:
+    """With each readout: sure where the interval leaves 0 out."""
+    said = []
+    for pool, gain in zip(("CLS", "the mean token"), people_gains(), strict=True):
+        low, high = gain.interval
+        sure = "sure" if low > 0 else "unsure"
+        points = f"{gain.mean:+.1f} mAP on `learned` ({low:+.1f} to {high:+.1f})"
+        said.append(f"{sure} with {pool}: {points}")
+    return "; ".join(said)
+
+
 def people_line() -> str:
     """What knowing the body gives where people are recognized."""
-    found = people()
     without, table, body, both = map(reached, ("none", "learned", "body", "body+human_part"))
-    gains = {
-        pool: found.difference("body+human_part", "learned", pool, "as trained") for pool in POOLS
-    }
     said = [
         f"{gain.mean:+.1f} {{}} (95 % interval {gain.interval[0]:+.1f} to {gain.interval[1]:+.1f})"
-        for gain in gains.values()
+        for gain in people_gains()
     ]
     return (
         "- **Upright people**: on synthetic pedestrians a small ViT reaches "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from posenc.analysis.checks import check_pairs
+from posenc.functional.coordinates import patch_coordinates
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
 
@@ -62,10 +63,7 @@ def mean_attention_distance(
 
 def _distances(layout: TokenLayout, size: tuple[float, float], like: Tensor) -> Tensor:
     """`[num_grid, num_grid]` between the centers of patches of this size."""
-    rows = torch.arange(layout.height, device=like.device, dtype=like.dtype) * size[0]
-    columns = torch.arange(layout.width, device=like.device, dtype=like.dtype) * size[1]
-    y = rows.repeat_interleave(layout.width)
-    x = columns.repeat(layout.height)
+    y, x = (patch_coordinates(layout, like.device, like.dtype) * like.new_tensor(size)).T
     return torch.hypot(y[:, None] - y, x[:, None] - x)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from posenc.encodings.base import AttentionEncoding, check_choice
-from posenc.functional.buckets import fit_buckets, num_prefix_buckets, swin_index
+from posenc.functional.buckets import fit_buckets, num_swin_buckets, swin_index
 from posenc.functional.precision import at_least_float32
 from posenc.functional.resample import OffsetInterpolation, resample_offsets
 from posenc.layout import TokenLayout
@@ -34,6 +34,9 @@ class BEiT(AttentionEncoding):
         head_dim: not needed.
         interpolation: between the old offsets, "linear" as in timm, or "cubic" as in the scripts
             of BEiT, which fit a spline.
+
+    Raises:
+        ValueError: an unknown word for the interpolation.
 
     Initial effect: none, the table starts at zero.
 
@@ -61,8 +64,7 @@ class BEiT(AttentionEncoding):
         super().__init__(layout, num_heads, head_dim)
         check_choice(interpolation, get_args(OffsetInterpolation), "interpolation", "BEiT")
         self.interpolation = interpolation
-        entries = (2 * layout.height - 1) * (2 * layout.width - 1)
-        entries += num_prefix_buckets(layout.prefix, "separate")
+        entries = num_swin_buckets(layout, "separate")
         self.table = nn.Parameter(torch.zeros(num_heads, entries, device=device, dtype=dtype))
 
     def changes_at_start(self) -> bool:

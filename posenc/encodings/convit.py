@@ -47,6 +47,9 @@ class ConViT(AttentionEncoding):
         gate: start of `gate`; 1 gives g = 0.73.
         strength: start of `strength`; 0 leaves the model unchanged at first.
 
+    Raises:
+        ValueError: an unknown word for the start, or a strength or gate that is no finite number.
+
     Initial effect: heads look at their offsets; none with `strength=0`.
 
     Reference: d'Ascoli et al. 2021, arXiv 2103.10697, section 3, equation 7. The values of

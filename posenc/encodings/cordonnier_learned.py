@@ -33,6 +33,10 @@ class CordonnierLearned(AttentionEncoding):
         max_offset: largest offset, of either axis, that has an embedding of its own; by default
             the largest of the layout.
 
+    Raises:
+        ValueError: a largest offset that is no positive int.
+        TypeError: `content` is no bool.
+
     Initial effect: none, u and v start at zero (the embeddings are random, of standard deviation
     1); without content attention is uniform at first.
 

@@ -36,6 +36,9 @@ class Huang(AttentionEncoding):
         form: "key_query" or "key".
         clip: largest offset of an axis, in patches, that has an entry of its own.
 
+    Raises:
+        ValueError: an unknown form, or a clip that is no positive int.
+
     Initial effect: none, the table starts at zero.
 
     Reference: Huang et al. 2020, arXiv 2009.13658, method 4; there for the single axis of a

@@ -10,7 +10,7 @@ from posenc.functional.buckets import (
     PREFIX_PAIRS,
     PrefixPairs,
     fit_buckets,
-    num_prefix_buckets,
+    num_swin_buckets,
     swin_index,
 )
 from posenc.functional.precision import at_least_float32
@@ -81,8 +81,7 @@ class RelativeLogits(AttentionEncoding):
         self.prefix_pairs = prefix_pairs
         projection = torch.randn(num_heads, width, head_dim, device=device, dtype=dtype)
         self.projection = nn.Parameter(projection * head_dim**-0.5)
-        entries = (2 * layout.height - 1) * (2 * layout.width - 1)
-        entries += num_prefix_buckets(layout.prefix, prefix_pairs)
+        entries = num_swin_buckets(layout, prefix_pairs)
         shape = (1 if share_heads else num_heads, width, entries)
         self.table = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
 

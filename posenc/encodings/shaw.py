@@ -33,6 +33,10 @@ class Shaw(AttentionEncoding):
         clip: largest offset of an axis, in patches, that has an entry of its own.
         values: whether there is a table for values; the paper finds that keys alone may suffice.
 
+    Raises:
+        ValueError: a clip that is no positive int.
+        TypeError: `values` is no bool.
+
     Initial effect: none, the tables start at zero. The paper starts them at random.
 
     Reference: Shaw et al. 2018, arXiv 1803.02155, section 3, equations 3 and 4; there for the

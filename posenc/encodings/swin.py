@@ -12,7 +12,7 @@ from posenc.functional.buckets import (
     PREFIX_PAIRS,
     PrefixPairs,
     fit_buckets,
-    num_prefix_buckets,
+    num_swin_buckets,
     swin_index,
 )
 from posenc.functional.precision import at_least_float32
@@ -39,6 +39,9 @@ class SwinBias(AttentionEncoding):
         prefix_pairs: pairs with a prefix token get 0 ("none"), one entry per head ("shared"), or
             three ("separate", as in BEiT: prefix query, prefix key, both).
         init: "zero", or "paper": normal with standard deviation 0.02, truncated at 2.
+
+    Raises:
+        ValueError: an unknown word for prefix pairs or for the start.
 
     Initial effect: none; with "paper" a small one.
 
@@ -67,8 +70,7 @@ class SwinBias(AttentionEncoding):
         check_choice(prefix_pairs, PREFIX_PAIRS, "prefix_pairs", "SwinBias")
         self.prefix_pairs = prefix_pairs
         self.init = check_choice(init, get_args(Init), "init", "SwinBias")
-        entries = (2 * layout.height - 1) * (2 * layout.width - 1)
-        entries += num_prefix_buckets(layout.prefix, prefix_pairs)
+        entries = num_swin_buckets(layout, prefix_pairs)
         self.table = nn.Parameter(torch.zeros(num_heads, entries, device=device, dtype=dtype))
         if init == "paper":
             nn.init.trunc_normal_(self.table, std=0.02)

@@ -11,7 +11,7 @@ from posenc.functional.buckets import (
     fit_buckets,
     sum_of_axes,
     swin_index,
-    t5_axis_buckets,
+    t5_along_axis,
 )
 from posenc.functional.precision import at_least_float32
 from posenc.layout import TokenLayout
@@ -80,15 +80,11 @@ class T5Bias(AttentionEncoding):
     def terms(self, q: Tensor, k: Tensor, layout: TokenLayout, scale: float) -> tuple[Term, ...]:
         """One static lookup of the sum."""
         index = swin_index(layout, "none")
-        rows = self._along(self.table_rows, layout.height)
-        columns = self._along(self.table_columns, layout.width)
+        dtype = at_least_float32(self.table_rows.dtype)
+        rows = t5_along_axis(self.table_rows.to(dtype), layout.height, self.max_distance)
+        columns = t5_along_axis(self.table_columns.to(dtype), layout.width, self.max_distance)
         table = fit_buckets(sum_of_axes(rows, columns), index)
         return (LookupBias(table[None, :, None, :], index),)
-
-    def _along(self, table: Tensor, side: int) -> Tensor:
-        """One entry per offset of an axis: `[heads, 2 side - 1]`."""
-        buckets = t5_axis_buckets(side, self.num_buckets, self.max_distance)
-        return table.to(at_least_float32(table.dtype))[:, buckets.to(table.device)]
 
     def extra_repr(self) -> str:
         """Options, as printed."""

@@ -11,7 +11,7 @@ from posenc.functional.buckets import (
     check_t5_buckets,
     sum_of_axes,
     swin_index,
-    t5_axis_buckets,
+    t5_along_axis,
 )
 from posenc.functional.precision import at_least_float32
 from posenc.functional.resample import resample_grid
@@ -51,6 +51,11 @@ class TUPE(AttentionEncoding):
         num_buckets: of the relative part, per axis.
         max_distance: of the relative part, in patches.
         strength: start of `strength`; 0 leaves the model unchanged at first.
+
+    Raises:
+        ValueError: a strength that is no finite number, or bucket numbers that are not positive or
+            leave no room for both parts of T5's rule (see `T5Bias`).
+        TypeError: `reset` or `relative` is no bool.
 
     Initial effect: random positions attend, and content counts 0.71 times; none with `strength=0`.
 
@@ -174,20 +179,15 @@ class TUPE(AttentionEncoding):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
 
     def _relative_part(self, layout: TokenLayout, strength: Tensor) -> LookupBias:
-        rows = self._along(self.table_rows, layout.height, strength)
-        columns = self._along(self.table_columns, layout.width, strength)
-        table = sum_of_axes(rows, columns)
+        rows = t5_along_axis(self.table_rows, layout.height, self.max_distance)
+        columns = t5_along_axis(self.table_columns, layout.width, self.max_distance)
+        table = strength[:, 0] * sum_of_axes(rows.to(strength.dtype), columns.to(strength.dtype))
         if layout.prefix:
             none = table.new_zeros(self.num_heads, 1)
             of_key = strength[:, 0] * self.prefix_key.to(table.dtype) if self.reset else none
             table = torch.cat([table, none, of_key, none], dim=1)
         index = swin_index(layout, "separate")
         return LookupBias(table[None, :, None, :], index)
-
-    def _along(self, table: Tensor, side: int, strength: Tensor) -> Tensor:
-        """One entry per offset of an axis: `[heads, 2 side - 1]`."""
-        buckets = t5_axis_buckets(side, self.num_buckets, self.max_distance)
-        return strength[:, 0] * table.to(strength.dtype)[:, buckets.to(table.device)]
 
     def extra_repr(self) -> str:
         """Options, as printed."""

@@ -57,6 +57,12 @@ def num_prefix_buckets(prefix: int, prefix_pairs: str) -> int:
     return {"none": 0, "shared": 1, "separate": 3}[prefix_pairs] if prefix else 0
 
 
+def num_swin_buckets(layout: TokenLayout, prefix_pairs: str) -> int:
+    """Learnable buckets of `swin_index`: one per offset, and those of prefix pairs."""
+    offsets = (2 * layout.height - 1) * (2 * layout.width - 1)
+    return offsets + num_prefix_buckets(layout.prefix, prefix_pairs)
+
+
 @memoized
 def irpe_index(
     layout: TokenLayout, method: str, ratio: float, prefix_pairs: PrefixPairs
@@ -224,6 +230,12 @@ def t5_axis_buckets(side: int, num_buckets: int, max_distance: int) -> Tensor:
     """The buckets of the offsets of one axis, in the order of `PairIndex.buckets`."""
     key_minus_query = torch.arange(side - 1, -side, -1, device="cpu")
     return t5_bucket(key_minus_query, num_buckets, max_distance)
+
+
+def t5_along_axis(table: Tensor, side: int, max_distance: int) -> Tensor:
+    """The entry of every offset of one axis, of a table `[heads, num_buckets]`: `2 side - 1`."""
+    buckets = t5_axis_buckets(side, table.shape[-1], max_distance)
+    return table[:, buckets.to(table.device)]
 
 
 def sum_of_axes(rows: Tensor, columns: Tensor) -> Tensor:
