@@ -4,7 +4,8 @@
     python .ci/mutants.py --sample 30 --seed 7  # a smaller sample, another one
 
 Cosmic Ray makes the mutants. Each runs in a process of its own that has it in memory alone, with
-those tests that run the line, the quickest first; the working tree stays as it is. Tests that
+those tests that run the line, the quickest first, and where these notice nothing others that run
+the file: what is remembered runs once for many tests. The working tree stays as it is. Tests that
 start other processes do not see it there, so that a survivor may be killed by more than is tried.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import ast
 import contextlib
 import difflib
+import hashlib
 import importlib.abc
 import importlib.util
 import json
@@ -26,7 +28,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ PARTS = (
 )
 WITHOUT = "attention/kernels"  # which has proofs of its own, on other machines
 ROUNDS = (20.0, 200.0)  # seconds of tests that are tried first, and then
+ROUND_OF_FILE = 60.0  # and of those that run other lines of the file
+NO_TESTS = (4, 5)  # pytest found none of these names, or none at all
 PATIENCE = 5  # times as long, and a minute, may they take
 
 
@@ -79,9 +83,8 @@ def main() -> None:
     args = make_parser().parse_args()
     measured = Measured.read(args.coverage)
     mutants = draw(args.sample, args.seed)
-    found: dict[str, dict[str, Any]] = {}
-    if args.out.is_file():
-        found = {row["mutant"]: row for row in json.loads(args.out.read_text())["mutants"]}
+    args.digest = digest()
+    found = read(args.out, args.digest)
     left = [mutant for mutant in mutants if mutant.key not in found]
     preload()
     check_unchanged(measured, mutants[0])
@@ -92,13 +95,29 @@ def main() -> None:
             "line": run.mutant.line,
             "operator": run.mutant.operator,
             "state": run.state,
-            "noticed by": run.noticed_by(),
+            "noticed by": run.noticed_by,
         }
         write(args.out, [found[one.key] for one in mutants if one.key in found], args)
     rows = [found[one.key] for one in mutants if one.key in found]
     doubt(rows)
     write(args.out, rows, args)
     print(json.loads(args.out.read_text())["counts"])
+
+
+def digest() -> str:
+    """Of all code and tests: what was found holds for these."""
+    files = sorted(path for part in ("posenc", "tests") for path in (ROOT / part).rglob("*.py"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def read(path: Path, now: str) -> dict[str, dict[str, Any]]:
+    """What a run that was stopped has found, by mutant."""
+    if not path.is_file():
+        return {}
+    report = json.loads(path.read_text())
+    if report["digest"] != now:
+        raise SystemExit(f"{path} was found with other code or tests: move it away, or pass --out")
+    return {row["mutant"]: row for row in report["mutants"]}
 
 
 def check_unchanged(measured: Measured, mutant: Mutant) -> None:
@@ -109,7 +128,7 @@ def check_unchanged(measured: Measured, mutant: Mutant) -> None:
     while run.poll() is None:
         time.sleep(0.1)
     if run.state != "survived":
-        raise SystemExit(f"the code as it is was {run.state} by {run.noticed_by()}")
+        raise SystemExit(f"the code as it is was {run.state} by {run.noticed_by}")
 
 
 def doubt(rows: list[dict[str, Any]]) -> None:
@@ -120,7 +139,7 @@ def doubt(rows: list[dict[str, Any]]) -> None:
         return
     while unchanged.poll() is None:
         time.sleep(0.1)
-    failed = {*unchanged.noticed_by()}
+    failed = {*unchanged.noticed_by}
     for row in rows:
         if row["state"] == "killed" and {*row["noticed by"]} <= failed:
             row["state"] = "doubtful"
@@ -129,7 +148,7 @@ def doubt(rows: list[dict[str, Any]]) -> None:
 def write(path: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """Counts, and each mutant."""
     counts = dict(Counter(row["state"] for row in rows))
-    head = {"sample": args.sample, "seed": args.seed, "counts": counts}
+    head = {"sample": args.sample, "seed": args.seed, "digest": args.digest, "counts": counts}
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
     path.write_text(f'{json.dumps(head)[:-1]},\n "mutants": [\n{lines}\n ]}}\n')
@@ -211,9 +230,9 @@ def what_runs(source: str) -> str:
     """The code without annotations and docstrings."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        for field in ("annotation", "returns"):
-            if getattr(node, field, None) is not None:
-                setattr(node, field, ast.Constant(None))
+        for part in ("annotation", "returns"):
+            if getattr(node, part, None) is not None:
+                setattr(node, part, ast.Constant(None))
     return ast.dump(tree)
 
 
@@ -257,17 +276,29 @@ class Measured:
         tests = lines.get(mutant.line) or [test for some in lines.values() for test in some]
         return sorted({*tests}, key=lambda test: (self.seconds[test], test))
 
+    def tests_of_file(self, mutant: Mutant) -> list[str]:
+        """The others that run something of its file."""
+        those = {*self.tests_of(mutant)}
+        lines = self.lines.get(mutant.path, {})
+        tests = {test for some in lines.values() for test in some} - those
+        return sorted(tests, key=lambda test: (self.seconds[test], test))
+
     def rounds(self, mutant: Mutant) -> Iterator[tuple[list[str], float]]:
         """Tests to be tried one after the other, and the seconds that they usually take."""
         tests = self.tests_of(mutant)
         for budget in ROUNDS:
-            some: list[str] = []
-            total = 0.0
-            while tests and (not some or total + self.seconds[tests[0]] <= budget):
-                total += self.seconds[tests[0]]
-                some.append(tests.pop(0))
-            if some:
-                yield some, total
+            yield from self._round(tests, budget)
+        yield from self._round(self.tests_of_file(mutant), ROUND_OF_FILE)
+
+    def _round(self, tests: list[str], budget: float) -> Iterator[tuple[list[str], float]]:
+        """As many as fit, and at least one if there is any; these are taken out."""
+        some: list[str] = []
+        total = 0.0
+        while tests and (not some or total + self.seconds[tests[0]] <= budget):
+            total += self.seconds[tests[0]]
+            some.append(tests.pop(0))
+        if some:
+            yield some, total
 
 
 def _seconds(report: Path) -> dict[tuple[str, str], float]:
@@ -330,7 +361,11 @@ def preload() -> None:
 
 @dataclass
 class Run:
-    """A process with a mutant, or with the code as it is."""
+    """A process with a mutant, or with the code as it is.
+
+    Attributes:
+        noticed_by: tests that failed; none where the process died.
+    """
 
     mutant: Mutant | None
     rounds: Iterator[tuple[list[str], float]]
@@ -338,6 +373,7 @@ class Run:
     state: str = "not run"
     pid: int = 0
     limit: float = 0.0
+    noticed_by: list[str] = field(default_factory=list)
 
     def go_on(self) -> bool:
         """Starts the next round; False where there is none."""
@@ -356,21 +392,24 @@ class Run:
         """What became of it; None while it runs."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid:
-            if status:
+            self._read_failures()
+            if os.waitstatus_to_exitcode(status) in NO_TESTS:
+                self.state = "doubtful"
+            elif status:
                 self.state = "killed"
             elif not self.go_on():
                 self.state = "survived"
         elif time.monotonic() > self.limit:
             os.killpg(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
+            self._read_failures()
             self.state = "too long"
         return None if self.state == "not run" else self.state
 
-    def noticed_by(self) -> list[str]:
-        """Tests that failed; none where the process died."""
+    def _read_failures(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            return _failures(self.pid).read_text().splitlines()
-        return []
+            self.noticed_by = _failures(self.pid).read_text().splitlines()
+        _failures(self.pid).unlink(missing_ok=True)
 
 
 def _failures(pid: int) -> Path:
