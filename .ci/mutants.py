@@ -38,8 +38,8 @@ PARTS = (
     *("encodings", "attention", "patching"),
 )
 WITHOUT = "attention/kernels"  # which has proofs of its own, on other machines
-ROUNDS = (20.0, 200.0)  # seconds of tests that are tried first, and then
-ROUND_OF_FILE = 60.0  # and of those that run other lines of the file
+ROUNDS = (20.0, 80.0)  # seconds of tests that are tried first, and then
+ROUND_OF_FILE = 30.0  # and of those that run other lines of the file
 NO_TESTS = (4, 5)  # pytest found none of these names, or none at all
 PATIENCE = 5  # times as long, and a minute, may they take
 

@@ -79,3 +79,21 @@ def test_the_registered_function_is_for_patched_modules():
     posenc.unpatch_model(model)
     with pytest.raises(ValueError, match='attn_implementation="posenc" is for modules that'):
         model(inputs("hf_vit"))
+
+
+@pytest.mark.slow
+def test_onnx_with_a_dynamic_batch(tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = randomize_encodings(patch(build("hf_vit"), "hf_vit", "irpe")).float()
+    images = inputs("hf_vit").float()
+    path = tmp_path / "model.onnx"
+    with torch.no_grad():
+        shapes = ({0: torch.export.Dim("batch")},)
+        torch.onnx.export(model, (images,), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+        expected = model(images.repeat(3, 1, 1, 1)).to_tuple()[0]
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: images.repeat(3, 1, 1, 1).numpy()}
+    out = torch.from_numpy(session.run(None, feed)[0])
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
