@@ -1,5 +1,8 @@
 """Official checkpoints of DeiT with iRPE, in a patched model of timm."""
 
+import copy
+import types
+
 import golden_cases
 import pytest
 import tiny_vit
@@ -167,6 +170,19 @@ def test_the_call_that_it_names_works():
     )
     eval(call, {"posenc": posenc, "model": model})
     load_reference_checkpoint(model, state_of(golden), source="irpe")
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_call_names_the_published_method_and_ratio(name):
+    options, _ = CONFIGURATIONS[name]
+    vit = tiny_vit.vit(img_size=(12, 12))
+    state = official(posenc.patch_model(copy.deepcopy(vit), "irpe", **options))
+    with pytest.raises(ValueError, match=r"VisionTransformer is not patched.*call ") as error:
+        load_reference_checkpoint(vit, state, source="irpe")
+    call = str(error.value).partition("call ")[2].removesuffix(" first")
+    recorder = types.SimpleNamespace(patch_model=lambda model, encoding, **named: named)
+    usual = {"mode": "contextual", "method": "product", "on": "k", "share_heads": True}
+    assert eval(call, {"posenc": recorder, "model": vit}) == usual | {"ratio": 1.9} | options
 
 
 @pytest.mark.parametrize("options", [{"ratio": 3.0}, {"prefix_pairs": "none"}])
