@@ -25,6 +25,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -271,16 +272,22 @@ class Measured:
         return cls(lines, {test: known.get(_junit_name(test), 1.0) for test in tests})
 
     def tests_of(self, mutant: Mutant) -> list[str]:
-        """Those that run the line, or where only an import does, the file; the quickest first."""
+        """Those that run the line, or where only an import does, the file, or else its folder."""
         lines = self.lines.get(mutant.path, {})
-        tests = lines.get(mutant.line) or [test for some in lines.values() for test in some]
-        return sorted({*tests}, key=lambda test: (self.seconds[test], test))
+        tests = {*lines.get(mutant.line, ())} or _all(lines)
+        if not tests:
+            folder = str(Path(mutant.path).parent)
+            near = (lines for path, lines in self.lines.items() if path.startswith(folder))
+            tests = {test for lines in near for test in _all(lines)}
+        return self._by_seconds(tests)
 
     def tests_of_file(self, mutant: Mutant) -> list[str]:
         """The others that run something of its file."""
-        those = {*self.tests_of(mutant)}
-        lines = self.lines.get(mutant.path, {})
-        tests = {test for some in lines.values() for test in some} - those
+        tests = _all(self.lines.get(mutant.path, {}))
+        return self._by_seconds(tests - {*self.tests_of(mutant)})
+
+    def _by_seconds(self, tests: set[str]) -> list[str]:
+        """The quickest first."""
         return sorted(tests, key=lambda test: (self.seconds[test], test))
 
     def rounds(self, mutant: Mutant) -> Iterator[tuple[list[str], float]]:
@@ -299,6 +306,10 @@ class Measured:
             some.append(tests.pop(0))
         if some:
             yield some, total
+
+
+def _all(lines: dict[int, list[str]]) -> set[str]:
+    return {test for some in lines.values() for test in some}
 
 
 def _seconds(report: Path) -> dict[tuple[str, str], float]:
@@ -444,10 +455,26 @@ def _run_tests(mutant: Mutant | None, tests: Sequence[str]) -> int:
     os.chdir(ROOT)
     already = "ignore::pytest.PytestAssertRewriteWarning"  # what was loaded before the fork
     options = ["-p", "no:cacheprovider", "-W", already]
+    reporter = Reporter()
     if mutant is not None:
-        sys.meta_path.insert(0, Changed(ROOT / mutant.path, mutant.source))
+        changed = Changed(ROOT / mutant.path, mutant.source)
+        sys.meta_path.insert(0, changed)
         options.append("-x")
-    return int(pytest.main([*options, *tests], plugins=[Reporter()]))
+        if not _is_importable(changed.name):
+            reporter.path.write_text("import\n")
+            return 1
+    return int(pytest.main([*options, *tests], plugins=[reporter]))
+
+
+def _is_importable(name: str) -> bool:
+    """As the tests do it, to which a warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            importlib.import_module(name)
+        except Exception:
+            return False
+    return True
 
 
 def tried(mutants: list[Mutant], measured: Measured, workers: int, minutes: float) -> Iterator[Run]:

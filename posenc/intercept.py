@@ -154,7 +154,7 @@ class _ReplaceAttention(ast.NodeTransformer):
 
     def __init__(self, names: dict[str, Any]) -> None:
         self.names = names
-        self.replaced = 0
+        self.replaced = False
         self.self_name = "self"
 
     def rewrite(self, function: ast.FunctionDef) -> None:
@@ -173,7 +173,7 @@ class _ReplaceAttention(ast.NodeTransformer):
         self.generic_visit(node)
         if self._value_of(node.func) is not SDPA:
             return node
-        self.replaced += 1
+        self.replaced = True
         # `ran := True` goes along with the call: a branch of the forward may skip it, as timm's
         # unfused path does, and then the module would be without positions, silently.
         attend = ast.Attribute(ast.Name(self.self_name, ast.Load()), "_attend", ast.Load())

@@ -3,7 +3,18 @@ import torch
 
 from posenc import TokenLayout
 from posenc.pairs import PairIndex
-from posenc.terms import CallShape, DenseBias, LookupBias, LowRankBias, ValueLookup
+from posenc.terms import (
+    CallShape,
+    ContentScale,
+    DenseBias,
+    LookupBias,
+    LowRankBias,
+    MatrixRotation,
+    Mixture,
+    Rotation,
+    Term,
+    ValueLookup,
+)
 
 LAYOUTS = [(2, 5, 0), (4, 3, 1), (1, 6, 2), (3, 2, 5), (1, 1, 0), (1, 1, 1)]
 
@@ -37,6 +48,38 @@ def bucket_map(layout):
 
 def random(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def one_of_each():
+    index = pair_index(2, 3, 0)
+    table, square = random(1, 1, 1, index.num_buckets), random(1, 1, 6, 6)
+    mixed = DenseBias(square)
+    return [
+        mixed,
+        LookupBias(table, index),
+        LowRankBias(square, square),
+        ValueLookup(table[0, 0], index),
+        ContentScale(square[..., :1, :1]),
+        Rotation(square, square),
+        MatrixRotation(random(1, 1, 6, 1, 2, 2)),
+        Mixture(square[..., :1], (mixed,)),
+    ]
+
+
+def test_terms_are_told_apart_by_identity():
+    """Their tensors have no single answer to whether they are equal."""
+    terms, same = one_of_each(), one_of_each()
+    assert {type(term) for term in terms} >= {*Term.__subclasses__()[0].__subclasses__()}
+    assert len({*terms, *same}) == 2 * len(terms)
+    assert all(term != other for term, other in zip(terms, same, strict=True))
+
+
+@pytest.mark.parametrize("missing", ["tensors", "check"])
+def test_a_term_has_tensors_and_a_check(missing):
+    methods = {"tensors": dict, "check": print}
+    del methods[missing]
+    with pytest.raises(TypeError, match=f"abstract method '?{missing}"):
+        type("Mine", (Term,), methods)()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

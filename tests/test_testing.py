@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from posenc import AttentionEncoding, TokenEncoding
+from posenc import AttentionEncoding, SwinBias, TokenEncoding
 from posenc.functional.buckets import swin_index
 from posenc.terms import DenseBias, LookupBias, LowRankBias
 from posenc.testing import check_backend, check_encoding, checks_of
@@ -97,7 +97,14 @@ class Inconsistent(Good):
         return (LowRankBias(left, torch.ones_like(left), exact=exact),)
 
 
+class OffsetsOfAnyGrid(SwinBias):
+    """Reads the table of 4x3 patches as one of 3x4."""
+
+    is_sized_by_grid = False
+
+
 BROKEN = {
+    OffsetsOfAnyGrid: "Loads a state of another grid only where it means the same",
     Effect: "nothing changes",
     NoEffect: "States its effect at start",
     OneGrid: "Accepts other grids",

@@ -28,9 +28,9 @@ def check_encoding(encoding: Any, *, num_heads: int = 2, head_dim: int = 8, **op
 
     An attention encoding is compared on every backend that computes it with the reference, forward
     and all gradients; a token encoding is compared image by image. Both are checked for their
-    stated effect at start, other grids than their own, dtypes, autocast, copies and state dicts,
-    one graph under `torch.compile`, and inside a patched model (keys, gradients, capture, folding,
-    export, unpatching). It takes some seconds, on the CPU, and no images.
+    stated effect at start, other grids than their own and states of those, dtypes, autocast, copies
+    and state dicts, one graph under `torch.compile`, and inside a patched model (keys, gradients,
+    capture, folding, export, unpatching). It takes some seconds, on the CPU, and no images.
 
     Args:
         encoding: as for `patch_model`: a registered name, a class or a callable.

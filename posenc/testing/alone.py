@@ -37,6 +37,21 @@ def other_grids(subject: Subject) -> None:
         assert bool(torch.isfinite(out).all()), f"built for {layout}, not finite on {other}"
 
 
+def states_of_other_grids(subject: Subject) -> None:
+    """Loads a state of another grid only where it means the same."""
+    layout = LAYOUTS[1]
+    source = subject.random(layout)
+    for other in (TokenLayout(layout.width, layout.height, layout.prefix), TokenLayout(5, 2, 1)):
+        target = subject.build(other)
+        try:
+            target.load_state_dict(source.state_dict())
+        except RuntimeError:
+            continue
+        for at in (layout, other):
+            same = torch.allclose(subject.run(target, at), subject.run(source, at))
+            assert same, f"a state of {layout} was loaded for {other}: is_sized_by_grid = True"
+
+
 def gradients_reach_parameters(subject: Subject) -> None:
     """Trains every parameter."""
     layout = LAYOUTS[1]
@@ -150,6 +165,7 @@ def one_graph(subject: Subject) -> None:
 CHECKS = (
     effect_at_start,
     other_grids,
+    states_of_other_grids,
     gradients_reach_parameters,
     images_apart,
     random_state,

@@ -156,20 +156,30 @@ def test_without_gradients():
         assert not out.requires_grad
 
 
-def test_nothing_as_large_as_the_attention_waits_for_backward(monkeypatch):
-    monkeypatch.setattr(tiled, "KEPT_TOKENS", 0)
-    layout = TokenLayout(12, 10, 1)
-    _, qkv = packed_qkv(121)
-    kept = []
+def saved_numbers(call):
+    """How many each tensor has that waits for backward."""
+    found = []
 
     def keep(tensor):
-        kept.append(tensor.numel())
+        found.append(tensor.numel())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        terms = build("irpe on=qkv", layout)(*qkv[:2], layout)
-        attend(*qkv, terms, backend="tiled")
-    assert max(kept) < BATCH * HEADS * 121 * 121 / 2
+        call()
+    return found
+
+
+def test_nothing_as_large_as_the_attention_waits_for_backward(monkeypatch):
+    layout = TokenLayout(12, 10, 1)
+    _, qkv = packed_qkv(121)
+    terms = build("irpe on=qkv", layout)(*qkv[:2], layout)
+    weights = BATCH * HEADS * 121 * 121
+    saved = {}
+    for kept_tokens in (0, 121):
+        monkeypatch.setattr(tiled, "KEPT_TOKENS", kept_tokens)
+        saved[kept_tokens] = saved_numbers(lambda: attend(*qkv, terms, backend="tiled"))
+    assert max(saved[0]) < weights / 2
+    assert sum(saved[121]) - sum(saved[0]) == weights
 
 
 def test_under_activation_checkpointing():

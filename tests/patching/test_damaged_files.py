@@ -81,6 +81,10 @@ DAMAGED = {
     "a device": (with_options(device="meta"), "swin has unknown options: device"),
     "layout of 1e308": (with_layout(height=1e308), "layout must be null or height, width and"),
     "layout too large": (with_layout(height=10**9), "at most 262144 tokens in all"),
+    "layout too large by one": (
+        with_layout(height=2**9, width=2**9, prefix=1),
+        "at most 262144 tokens in all",
+    ),
     "layout of text": (changed("layout", "3x5"), "layout must be null or height.*'3x5'"),
     "layout given": (lambda c: {**c, "layout": None, "layout_given": True}, "but layout is null"),
     "share of text": (changed("share", "no"), "share must be true or false, got 'no'"),

@@ -75,6 +75,16 @@ def test_a_trial_runs_the_kernels_of_the_call(layout, rows):
     assert trial.grid_of(small)[3:] == trial.grid_of(given)[3:]
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+@pytest.mark.parametrize("shape", [(36, 36), (2, 3, 36, 36), (2, 1, 1, 36)])
+def test_a_trial_has_a_mask_of_the_kind_of_the_call(dtype, shape):
+    small = trial._Small(call(attn_mask=torch.ones(shape, device=DEVICE).to(dtype))).call
+    expected = [min(*sizes) for sizes in zip((1, 1, *shape)[-4:], small.query.shape, strict=True)]
+    sides = [1 if size == 1 else len(small.query[0, 0]) for size in (1, 1, *shape)[-2:]]
+    assert (small.attn_mask.dtype, [*small.attn_mask.shape]) == (dtype, expected[:2] + sides)
+    assert small.attn_mask.unique().numel() > 1
+
+
 def test_a_trial_has_the_form_of_tables_of_the_call(monkeypatch):
     seen = []
     read_call = trial.triton.read_call
