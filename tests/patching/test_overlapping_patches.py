@@ -12,6 +12,7 @@ from torch import nn
 
 import posenc
 from posenc import TokenLayout, patch_model, patched_encodings
+from posenc.patching.layouts import grid_of_pixels
 
 IMAGE = (64, 48)
 TRUE = (5, 3)  # (64 - 16) // 12 + 1, (48 - 16) // 12 + 1; patches of 16 give 4x3
@@ -140,3 +141,15 @@ def test_timm_cannot_resize_it():
     with pytest.raises(ValueError, match=r"patches of the model overlap \(stride \(12, 12\)\)"):
         posenc.set_layout(model, (48, 64))
     assert posenc.summary(model).layout == TokenLayout(5, 3, 1)
+
+
+@pytest.mark.parametrize("pads", [False, True])
+@pytest.mark.parametrize("size", [(64, 48), (80, 33), (17, 95)])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(16, 16, 0), (16, 12, 0), (20, 7, 3)])
+def test_the_grid_of_an_image_is_what_the_embedding_gives(kernel, stride, padding, size, pads):
+    embedding = timm.layers.PatchEmbed(
+        img_size=None, embed_dim=2, flatten=False, strict_img_size=False, dynamic_img_pad=pads
+    )
+    embedding.proj = nn.Conv2d(3, 2, kernel, stride, padding)
+    grid = tuple(embedding(torch.zeros(1, 3, *size)).shape[-2:])
+    assert grid_of_pixels(embedding, size) == grid
