@@ -76,6 +76,8 @@ runs/coverage/tests.xml: .venv/quality $(shell git ls-files posenc tests)
 		-m "not kernels and not examples" --cov --cov-context=test --cov-report= --cov-fail-under=0 --junitxml=$@
 
 coverage: runs/coverage/tests.xml
+	$(BIN)/python -m coverage json --quiet --data-file=runs/coverage/.coverage -o runs/coverage/all.json
+	$(BIN)/python -c 'import json; print(json.load(open("runs/coverage/all.json"))["totals"])'
 	$(BIN)/python -m coverage report --data-file=runs/coverage/.coverage
 
 mutants: runs/coverage/tests.xml

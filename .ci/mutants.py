@@ -22,6 +22,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -105,6 +106,12 @@ def main() -> None:
     print(json.loads(args.out.read_text())["counts"])
 
 
+def commit() -> str:
+    """Of the code, "-dirty" if files have changed."""
+    command = ["git", "describe", "--always", "--exclude", "*", "--abbrev=12", "--dirty"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
 def digest() -> str:
     """Of all code and tests: what was found holds for these."""
     files = sorted(path for part in ("posenc", "tests") for path in (ROOT / part).rglob("*.py"))
@@ -149,7 +156,8 @@ def doubt(rows: list[dict[str, Any]]) -> None:
 def write(path: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """Counts, and each mutant."""
     counts = dict(Counter(row["state"] for row in rows))
-    head = {"sample": args.sample, "seed": args.seed, "digest": args.digest, "counts": counts}
+    head = {"sample": args.sample, "seed": args.seed, "commit": commit(), "digest": args.digest}
+    head["counts"] = counts
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
     path.write_text(f'{json.dumps(head)[:-1]},\n "mutants": [\n{lines}\n ]}}\n')
