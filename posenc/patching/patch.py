@@ -68,16 +68,17 @@ def patch_model(
 
     Args:
         model: a timm vision transformer (`posenc.supports(model)` tells), or a module that
-            contains one; a ViT, DeiT, DINOv2, CLIP or SigLIP of Hugging Face; with `layout=` also
-            any model with attention of torch (`nn.MultiheadAttention`), of timm or of these, or
-            of a class that `posenc.register_attention` made known.
+            contains one; a ViT, DeiT, DINOv2, DINOv3, CLIP or SigLIP of Hugging Face; with
+            `layout=` also any model with attention of torch (`nn.MultiheadAttention`), of timm or
+            of these, or of a class that `posenc.register_attention` made known.
         encoding: a name, `"a+b"`, an encoding class, a callable `(layout, num_heads, head_dim,
             embed_dim) -> encoding`, or a list of these.
         layout: of the tokens; default: what the model's patch embedding says. A model that takes
             images of any size is followed: there it sizes the new parameters only. A model of
             Hugging Face tells the layout of its config's image size; give that of your images
-            where they are of another (`interpolate_pos_encoding=True`, and DINOv2): each image is
-            compared with it. Other models outside timm need it, for all attention that is patched.
+            where they are of another (`interpolate_pos_encoding=True`, DINOv2, DINOv3): each image
+            is compared with it. Other models outside timm need it, for all attention that is
+            patched.
         blocks: the attention modules to patch: None (all), indices, a slice, or a predicate on
             the module name. What acts on tokens of blocks has options of its own: `after` of
             `peg`, `at` of `lpu` and `local_ffn`.

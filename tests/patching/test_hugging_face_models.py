@@ -46,6 +46,13 @@ CASES = {
         (4, 4, 4),
         {"num_register_tokens": 3},
     ),
+    "dinov3": Case(
+        "DINOv3ViTModel",
+        "DINOv3ViTConfig",
+        "model.layer.{}.attention",
+        (3, 5, 5),
+        {"num_register_tokens": 4, "image_size": (12, 20), "key_bias": True},
+    ),
     "clip": Case(
         "CLIPVisionModel",
         "CLIPVisionConfig",
@@ -106,17 +113,34 @@ def randomize_encodings(model):
     return model
 
 
+def turned(x, cos, sin, prefix):
+    """By the rotary embedding of the model, two halves of a head as pairs; not prefix tokens."""
+    grid = x[:, :, prefix:]
+    first, second = grid.chunk(2, dim=-1)
+    grid = grid * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([x[:, :, :prefix], grid], dim=2)
+
+
 def written_out(name, found, encoding, layout):
     """The unpatched model with the encodings `found`, by site, in eager attention."""
     model = build(name)
     for site, parameters in found.items():
         module = model.get_submodule(site)
 
-        def forward(hidden_states, attention_mask=None, module=module, parameters=parameters, **_):
+        def forward(
+            hidden_states,
+            attention_mask=None,
+            position_embeddings=None,
+            module=module,
+            parameters=parameters,
+            **_,
+        ):
             q, k, v = (
                 projection(hidden_states).unflatten(-1, (2, -1)).transpose(1, 2)
                 for projection in (module.q_proj, module.k_proj, module.v_proj)
             )
+            if position_embeddings is not None:
+                q, k = (turned(x, *position_embeddings, layout[2]) for x in (q, k))
             bias = BIAS[encoding](parameters, q, layout, q.shape[-1] ** -0.5)
             out, _ = oracles.attention(q, k, v, bias, attention_mask)
             last = module.o_proj if hasattr(module, "o_proj") else module.out_proj
@@ -282,3 +306,10 @@ def test_two_towers_need_a_layout():
         patch_model(model, "swin", layout=TokenLayout(4, 4, 1))
     patch_model(model.vision_model, "swin")
     assert list(patched_encodings(model)) == ["vision_model.encoder.layers.0.self_attn.swin"]
+
+
+def test_the_rotary_embedding_of_dinov3_is_named():
+    with pytest.warns(UserWarning, match="rope_mixed on top of the model's own rotary embedding"):
+        model = patch_model(build("dinov3"), "rope_mixed", strength=0)
+    report = str(posenc.summary(model))
+    assert "own positions:  rotary embedding rope_embeddings\n" in report

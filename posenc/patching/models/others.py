@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -36,6 +36,7 @@ ADAPTED = (
     _huggingface(
         "dinov2_with_registers.modeling_dinov2_with_registers:Dinov2WithRegistersAttention"
     ),
+    _huggingface("dinov3_vit.modeling_dinov3_vit:DINOv3ViTAttention", "num_heads"),
     _huggingface("clip.modeling_clip:CLIPAttention", "num_heads"),
     _huggingface("siglip.modeling_siglip:SiglipAttention", "num_heads"),
 )
@@ -50,16 +51,26 @@ LEFT_ALONE = {
 
 def _projection(embedding: Any) -> Any:
     own = getattr(embedding, "patch_embeddings", None)
-    return embedding.patch_embedding if own is None else own.projection
+    return embedding.patch_embedding if own is None else getattr(own, "projection", own)
+
+
+def _image_size(embedding: Any) -> int | Sequence[int]:
+    """By the config where the embedding does not keep it, as DINOv3's."""
+    patches = getattr(embedding, "patch_embeddings", embedding)
+    return patches.image_size if hasattr(patches, "image_size") else embedding.config.image_size
 
 
 def _grid_of_image(embedding: Any, image: Any, result: Any) -> tuple[int, int]:
     return grid_of_convolution(_projection(embedding), image.shape[-2:])
 
 
+def _registers(embedding: Any) -> int:
+    return 1 + int(embedding.register_tokens.shape[1])
+
+
 def _embedding(path: str, prefix: Callable[[Any], int]) -> ImageEmbedding:
     def layout(embedding: Any) -> TokenLayout:
-        size = getattr(embedding, "patch_embeddings", embedding).image_size
+        size = _image_size(embedding)
         sides = (size, size) if isinstance(size, int) else size
         return TokenLayout(*grid_of_convolution(_projection(embedding), sides), prefix(embedding))
 
@@ -72,8 +83,9 @@ EMBEDDINGS = (
     _embedding("dinov2.modeling_dinov2:Dinov2Embeddings", lambda embedding: 1),
     _embedding(
         "dinov2_with_registers.modeling_dinov2_with_registers:Dinov2WithRegistersEmbeddings",
-        lambda embedding: 1 + int(embedding.register_tokens.shape[1]),
+        _registers,
     ),
+    _embedding("dinov3_vit.modeling_dinov3_vit:DINOv3ViTEmbeddings", _registers),
     _embedding("clip.modeling_clip:CLIPVisionEmbeddings", lambda embedding: 1),
     _embedding("siglip.modeling_siglip:SiglipVisionEmbeddings", lambda embedding: 0),
 )
