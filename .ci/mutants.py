@@ -4,9 +4,10 @@
     python .ci/mutants.py --sample 30 --seed 7  # a smaller sample, another one
 
 Cosmic Ray makes the mutants. Each runs in a process of its own that has it in memory alone, with
-those tests that run the line, the quickest first, and where these notice nothing others that run
-the file: what is remembered runs once for many tests. The working tree stays as it is. Tests that
-start other processes do not see it there, so that a survivor may be killed by more than is tried.
+those tests that run the line, the quickest of each file first, and where these notice nothing,
+others that run the file: what is remembered runs once for many tests. The working tree stays as it
+is. Tests that start other processes do not see the change, and the time for each is limited, so
+that a survivor may be killed by more than is tried.
 """
 
 from __future__ import annotations
@@ -287,16 +288,20 @@ class Measured:
             folder = str(Path(mutant.path).parent)
             near = (lines for path, lines in self.lines.items() if path.startswith(folder))
             tests = {test for lines in near for test in _all(lines)}
-        return self._by_seconds(tests)
+        return self._in_turns(tests)
 
     def tests_of_file(self, mutant: Mutant) -> list[str]:
         """The others that run something of its file."""
         tests = _all(self.lines.get(mutant.path, {}))
-        return self._by_seconds(tests - {*self.tests_of(mutant)})
+        return self._in_turns(tests - {*self.tests_of(mutant)})
 
-    def _by_seconds(self, tests: set[str]) -> list[str]:
-        """The quickest first."""
-        return sorted(tests, key=lambda test: (self.seconds[test], test))
+    def _in_turns(self, tests: set[str]) -> list[str]:
+        """The quickest of each file of tests, then the next of each: many run nearly the same."""
+        files: dict[str, list[str]] = defaultdict(list)
+        for test in sorted(tests, key=lambda test: (self.seconds[test], test)):
+            files[test.partition("::")[0]].append(test)
+        turn = {test: at for some in files.values() for at, test in enumerate(some)}
+        return sorted(tests, key=lambda test: (turn[test], self.seconds[test], test))
 
     def rounds(self, mutant: Mutant) -> Iterator[tuple[list[str], float]]:
         """Tests to be tried one after the other, and the seconds that they usually take."""
@@ -307,11 +312,12 @@ class Measured:
 
     def _round(self, tests: list[str], budget: float) -> Iterator[tuple[list[str], float]]:
         """As many as fit, and at least one if there is any; these are taken out."""
-        some: list[str] = []
-        total = 0.0
-        while tests and (not some or total + self.seconds[tests[0]] <= budget):
-            total += self.seconds[tests[0]]
-            some.append(tests.pop(0))
+        some, left, total = list[str](), list[str](), 0.0
+        for test in tests:
+            fits = not some or total + self.seconds[test] <= budget
+            total += self.seconds[test] if fits else 0
+            (some if fits else left).append(test)
+        tests[:] = left
         if some:
             yield some, total
 
