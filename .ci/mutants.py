@@ -108,9 +108,16 @@ def main() -> None:
 
 
 def commit() -> str:
-    """Of the code, "-dirty" if files have changed."""
-    command = ["git", "describe", "--always", "--exclude", "*", "--abbrev=12", "--dirty"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    """Of the code and the tests, "-dirty" if these have changed."""
+    named = _git("describe", "--always", "--exclude", "*", "--abbrev=12")
+    return (
+        f"{named}-dirty" if _git("diff", "--name-only", "HEAD", "--", "posenc", "tests") else named
+    )
+
+
+def _git(*command: str) -> str:
+    done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def digest() -> str:

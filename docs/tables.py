@@ -23,6 +23,7 @@ PAGES = tuple(
         "docs/encodings_table.md",
         "docs/performance.md",
         "docs/kernels.md",
+        "docs/tests.md",
     )
 )
 TESTS = ROOT / "tests"
@@ -33,6 +34,7 @@ import torch  # noqa: E402
 from golden_loads import loaded  # noqa: E402
 from readme_facts import instead_table, people_line, ratio_lines, which_table  # noqa: E402
 from reports import load, model_ratio, ratio  # noqa: E402
+from survivors import mutants_table  # noqa: E402
 
 import posenc  # noqa: E402
 from posenc.bench.cases import ENCODINGS, SHAPES  # noqa: E402
@@ -60,7 +62,10 @@ Numbers are the parameters in one place of a ViT-S/16 at 224 pixels. Costs, from
 attention; *table*, one read a pair, remembered in evaluation; *query table* and *key table*, a
 product for each token, then one read a pair; *matrix*, a number for each pair; *matrix rotation*, a
 product for each token, and in training the gradient of matrix exponentials; *value table*, sums of
-attention by bucket; *second attention*, as it says."""
+attention by bucket; *second attention*, as it says. *ViT-S/16* is the time of the whole model with
+the encoding over that without, in inference and in training: medians in float32 on one thread of a
+shared CPU, where 0.03 is noise (`python benchmarks/bench_model.py`, also with `--backward`; see
+[performance](performance.md))."""
 LAYOUT = posenc.TokenLayout(14, 14, prefix=1)
 COSTS = {
     posenc.DenseBias: "matrix",
@@ -74,7 +79,7 @@ COSTS = {
 PLACES = ("inside attention", *PLACEMENTS.values())
 COLUMNS = (
     *("name", "acts", "what it is", "starts"),
-    *("parameters", "costs as", "checked against", "paper"),
+    *("parameters", "costs as", "ViT-S/16", "checked against", "paper"),
 )
 
 
@@ -149,9 +154,15 @@ def encoding_row(encoding: Description) -> list[str]:
     summary, paper = summary_of(encoding), paper_of(encoding)
     module = at_its_usual_size(encoding.name)
     numbers = f"{sum(parameter.numel() for parameter in module.parameters()):,}"
-    costs, checked = costs_as(module), checked_against(encoding.name)
-    starts = encoding.starts
-    return [f"`{encoding.name}`", encoding.acts, summary, starts, numbers, costs, checked, paper]
+    costs, time = costs_as(module), " and ".join(model_times(encoding.name)) or "-"
+    first = [f"`{encoding.name}`", encoding.acts, summary, encoding.starts]
+    return [*first, numbers, costs, time, checked_against(encoding.name), paper]
+
+
+def model_times(name: str) -> list[str]:
+    """Of a ViT-S/16 with it over one without, in inference and in training, as measured."""
+    ratios = (model_ratio(report, name) for report in MODELS)
+    return [f"{ratio:.2f}" for ratio in ratios if ratio is not None]
 
 
 def at_its_usual_size(name: str) -> Encoding:
@@ -316,6 +327,7 @@ MADE = {
     "people": people_line,
     "ratios": ratio_lines,
     "instead": instead_table,
+    "mutants": mutants_table,
 }
 
 

@@ -8,7 +8,7 @@ import tables
 
 DOCS = Path(__file__).parents[1] / "docs"
 TOP = ["index", "start", "quickstart", "models", "sizes", "limits", "security", "compatibility"]
-TOP += ["architecture"]
+TOP += ["architecture", "tests"]
 PAGES = [
     *(DOCS / f"{name}.md" for name in TOP),
     *sorted(DOCS.glob("concepts/*.md")),

@@ -115,10 +115,19 @@ def facts_of(name: str) -> dict[str, str]:
         "Parameters": f"{row['parameters']} in one place of a ViT-S/16 at 224 pixels",
         "Depends on": depends_on(module),
         "Costs as": row["costs as"],
+        "Time of a ViT-S/16": time_of(name),
         **{fact: sentences(name, doc, fact) for fact in TELLS_OF},
         "Checked against": row["checked against"],
         "Paper": row["paper"],
     }
+
+
+def time_of(name: str) -> str:
+    """As measured."""
+    times = tables.model_times(name)
+    if not times:
+        return "not measured"
+    return f"{' and '.join(times)} of that without it, in inference and in training, on a CPU"
 
 
 def depends_on(module: Any) -> str:

@@ -153,3 +153,11 @@ def test_the_grid_of_an_image_is_what_the_embedding_gives(kernel, stride, paddin
     embedding.proj = nn.Conv2d(3, 2, kernel, stride, padding)
     grid = tuple(embedding(torch.zeros(1, 3, *size)).shape[-2:])
     assert grid_of_pixels(embedding, size) == grid
+
+
+def test_images_of_any_size_start_from_what_timm_says_of_the_model():
+    model = build(dynamic_img_size=True)
+    embedding = model.patch_embed
+    embedding.img_size = embedding.grid_size = embedding.num_patches = None
+    model.pretrained_cfg["input_size"] = (3, *IMAGE)
+    assert posenc.supports(model).layout == TokenLayout(*TRUE, 1)

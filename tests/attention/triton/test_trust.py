@@ -75,6 +75,13 @@ def test_a_trial_runs_the_kernels_of_the_call(layout, rows):
     assert trial.grid_of(small)[3:] == trial.grid_of(given)[3:]
 
 
+@pytest.mark.parametrize(("tokens", "fewer"), [(100, 100), (385, 385), (1000, 488), (1024, 384)])
+def test_a_trial_without_a_grid_leaves_over_as_many_tokens(tokens, fewer):
+    """Three tiles of 128, and what is left of the call's."""
+    small = trial._Small(call_of([torch.zeros(1, 1, tokens, 16, device=DEVICE)] * 3, [])).call
+    assert small.query.shape[2] == fewer
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
 @pytest.mark.parametrize("shape", [(36, 36), (2, 3, 36, 36), (2, 1, 1, 36)])
 def test_a_trial_has_a_mask_of_the_kind_of_the_call(dtype, shape):
