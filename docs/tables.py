@@ -64,8 +64,7 @@ product for each token, then one read a pair; *matrix*, a number for each pair; 
 product for each token, and in training the gradient of matrix exponentials; *value table*, sums of
 attention by bucket; *second attention*, as it says. *ViT-S/16* is the time of the whole model with
 the encoding over that without, in inference and in training: medians in float32 on one thread of a
-shared CPU, where 0.03 is noise (`python benchmarks/bench_model.py`, also with `--backward`; see
-[performance](performance.md))."""
+shared CPU, where 0.03 is noise (`python benchmarks/bench_model.py`, also with `--backward`)."""
 LAYOUT = posenc.TokenLayout(14, 14, prefix=1)
 COSTS = {
     posenc.DenseBias: "matrix",
