@@ -34,12 +34,12 @@ def mutants_table() -> str:
         f"Of {sample} changes at {found['commit']} (seed {found['seed']}) tests noticed {killed}, "
         f"{100 * killed / sample:.1f} %. The others:"
     )
-    rows = [["file", "change", "why"], ["---"] * 3]
+    rows = [["change", "why"], ["---"] * 2]
     for row in unnoticed():
         path, _, change = row["mutant"].partition(": ")
         before, after = where_they_differ(*change.split(" -> ", 1))
         becomes = f"{code(before)} becomes {code(after) if after.strip() else 'nothing'}"
-        rows.append([code(path.removeprefix("posenc/")), becomes, why[row["mutant"]]])
+        rows.append([f"{path.removeprefix('posenc/')}: {becomes}", why[row["mutant"]]])
     return "\n".join([first, "", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
