@@ -64,7 +64,7 @@ def _grid_of_image(embedding: Any, image: Any, result: Any) -> tuple[int, int]:
     return grid_of_convolution(_projection(embedding), image.shape[-2:])
 
 
-def _registers(embedding: Any) -> int:
+def _cls_and_registers(embedding: Any) -> int:
     return 1 + int(embedding.register_tokens.shape[1])
 
 
@@ -83,9 +83,9 @@ EMBEDDINGS = (
     _embedding("dinov2.modeling_dinov2:Dinov2Embeddings", lambda embedding: 1),
     _embedding(
         "dinov2_with_registers.modeling_dinov2_with_registers:Dinov2WithRegistersEmbeddings",
-        _registers,
+        _cls_and_registers,
     ),
-    _embedding("dinov3_vit.modeling_dinov3_vit:DINOv3ViTEmbeddings", _registers),
+    _embedding("dinov3_vit.modeling_dinov3_vit:DINOv3ViTEmbeddings", _cls_and_registers),
     _embedding("clip.modeling_clip:CLIPVisionEmbeddings", lambda embedding: 1),
     _embedding("siglip.modeling_siglip:SiglipVisionEmbeddings", lambda embedding: 0),
 )
